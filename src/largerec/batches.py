@@ -1,0 +1,207 @@
+"""Packed batches: tokens of many users one after another, with offsets and without padding.
+
+Shapes: T tokens, B users (or windows of users). Batches are filled to a token budget in a seeded random order; their content is a
+pure function of (seed, epoch, number), so a position in training is two integers and resuming is exact.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from largerec.options import Options
+from largerec.sequences import Sequences
+
+
+class BatchOptions(Options):
+    """How histories become batches.
+
+    ``max_length`` (L): inputs kept of a history, the last ones. ``tokens``: tokens a training step. ``window``: a longer
+    training history gives its ``last`` L inputs, or ``all`` of it in consecutive windows of at most L.
+    """
+
+    max_length: int = Field(50, ge=1)
+    tokens: int = Field(4096, ge=1)
+    window: Literal["last", "all"] = "last"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target."""
+
+    item_T: torch.Tensor
+    time_T: torch.Tensor
+    offsets_B1: torch.Tensor
+    behaviour_T: torch.Tensor | None = None
+    target_T: torch.Tensor | None = None
+    query_time_T: torch.Tensor | None = None
+    loss_mask_T: torch.Tensor | None = None
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.item_T.shape[0])
+
+    @property
+    def lengths_B(self) -> torch.Tensor:
+        return self.offsets_B1.diff()
+
+    @property
+    def position_T(self) -> torch.Tensor:
+        """Position of each token within its own history, from 0."""
+        starts_T = torch.repeat_interleave(self.offsets_B1[:-1], self.lengths_B, output_size=self.n_tokens)
+        return torch.arange(self.n_tokens) - starts_T
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """All events of all users as tokens; events on items outside the catalogue are left out.
+
+    ``token_M``, ``time_M``, ``behaviour_M``: the M kept rows. ``kept_N1[row]``: how many rows were kept before a row of the
+    sequences, which turns a row into a position here.
+    """
+
+    token_M: np.ndarray
+    time_M: np.ndarray
+    behaviour_M: np.ndarray | None
+    kept_N1: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequences, token_of_item: np.ndarray) -> TokenRows:
+        token_N = token_of_item[sequences.item_N]
+        kept_N = token_N >= 0
+        time_N = sequences.time_N if sequences.time_kind == "timestamp" else np.full_like(sequences.time_N, -1)
+        behaviour_N = sequences.behaviour_N
+        return cls(
+            token_M=token_N[kept_N],
+            time_M=time_N[kept_N],
+            behaviour_M=None if behaviour_N is None else behaviour_N[kept_N],
+            kept_N1=np.concatenate([[0], np.cumsum(kept_N)]),
+        )
+
+
+def ranges(start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
+    """Concatenate the ranges start..start+length: packed row numbers of many slices."""
+    offsets = np.concatenate([[0], np.cumsum(length_S)])
+    return np.arange(offsets[-1]) + np.repeat(start_S - offsets[:-1], length_S)
+
+
+def pack_training(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> Batch:
+    """Pack the slices start..end of the rows as inputs; row t predicts row t + 1, which must be of the same user."""
+    batch, index_T = _pack(rows, start_B, end_B)
+    return replace(
+        batch,
+        target_T=torch.from_numpy(rows.token_M[index_T + 1]),
+        query_time_T=torch.from_numpy(rows.time_M[index_T + 1]),
+        loss_mask_T=torch.ones(len(index_T), dtype=torch.bool),
+    )
+
+
+def pack_histories(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, query_time_B: np.ndarray) -> Batch:
+    """Pack histories that ask for what comes next; ``query_time_B`` is the moment of asking (ms UTC, -1 unknown)."""
+    batch, index_T = _pack(rows, start_B, end_B)
+    query_time_T = rows.time_M[np.minimum(index_T + 1, len(rows.time_M) - 1)]
+    query_time_T[np.cumsum(end_B - start_B) - 1] = query_time_B
+    return replace(batch, query_time_T=torch.from_numpy(query_time_T))
+
+
+def _pack(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> tuple[Batch, np.ndarray]:
+    length_B = end_B - start_B
+    index_T = ranges(start_B, length_B)
+    batch = Batch(
+        item_T=torch.from_numpy(rows.token_M[index_T]),
+        time_T=torch.from_numpy(rows.time_M[index_T]),
+        offsets_B1=torch.from_numpy(np.concatenate([[0], np.cumsum(length_B)])),
+        behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
+    )
+    return batch, index_T
+
+
+def _windows(first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all"]) -> tuple[np.ndarray, np.ndarray]:
+    """Input slices of the training histories first..end; the last event of each is only a target."""
+    last_U = end_U - 1
+    long_enough = last_U > first_U
+    first_U, last_U = first_U[long_enough], last_U[long_enough]
+    if window == "last":
+        return np.maximum(first_U, last_U - length), last_U
+    count_U = -(-(last_U - first_U) // length)
+    step_W = ranges(np.zeros_like(count_U), count_U)
+    end_W = np.repeat(last_U, count_U) - step_W * length
+    return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W
+
+
+class TrainingBatches:
+    """Training windows in a seeded random order a pass ("epoch"), packed to a token budget."""
+
+    def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
+        self.rows = TokenRows.of(sequences, token_of_item)
+        kept_N1 = self.rows.kept_N1
+        first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
+        self.start_W, self.end_W = _windows(first_U, end_U, options.max_length, options.window)
+        self.tokens, self.seed = options.tokens, seed
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        return int((self.end_W - self.start_W).sum())
+
+    def windows_of(self, epoch: int) -> list[np.ndarray]:
+        """The windows of each batch of an epoch: as many as fit the budget, at least one."""
+        order_W = np.random.default_rng([self.seed, epoch]).permutation(len(self.start_W))
+        total_W = np.cumsum((self.end_W - self.start_W)[order_W])
+        batches, first = [], 0
+        while first < len(order_W):
+            before = total_W[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(total_W, before + self.tokens, side="right")))
+            batches.append(order_W[first:last])
+            first = last
+        return batches
+
+    def batch(self, windows: np.ndarray) -> Batch:
+        return pack_training(self.rows, self.start_W[windows], self.end_W[windows])
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Batches ``first``, ``first + 1``, ... of an epoch, built ahead of their use by one thread."""
+        windows = self.windows_of(epoch)[first:]
+        return prefetch((lambda w=w: self.batch(w)) for w in windows)  # type: ignore[misc]
+
+
+def prefetch(makers: Iterator[Callable[[], Batch]], ahead: int = 4) -> Iterator[Batch]:
+    """Run the makers in a background thread, in order, at most ``ahead`` before their use; errors reach the caller."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def offer(thing: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(thing, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for make in makers:
+                if stop.is_set():
+                    return
+                offer(make())
+            offer(None)
+        except BaseException as error:
+            offer(error)
+
+    thread = threading.Thread(target=work, name="largerec-batches", daemon=True)
+    thread.start()
+    try:
+        while (thing := ready.get()) is not None:
+            if isinstance(thing, BaseException):
+                raise thing
+            yield thing
+    finally:
+        stop.set()
+        thread.join()

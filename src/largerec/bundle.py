@@ -1,0 +1,191 @@
+"""A run's directory: everything to resume, evaluate, serve and explain a run. Loading one never runs code.
+
+Every file is replaced in one step (written beside, synced, renamed), so a kill at any moment leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from largerec.errors import LargeRecError
+from largerec.recipe import Recipe, recipe_from
+from largerec.sequences import Sequences, from_frame
+from largerec.tokenizers import AtomicTokenizer
+
+FORMAT = 1
+
+
+class Bundle:
+    """Paths and safe reading and writing of a run's directory."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    # --- life cycle -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open an existing run.
+
+        Raises:
+            LargeRecError: there is no such folder, or it is not a run of this format.
+        """
+        bundle = cls(path)
+        if not bundle.path.is_dir():
+            raise LargeRecError(f"there is no run {str(path)!r}; give the run.dir of a finished `largerec train` or `largerec run`.")
+        if not bundle.file("recipe.json").is_file():
+            raise LargeRecError(f"{bundle.path} is not a LargeRec run: it has no recipe.json. Give a folder that `largerec train` made.")
+        given = bundle.read_json("recipe.json").get("format")
+        if given != FORMAT:
+            raise LargeRecError(f"{bundle.path}/recipe.json has format {given!r}; this version reads format {FORMAT}. Train again or upgrade.")
+        return bundle
+
+    @classmethod
+    def start(cls, recipe: Recipe, sequences: Sequences, tokenizer: AtomicTokenizer, lineage: Mapping[str, Any]) -> Bundle:
+        """Begin a run in ``recipe.run.dir``, or take up the unfinished one that is there.
+
+        Raises:
+            LargeRecError: the folder holds something else, a finished run, or a run of another recipe or other data.
+        """
+        bundle = cls(recipe.run.dir)
+        if recipe.run.overwrite and bundle.file("recipe.json").is_file():
+            shutil.rmtree(bundle.path)
+        if bundle.file("recipe.json").is_file():
+            bundle._check_resumable(recipe, lineage)
+            return bundle
+        if bundle.path.exists() and any(bundle.path.iterdir()):
+            raise LargeRecError(f"run.dir={str(bundle.path)!r} is not empty and not a LargeRec run; choose another folder.")
+        bundle.path.mkdir(parents=True, exist_ok=True)
+        bundle.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
+        bundle.write_parquet("histories.parquet", sequences.frame())
+        bundle.write_json("lineage.json", dict(lineage))
+        bundle.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
+        return bundle
+
+    def _check_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
+        advice = "Pass run.overwrite=true to replace it, or choose another run.dir."
+        if self.file("result.json").is_file():
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds a finished run. {advice}")
+        old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(("run.", "threads")))
+        if changed:
+            shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run of another recipe ({shown}). {advice}")
+        if self.read_json("lineage.json").get("data_hash") != lineage["data_hash"]:
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run on other data. {advice}")
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def recipe(self) -> Recipe:
+        return recipe_from(self.read_json("recipe.json").get("recipe", {}), str(self.file("recipe.json")))
+
+    def tokenizer(self) -> AtomicTokenizer:
+        return AtomicTokenizer(self.read_parquet("vocabulary.parquet"))
+
+    def sequences(self) -> Sequences:
+        kind = self.read_json("recipe.json").get("time_kind", "timestamp")
+        return from_frame(self.read_parquet("histories.parquet"), kind, self.recipe().split.targets)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        try:
+            document = json.loads(self.file(name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+        if not isinstance(document, dict):
+            raise LargeRecError(f"{self.file(name)} is damaged: it holds no JSON object; restore the file or train again.")
+        return document
+
+    def read_parquet(self, name: str) -> pl.DataFrame:
+        try:
+            return pl.read_parquet(self.file(name))
+        except FileNotFoundError:
+            raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
+        except pl.exceptions.PolarsError as error:
+            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+
+    def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Tensors and metadata of a safetensors file."""
+        try:
+            with safe_open(self.file(name), framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except FileNotFoundError:
+            raise LargeRecError(f"{self.file(name)} is missing; the run has not reached its first validation.") from None
+        except (SafetensorError, OSError) as error:
+            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+
+    def load_weights(self, model: torch.nn.Module) -> None:
+        """Put ``model.safetensors`` into a model.
+
+        Raises:
+            LargeRecError: the file is missing or damaged, or its tensors are not those of the recipe's model.
+        """
+        tensors, _ = self.read_tensors("model.safetensors")
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for name in sorted(wanted.keys() | given.keys()):
+            if wanted.get(name) != given.get(name):
+                raise LargeRecError(
+                    f"{self.file('model.safetensors')} does not fit the run's recipe: {name} has shape {given.get(name)}, "
+                    f"the recipe's model needs {wanted.get(name)}. The files are of two runs; train again."
+                )
+        model.load_state_dict(tensors)
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        self._replace(name, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
+
+    def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
+        self._replace(name, lambda path: frame.write_parquet(path))
+
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+        self._replace(name, lambda path: save_file(whole, path, dict(metadata or {})))
+
+    def _replace(self, name: str, write: Any) -> None:
+        beside = self.path / f".{name}.{os.getpid()}.partial"
+        try:
+            write(beside)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, self.file(name))
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def data_hash(sequences: Sequences) -> str:
+    """SHA-256 of the split log: ids, order, times and stages."""
+    digest = hashlib.sha256()
+    for ids in (sequences.user_ids, sequences.item_ids):
+        digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
+    for array in (sequences.offsets_U1, sequences.item_N, sequences.time_N, sequences.stage_N):
+        digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""The command ``largerec``: each verb is one importable function; its module is imported only when the verb is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+# Spinning OpenMP threads make small steps many times slower as soon as the machine does anything else; before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+from largerec.errors import LargeRecError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Look at event logs.")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="a TOML recipe")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run's directory")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="recipe values to change, for example data.path=log.csv")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on the last line")]
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, default=str))
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a recipe, evaluate it on its test part and show recommendations."""
+    from largerec import experiments, show
+    from largerec.recipe import load_recipe
+
+    found = experiments.run(load_recipe(recipe, overrides or []))
+    _print_json(found) if as_json else show.run(found)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a recipe into run.dir (or take up an unfinished run there); looks at validation only."""
+    from largerec import show
+    from largerec import train as module
+    from largerec.recipe import load_recipe
+
+    options = load_recipe(recipe, overrides or [])
+    result = module.train(options)
+    _print_json(result) if as_json else show.trained(result, options.run.dir)
+
+
+@app.command()
+def evaluate(
+    path: RunPath,
+    overrides: Overrides = None,
+    against: Annotated[str | None, typer.Option(help="another evaluated run: a paired test on the same targets")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run on its test part; overrides may change evaluate.k and its like."""
+    from largerec import evaluate as module
+    from largerec import show
+    from largerec.bundle import Bundle
+    from largerec.recipe import apply_overrides, recipe_from
+
+    recipe = Bundle.open(path).recipe()
+    options = recipe_from(apply_overrides(recipe.to_json(), overrides or [])).evaluate
+    result = module.evaluate(path, options)
+    if against is not None:
+        result = {**result, "paired": {"against": against, **module.compare_runs(path, against)}}
+    _print_json(result) if as_json else show.evaluated(result)
+
+
+@app.command()
+def recommend(
+    path: RunPath,
+    user_id: Annotated[list[str] | None, typer.Option(help="a user of the log; may be given several times")] = None,
+    history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
+    k: Annotated[int, typer.Option("-k", help="how many items")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend items to users of the log, or after a given history."""
+    from largerec import show
+    from largerec.engine import load
+
+    engine = load(path)
+    histories = [[engine.item_id(item.strip()) for item in history.split(",")]] if history else None
+    frame = engine.recommend(user_id, k, histories=histories)
+    _print_json(frame.to_dicts()) if as_json else show.frame(frame)
+
+
+@data_app.command("describe")
+def data_describe(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in an event log; overrides as in a recipe, for example data.columns.user=client."""
+    from largerec import show
+    from largerec.datasets import load_log
+    from largerec.recipe import apply_overrides, recipe_from
+
+    description = load_log(recipe_from(apply_overrides({"data": {"path": path}}, overrides or [])).data).describe()
+    _print_json(description) if as_json else show.described(description)
+
+
+@app.command()
+def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Parameters, memory and time of a recipe before it runs (takes a few real steps)."""
+    from largerec import estimate as module
+    from largerec import show
+    from largerec.recipe import load_recipe
+
+    found = module.estimate(load_recipe(recipe, overrides or []))
+    _print_json(found) if as_json else show.fields(found, "Estimate")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: what LargeRec will use, what is missing and how to mend it."""
+    from rich import print as rich_print
+
+    from largerec import doctor as module
+
+    report = module.diagnose()
+    _print_json(report) if as_json else rich_print(module.render(report))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear message and exit code 2, an interruption 130."""
+    try:
+        app(standalone_mode=True)
+    except LargeRecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; a run keeps its state, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

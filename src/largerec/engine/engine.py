@@ -1,0 +1,153 @@
+"""A loaded run, or a live model, that recommends."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from largerec.batches import TokenRows
+from largerec.bundle import Bundle
+from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
+from largerec.errors import LargeRecError, nearest
+from largerec.heads import ItemHead
+from largerec.models import build_model
+from largerec.recipe import Recipe
+from largerec.sequences import Sequences
+from largerec.tokenizers import AtomicTokenizer
+
+
+class Engine:
+    """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens."""
+
+    def __init__(self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences) -> None:
+        self.scorer, self.tokenizer, self.sequences = scorer, tokenizer, sequences
+        self.token_of_item = tokenizer.encode(sequences.item_ids)
+        self.rows = TokenRows.of(sequences, self.token_of_item)
+        self._row_of_user: dict[Any, int] | None = None
+
+    @classmethod
+    def beside(cls, engine: Engine, scorer: Scorer) -> Engine:
+        """The same tokenizer and histories with another scorer: how baselines are measured by the same code."""
+        other = copy.copy(engine)
+        other.scorer = scorer
+        return other
+
+    def queries_at(self, row_Q: np.ndarray) -> Queries:
+        """Ask at rows of the sequences: the history is everything of the row's user before it."""
+        sequences = self.sequences
+        user_Q = np.searchsorted(sequences.offsets_U1, row_Q, side="right") - 1
+        kept_N1 = self.rows.kept_N1
+        time_Q = sequences.time_N[row_Q] if sequences.time_kind == "timestamp" else np.full(len(row_Q), -1)
+        return Queries(self.rows, kept_N1[sequences.offsets_U1[user_Q]], kept_N1[row_Q], time_Q)
+
+    def _user_row(self, user_id: Any) -> int:
+        if self._row_of_user is None:
+            self._row_of_user = {user: row for row, user in enumerate(self.sequences.user_ids.to_list())}
+        for form in (user_id, *([int(user_id)] if isinstance(user_id, str) and user_id.lstrip("-").isdigit() else []), str(user_id)):
+            if form in self._row_of_user:
+                return self._row_of_user[form]
+        some = [str(user) for user in self.sequences.user_ids.head(5_000).to_list()]
+        raise LargeRecError(
+            f"user {user_id!r} is not in this run's log{nearest(str(user_id), some)} It knows {self.sequences.n_users} users, "
+            f"for example {', '.join(some[:3])}. For someone new pass histories=[[item, ...]]."
+        )
+
+    def _queries_of_users(self, users: Sequence[Any]) -> Queries:
+        row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
+        first_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U]]
+        end_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U + 1]]
+        return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), time.time_ns() // 1_000_000))
+
+    def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
+        token_M = np.concatenate([np.empty(0, dtype=np.int64), *(self.tokenizer.encode(pl.Series(list(h), strict=False)) for h in histories if len(h))])
+        offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
+        if (token_M < 0).any():
+            at = int(np.flatnonzero(token_M < 0)[0])
+            given = [item for history in histories for item in history][at]
+            raise LargeRecError(f"item {given!r} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history.")
+        rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1))
+        return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
+
+    def recommend(
+        self, users: Sequence[Any] | None = None, k: int = 10, *, histories: Sequence[Sequence[Any]] | None = None, mask: bool = True
+    ) -> pl.DataFrame:
+        """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
+
+        Returns a frame ``user_id, item_id, score, rank`` (rank from 1; with histories, user_id is their number from 0), with
+        ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
+
+        Raises:
+            LargeRecError: an unknown user or item, k below 1, or neither or both of users and histories.
+        """
+        if (users is None) == (histories is None):
+            raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
+        if k < 1:
+            raise LargeRecError(f"k={k} is too small; ask for at least one item.")
+        queries = self._queries_of_users(users) if users is not None else self._queries_of_histories(histories or [])
+        names = list(users) if users is not None else list(range(len(queries)))
+        frames = [self._frame(names, start, block, k, mask) for start, block in query_blocks(queries, self.scorer.size)]
+        if not frames:
+            raise LargeRecError("the list of users is empty; name at least one.")
+        return pl.concat(frames)
+
+    def _frame(self, names: list[Any], start: int, queries: Queries, k: int, mask: bool) -> pl.DataFrame:
+        scores_QV = self.scorer.scores(queries)
+        if mask:
+            mask_seen(scores_QV, queries)
+        value_QK, item_QK = top_k(scores_QV, k)
+        n_listed = item_QK.shape[1]
+        ids = pl.Series("user_id", names[start : start + len(queries)])
+        frame = pl.DataFrame(
+            {
+                "user_id": ids.gather(np.repeat(np.arange(len(queries)), n_listed)),
+                "item_id": self.tokenizer.vocabulary["item_id"].gather(item_QK.flatten().numpy()),
+                "score": value_QK.flatten().numpy(),
+                "rank": np.tile(np.arange(1, n_listed + 1), len(queries)),
+            }
+        )
+        if "title" in self.tokenizer.vocabulary.columns:
+            frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(item_QK.flatten().numpy()))
+        return frame.filter(pl.col("score") > float("-inf"))  # a user who has seen nearly everything gets a shorter list
+
+    def item_id(self, text: str) -> Any:
+        """An item id as the log has it, from the text of it: numbers stay numbers."""
+        kind = self.tokenizer.vocabulary.schema["item_id"]
+        try:
+            return pl.Series([text]).cast(kind).item()
+        except pl.exceptions.PolarsError:
+            raise LargeRecError(f"item {text!r} is no {kind} like the log's items, for example {self.tokenizer.vocabulary['item_id'][0]!r}.") from None
+
+    def history(self, user: Any, last: int = 10) -> pl.DataFrame:
+        """The last items of a known user, oldest first: ``item_id`` and, where the log has it, ``title``."""
+        row = self._user_row(user)
+        start, end = self.sequences.offsets_U1[row], self.sequences.offsets_U1[row + 1]
+        ids = self.sequences.item_ids.gather(self.sequences.item_N[max(start, end - last) : end]).alias("item_id").to_frame()
+        if "title" not in self.tokenizer.vocabulary.columns:
+            return ids
+        return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
+
+
+def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer) -> ModelScorer:
+    """A model of the recipe with fresh weights, and its scorer."""
+    model = build_model(recipe.model, tokenizer.size, recipe.batch.max_length)
+    query_time = bool(getattr(recipe.model, "query_time", False))
+    return ModelScorer(model, ItemHead(recipe.head), tokenizer.counts_V, recipe.batch.max_length, query_time=query_time)
+
+
+def load(path: str | Path) -> Engine:
+    """Load a run's directory.
+
+    Raises:
+        LargeRecError: the folder is missing, foreign, unfinished or damaged.
+    """
+    bundle = Bundle.open(path)
+    tokenizer = bundle.tokenizer()
+    scorer = build_scorer(bundle.recipe(), tokenizer)
+    bundle.load_weights(scorer.model)
+    return Engine(scorer.prepared(), tokenizer, bundle.sequences())

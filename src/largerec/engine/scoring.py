@@ -1,0 +1,158 @@
+"""From histories to scores, ranks and top lists, in blocks that bound memory whatever the catalogue's size.
+
+Shapes: Q queries (one per asked history), V catalogue, K list length, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from largerec.batches import TokenRows, pack_histories, ranges
+from largerec.heads import ItemHead
+from largerec.models import Backbone
+
+SCORE_BLOCK = 16_000_000
+TOKEN_BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Histories that ask what comes next: rows ``first_Q:end_Q`` of ``rows`` (a whole history, not only the model's window).
+
+    ``time_Q``: the moment of asking in ms UTC (-1 unknown); only models with query time read it.
+    """
+
+    rows: TokenRows
+    first_Q: np.ndarray
+    end_Q: np.ndarray
+    time_Q: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.end_Q)
+
+    def block(self, start: int, end: int) -> Queries:
+        return Queries(self.rows, self.first_Q[start:end], self.end_Q[start:end], self.time_Q[start:end])
+
+    def seen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(query, item) pairs of everything in the whole histories."""
+        length_Q = self.end_Q - self.first_Q
+        query = np.repeat(np.arange(len(self)), length_Q)
+        return torch.from_numpy(query), torch.from_numpy(self.rows.token_M[ranges(self.first_Q, length_Q)])
+
+
+class Scorer(Protocol):
+    """Anything that scores the catalogue for histories."""
+
+    size: int
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [Q, V], higher is better, none masked; a fresh tensor."""
+        ...
+
+
+class PopularityScorer:
+    """The same list for everyone: how often each item was taken in training (or in a window of it)."""
+
+    def __init__(self, counts_V: np.ndarray) -> None:
+        self.size = len(counts_V)
+        self.counts_V = torch.from_numpy(counts_V.astype(np.float32))
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self.counts_V.repeat(len(queries), 1)
+
+
+class ModelScorer:
+    """A trained backbone and its item head. Histories without any known item get the popularity scores."""
+
+    def __init__(self, model: Backbone, head: ItemHead, counts_V: np.ndarray, max_length: int, *, query_time: bool) -> None:
+        self.model, self.head, self.max_length, self.query_time = model, head, max_length, query_time
+        self.size = len(counts_V)
+        self.popularity = PopularityScorer(counts_V)
+        self._keys_VD: torch.Tensor | None = None
+
+    def prepared(self) -> ModelScorer:
+        """Put the model in evaluation mode and read its item table anew; call it after the weights changed."""
+        self.model.eval()
+        with torch.no_grad():
+            self._keys_VD = self.head.keys(self.model.item_table_VD.detach()).float()
+        return self
+
+    def hidden(self, queries: Queries) -> torch.Tensor:
+        """Hidden state [Q, D] at the end of each (non-empty) history.
+
+        Queries whose windows begin at the same row share one causal pass: a history and its continuation are the same tokens.
+        A model with query time reads the moment of asking inside the window, so there nothing is shared.
+        """
+        start_Q = np.maximum(queries.first_Q, queries.end_Q - self.max_length)
+        if self.query_time:
+            start_W, end_W, time_W, window_Q = start_Q, queries.end_Q, queries.time_Q, np.arange(len(queries))
+        else:
+            start_W, window_Q = np.unique(start_Q, return_inverse=True)
+            end_W = np.zeros_like(start_W)
+            np.maximum.at(end_W, window_Q, queries.end_Q)
+            time_W = np.full(len(start_W), -1)
+        at_Q = np.concatenate([[0], np.cumsum(end_W - start_W)])[window_Q] + queries.end_Q - 1 - start_Q
+        with torch.no_grad():
+            blocks = [self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b])) for a, b in _token_blocks(end_W - start_W)]
+            return torch.cat(blocks).index_select(0, torch.from_numpy(at_Q))
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        known_Q = queries.end_Q > queries.first_Q
+        if not known_Q.all():
+            scores_QV = self.popularity.scores(queries)
+            some = np.flatnonzero(known_Q)
+            if len(some):
+                kept = Queries(queries.rows, queries.first_Q[some], queries.end_Q[some], queries.time_Q[some])
+                scores_QV[torch.from_numpy(some)] = self.scores(kept)
+            return scores_QV
+        assert self._keys_VD is not None, "prepared() was not called"
+        with torch.no_grad():
+            return self.head.queries(self.hidden(queries)).float() @ self._keys_VD.T
+
+
+def _token_blocks(length_W: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut windows into runs of at most TOKEN_BLOCK tokens (at least one window)."""
+    total_W, start = np.cumsum(length_W), 0
+    while start < len(length_W):
+        before = total_W[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(total_W, before + TOKEN_BLOCK, side="right")))
+        yield start, end
+        start = end
+
+
+def mask_seen(scores_QV: torch.Tensor, queries: Queries) -> None:
+    """Put -inf, in place, at every item of each query's whole history."""
+    query, item = queries.seen()
+    scores_QV.index_put_((query, item), torch.tensor(float("-inf")))
+
+
+def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
+    """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q]."""
+    own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
+    greater_Q = (scores_QV > own_Q1).sum(1)
+    equal_Q = (scores_QV == own_Q1).sum(1)
+    rank_Q = 1 + greater_Q.double() + (equal_Q.double() - 1) / 2
+    missing_Q = (target_Q < 0) | torch.isneginf(own_Q1[:, 0])
+    return rank_Q.masked_fill(missing_Q, float("inf"))
+
+
+def query_blocks(queries: Queries, size: int) -> Iterator[tuple[int, Queries]]:
+    """Runs of queries whose scores fit SCORE_BLOCK numbers."""
+    rows = max(1, SCORE_BLOCK // size)
+    for start in range(0, len(queries), rows):
+        yield start, queries.block(start, min(len(queries), start + rows))
+
+
+def top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and items of the best k, best first; equal scores in catalogue order, so that lists repeat exactly."""
+    k = min(k, scores_QV.shape[1])
+    value_QK, item_QK = torch.topk(scores_QV, k, dim=1)
+    order = torch.argsort(item_QK, dim=1, stable=True)
+    value_QK, item_QK = value_QK.gather(1, order), item_QK.gather(1, order)
+    order = torch.argsort(value_QK, dim=1, descending=True, stable=True)
+    return value_QK.gather(1, order), item_QK.gather(1, order)

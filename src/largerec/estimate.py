@@ -1,0 +1,61 @@
+"""Parameters, memory and time of a recipe before it runs: formulas, and a few measured steps on the recipe's own log."""
+
+from __future__ import annotations
+
+import time
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from largerec.accounting import training_flops_per_token, training_memory_bytes
+from largerec.models import non_embedding_parameters
+from largerec.progress import Progress
+from largerec.recipe import Recipe
+from largerec.train import Trainer
+
+MEASURED_SECONDS = 5.0
+MOST_STEPS = 20
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Take up to twenty real training steps (about five seconds) in a temporary folder and scale them up.
+
+    Returns parameters, memory of weights and optimizer in MB, floating-point operations a token, tokens a second as measured, and
+    seconds an epoch and for the whole plan (without validation, and without stopping early).
+
+    Raises:
+        LargeRecError: as :func:`largerec.train.train`.
+    """
+    with TemporaryDirectory(prefix="largerec-estimate-") as folder, Progress(quiet=True) as progress:
+        moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": f"{folder}/run"})})
+        trainer = Trainer(moved, progress)
+        trainer.model.train()
+        tokens, steps, started = 0, 0, 0.0
+        for batch in trainer.batches.epoch(0):
+            trainer.step(batch)
+            if steps == 0:  # the first step warms caches and allocators
+                started = time.perf_counter()
+            else:
+                tokens += batch.n_tokens
+            steps += 1
+            if steps > MOST_STEPS or (steps > 2 and time.perf_counter() - started > MEASURED_SECONDS):
+                break
+        seconds = max(time.perf_counter() - started, 1e-9)
+        per_epoch = trainer.batches.tokens_per_epoch
+        rate = tokens / seconds if tokens else float("nan")
+        lengths = (trainer.batches.end_W - trainer.batches.start_W).astype(float)
+        context = float((lengths**2).sum() / (2 * lengths.sum()))
+        return {
+            "name": recipe.name,
+            "model": moved.model.resolved().model_dump(mode="json"),
+            "users": trainer.engine.sequences.n_users,
+            "items": trainer.scorer.size,
+            "params": sum(p.numel() for p in trainer.model.parameters()),
+            "params_non_embedding": non_embedding_parameters(trainer.model),
+            "memory_mb": round(training_memory_bytes(trainer.model) / 1e6, 1),
+            "flops_per_token": training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context),
+            "tokens_per_second": round(rate),
+            "tokens_per_epoch": per_epoch,
+            "seconds_per_epoch": round(per_epoch / rate, 1),
+            "planned_steps": trainer.total_steps,
+            "seconds_at_most": round(per_epoch / rate * trainer.total_steps / len(trainer.batches.windows_of(0))),
+        }

@@ -1,0 +1,204 @@
+"""Measure the Engine: what is evaluated is what serves.
+
+Full ranking over the catalogue, no sampled candidates. "Masked" leaves out every item of the user's whole history, "unmasked"
+leaves out nothing. Targets outside the training catalogue count as misses. Ties share the average rank. Popularity stands beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from largerec import metrics
+from largerec.bundle import Bundle
+from largerec.engine import Engine, PopularityScorer, Scorer, load
+from largerec.engine.scoring import mask_seen, query_blocks, ranks, top_k
+from largerec.errors import LargeRecError
+from largerec.metrics import EvaluateOptions
+from largerec.sequences import TRAIN, Sequences, Stage
+
+DAY_MS = 86_400_000
+RECENT_DAYS = (1, 7, 30, 90)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Ranks of N targets: ``row_N`` in the sequences, ``user_N``, masked and unmasked ranks, and the top lists if asked for."""
+
+    row_N: np.ndarray
+    user_N: np.ndarray
+    rank_N: np.ndarray
+    unmasked_N: np.ndarray
+    top_NK: np.ndarray
+
+    def values(self, options: EvaluateOptions) -> dict[str, np.ndarray]:
+        """Value of every metric for each target, masked."""
+        functions = {"recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
+        return {f"{name}@{k}": function(self.rank_N, k) for k in options.k for name, function in functions.items()}
+
+
+def measure(engine: Engine, row_N: np.ndarray, list_length: int = 0) -> Measurement:
+    """Rank the targets ``row_N`` among the catalogue; ``list_length`` > 0 also keeps the masked top lists."""
+    queries = engine.queries_at(row_N)
+    target_N = torch.from_numpy(engine.token_of_item[engine.sequences.item_N[row_N]])
+    masked, unmasked, lists = [], [], []
+    for start, block in query_blocks(queries, engine.scorer.size):
+        target_Q = target_N[start : start + len(block)]
+        scores_QV = engine.scorer.scores(block)
+        unmasked.append(ranks(scores_QV, target_Q))
+        mask_seen(scores_QV, block)
+        masked.append(ranks(scores_QV, target_Q))
+        if list_length:
+            value_QK, item_QK = top_k(scores_QV, list_length)
+            lists.append(item_QK.masked_fill(torch.isneginf(value_QK), -1).numpy())
+    return Measurement(
+        row_N=row_N,
+        user_N=np.searchsorted(engine.sequences.offsets_U1, row_N, side="right") - 1,
+        rank_N=torch.cat(masked).numpy(),
+        unmasked_N=torch.cat(unmasked).numpy(),
+        top_NK=np.concatenate(lists) if lists else np.empty((len(row_N), 0), dtype=np.int64),
+    )
+
+
+def summary(engine: Engine, found: Measurement, options: EvaluateOptions, seed: int) -> dict[str, Any]:
+    """The masked and unmasked metrics of a measurement, with bootstrap intervals over users and list statistics."""
+    counts_V = engine.tokenizer.counts_V
+    intervals = metrics.bootstrap_intervals(
+        found.values(options), found.user_N, level=options.level, samples=options.bootstrap_samples, seed=seed
+    )
+    lists = {
+        f"coverage@{found.top_NK.shape[1]}": metrics.coverage(found.top_NK, len(counts_V)),
+        f"gini@{found.top_NK.shape[1]}": metrics.gini(found.top_NK, len(counts_V)),
+        **metrics.popularity_bias(found.top_NK, counts_V),
+    }
+    return {
+        "metrics": metrics.summarise(found.rank_N, options.k) | lists,
+        "unmasked": metrics.summarise(found.unmasked_N, options.k),
+        "intervals": intervals,
+    }
+
+
+def slices(engine: Engine, found: Measurement, options: EvaluateOptions) -> dict[str, dict[str, float]]:
+    """Masked metrics of head, tail and cold targets and of short and long histories."""
+    sequences, counts_V = engine.sequences, engine.tokenizer.counts_V
+    token_N = engine.token_of_item[sequences.item_N[found.row_N]]
+    count_N = np.where(token_N >= 0, counts_V[np.maximum(token_N, 0)], 0)
+    history_N = found.row_N - sequences.offsets_U1[found.user_N]
+    masks = metrics.slice_masks(count_N, history_N, counts_V)
+    return {name: {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) for name, mask in masks.items()}
+
+
+def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, days: int) -> np.ndarray:
+    """Training events of each token in the last ``days`` days of training [V]."""
+    trained = sequences.stage_N == TRAIN
+    recent = trained & (sequences.time_N > sequences.time_N[trained].max() - days * DAY_MS)
+    token_R = token_of_item[sequences.item_N[recent]]
+    return np.bincount(token_R[token_R >= 0], minlength=size)
+
+
+def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
+    """The baselines: overall popularity, and recent popularity where the log has a clock (window chosen on validation)."""
+    found: dict[str, Scorer] = {"popularity": PopularityScorer(engine.tokenizer.counts_V)}
+    if engine.sequences.time_kind != "timestamp":
+        return found
+    rows = sample_targets(engine.sequences, "validation", 25_000, seed=0)
+    best, best_days, best_scorer = -1.0, 0, found["popularity"]
+    for days in RECENT_DAYS:
+        counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, days)
+        # The overall count breaks ties, so that a short window is not punished for its many zeros.
+        scorer = PopularityScorer(counts_V + engine.tokenizer.counts_V / (2.0 * engine.tokenizer.counts_V.max()))
+        got = float(metrics.ndcg(measure(Engine.beside(engine, scorer), rows).rank_N, 10).mean())
+        if got > best:
+            best, best_days, best_scorer = got, days, scorer
+    found[f"recent popularity ({best_days} d)"] = best_scorer
+    return found
+
+
+def sample_targets(sequences: Sequences, stage: Stage, most: int, seed: int) -> np.ndarray:
+    """All targets of a stage, or a seeded sample of ``most`` of them in their order."""
+    rows = sequences.targets(stage)
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def evaluate_engine(engine: Engine, stage: Stage, options: EvaluateOptions, seed: int) -> tuple[dict[str, Any], Measurement]:
+    """Everything that ``result.json`` says of one stage, and the ranks behind it."""
+    rows = engine.sequences.targets(stage)
+    longest = options.k[-1]
+    found = measure(engine, rows, longest)
+    token_N = engine.token_of_item[engine.sequences.item_N[rows]]
+    document = summary(engine, found, options, seed)
+    document["slices"] = slices(engine, found, options)
+    document["targets"] = {"n": len(rows), "users": len(np.unique(found.user_N)), "outside_catalogue": int((token_N < 0).sum())}
+    document["targets"]["masked_as_seen"] = int((np.isinf(found.rank_N) & np.isfinite(found.unmasked_N)).sum())
+    document["baselines"] = {}
+    for name, scorer in popularity_scorers(engine).items():
+        beside = Engine.beside(engine, scorer)
+        baseline = summary(beside, measure(beside, rows, longest), options, seed)
+        document["baselines"][name] = baseline["metrics"] | {"unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
+    return document, found
+
+
+def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: Stage = "test") -> dict[str, Any]:
+    """Evaluate a run on its own split and write it into the run's ``result.json``; returns that document.
+
+    Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
+    :func:`compare_runs`.
+
+    Raises:
+        LargeRecError: the run is missing, foreign, unfinished or damaged.
+    """
+    bundle = Bundle.open(path)
+    recipe = bundle.recipe()
+    options = options or recipe.evaluate
+    engine = load(path)
+    found, ranked = evaluate_engine(engine, stage, options, recipe.seed)
+    result = bundle.read_json("result.json")
+    result[stage] = found["metrics"]
+    result[f"{stage}_unmasked"] = found["unmasked"]
+    if stage == "test":
+        result |= {key: found[key] for key in ("targets", "baselines", "intervals", "slices")}
+        result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
+    bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
+    bundle.write_json("result.json", result)
+    return result
+
+
+def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
+    sequences = engine.sequences
+    return pl.DataFrame(
+        {
+            "user_id": sequences.user_ids.gather(found.user_N),
+            "item_id": sequences.item_ids.gather(sequences.item_N[found.row_N]),
+            "timestamp": sequences.time_N[found.row_N],
+            "rank": found.rank_N,
+            "rank_unmasked": found.unmasked_N,
+        }
+    )
+
+
+def compare_runs(path: str | Path, other: str | Path, stage: Stage = "test", seed: int = 0) -> dict[str, dict[str, float]]:
+    """Paired test of two evaluated runs on the same targets: metric -> difference (first minus second), interval, p-value.
+
+    Raises:
+        LargeRecError: a run has no ranks yet, or the targets of the two differ.
+    """
+    bundles = [Bundle.open(path), Bundle.open(other)]
+    first, second = (bundle.read_parquet(f"ranks-{stage}.parquet") for bundle in bundles)
+    keys = ["user_id", "item_id", "timestamp"]
+    if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):
+        raise LargeRecError(f"{path} and {other} were not evaluated on the same targets; use runs of one log and one split.")
+    user_N = first["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+    options = bundles[0].recipe().evaluate
+    found = {}
+    for k in options.k:
+        for name, function in (("recall", metrics.recall), ("ndcg", metrics.ndcg)):
+            a_N, b_N = (function(frame["rank"].to_numpy(), k) for frame in (first, second))
+            found[f"{name}@{k}"] = metrics.paired_test(a_N, b_N, user_N, level=options.level, seed=seed)
+    return found

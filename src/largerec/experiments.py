@@ -1,0 +1,61 @@
+"""What trains more than one run: the main job of a recipe, with other families beside it on the same split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from largerec.bundle import Bundle
+from largerec.engine import Engine, load
+from largerec.evaluate import evaluate
+from largerec.recipe import Recipe
+from largerec.train import train
+
+
+def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
+    """Train, evaluate on the test part and recommend: the recipe's model, and each family of ``run.compare`` beside it.
+
+    Bundles are ``run.dir`` and ``run.dir/compare/FAMILY``. Returns ``{"rows": [{name, test, intervals, ...}], "examples": [...],
+    "dir": ..., "result": the main run's result.json}``; rows begin with the popularity baselines.
+
+    Raises:
+        LargeRecError: as :func:`largerec.train.train`.
+    """
+    recipes = [recipe]
+    for family in recipe.run.compare:
+        options = recipe.run.model_copy(update={"dir": str(Path(recipe.run.dir) / "compare" / family), "compare": ()})
+        other = recipe.with_family(family)
+        recipes.append(other.model_copy(update={"run": options, "name": f"{recipe.name}-{family}"}))
+    results = []
+    for one in recipes:
+        if not _finished(one):
+            train(one, quiet=quiet)
+        results.append(evaluate(one.run.dir))
+    main = results[0]
+    rows = [
+        {"name": name, "model": None, "test": baseline, "unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
+        for name, baseline in main["baselines"].items()
+    ]
+    for result in [*results[1:], main]:
+        kept = {key: result[key] for key in ("model", "params_non_embedding", "train_seconds", "test", "intervals")}
+        rows.append({"name": result["model"], "unmasked": result["test_unmasked"], **kept})
+    return {"rows": rows, "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": main}
+
+
+def _finished(recipe: Recipe) -> bool:
+    """A finished run of the very same recipe is not trained again when only a part of the whole was interrupted."""
+    bundle = Bundle(recipe.run.dir)
+    if recipe.run.overwrite or not bundle.file("result.json").is_file():
+        return False
+    return bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved() and "test" not in bundle.read_json("result.json")
+
+
+def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]]:
+    """History and top k of the first users with the middle-most history lengths: what a person would look at first."""
+    lengths = engine.sequences.offsets_U1[1:] - engine.sequences.offsets_U1[:-1]
+    middle = sorted(range(len(lengths)), key=lambda u: (abs(int(lengths[u]) - int(sorted(lengths)[len(lengths) // 2])), u))[:users]
+    found = []
+    for user in engine.sequences.user_ids.gather(middle).to_list():
+        history, best = engine.history(user, last=5), engine.recommend([user], k)
+        found.append({"user_id": user, "history": history.to_dicts(), "recommendations": best.drop("user_id").to_dicts()})
+    return found

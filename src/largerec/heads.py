@@ -1,0 +1,32 @@
+"""Heads turn hidden states into scores. The item head scores the catalogue by the model's own (tied) item table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from largerec.options import Options
+
+
+class HeadOptions(Options):
+    """``similarity``: dot product or cosine; scores are divided by ``temperature`` (cosine wants about 0.05)."""
+
+    similarity: Literal["dot", "cosine"] = "dot"
+    temperature: float = Field(1.0, gt=0)
+
+
+class ItemHead:
+    """Scores are ``queries_BD @ keys_VD.T``; both sides are prepared here so that training and serving cannot differ."""
+
+    def __init__(self, options: HeadOptions) -> None:
+        self.cosine, self.temperature = options.similarity == "cosine", options.temperature
+
+    def queries(self, hidden_BD: torch.Tensor) -> torch.Tensor:
+        hidden_BD = F.normalize(hidden_BD, dim=-1) if self.cosine else hidden_BD
+        return hidden_BD / self.temperature if self.temperature != 1.0 else hidden_BD
+
+    def keys(self, table_KD: torch.Tensor) -> torch.Tensor:
+        return F.normalize(table_KD, dim=-1) if self.cosine else table_KD

@@ -1,0 +1,86 @@
+"""The truth, in plain torch: causal attention over packed tokens, by padding to the longest history of the batch.
+
+Shapes: T tokens, B users, H heads, K width of a head, N longest history. Padding exists only in this file. Histories are
+padded on the right, so that under a causal mask no real token ever sees padding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+TIME_BUCKETS = 32
+UNKNOWN_TIME_BUCKET = TIME_BUCKETS - 1
+
+
+class BucketedTime(NamedTuple):
+    """The bucketed time bias: a table [H, TIME_BUCKETS], and times in ms UTC (-1 unknown) of asking and asked tokens."""
+
+    table_HK: torch.Tensor
+    row_time_T: torch.Tensor
+    column_time_T: torch.Tensor
+
+
+def _slots(offsets_B1: torch.Tensor, n_tokens: int) -> tuple[torch.Tensor, int, int]:
+    """Where each token stands in the padded [B * N] layout, with B and N."""
+    lengths_B = offsets_B1.diff()
+    n_users, longest = len(lengths_B), int(lengths_B.max()) if len(lengths_B) else 0
+    shift_B = torch.arange(n_users, device=offsets_B1.device) * longest - offsets_B1[:-1]
+    slot_T = torch.arange(n_tokens, device=offsets_B1.device) + torch.repeat_interleave(shift_B, lengths_B, output_size=n_tokens)
+    return slot_T, n_users, longest
+
+
+def _padded(x_T: torch.Tensor, slot_T: torch.Tensor, n_users: int, longest: int) -> torch.Tensor:
+    return x_T.new_zeros(n_users * longest, *x_T.shape[1:]).index_copy(0, slot_T, x_T).view(n_users, longest, *x_T.shape[1:])
+
+
+def softmax_attention(q_THK: torch.Tensor, k_THK: torch.Tensor, v_THK: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
+    """Causal softmax attention, scaled by 1/sqrt(K), within each user's slice (Vaswani et al. 2017, eq. 1). Returns [T, H, K]."""
+    if len(q_THK) == 0:
+        return torch.zeros_like(v_THK)
+    slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
+    q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
+    out_BHNK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
+
+
+def time_bucket(elapsed_ms: torch.Tensor) -> torch.Tensor:
+    """floor(log2(max(1, seconds))) for whole seconds, exactly; at most UNKNOWN_TIME_BUCKET - 1."""
+    seconds = torch.div(elapsed_ms, 1000, rounding_mode="floor").clamp_min(1)
+    exponent = torch.frexp(seconds.double())[1].long() - 1
+    return exponent.clamp_max(UNKNOWN_TIME_BUCKET - 1)
+
+
+def silu_attention(
+    q_THK: torch.Tensor,
+    k_THK: torch.Tensor,
+    v_THK: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    scale: float,
+    position_table_HN: torch.Tensor | None = None,
+    time: BucketedTime | None = None,
+) -> torch.Tensor:
+    """Causal pointwise attention ``scale * SiLU(q k^T + bias) v`` within each user's slice (Zhai et al. 2024, eq. 2).
+
+    ``position_table_HN[h, i - j]`` is added for token i that looks at token j, and ``time.table_HK[h, bucket]`` by the whole
+    seconds between i's row time and j's column time. Returns [T, H, K].
+    """
+    if len(q_THK) == 0:
+        return torch.zeros_like(v_THK)
+    slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
+    q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
+    score_BHNN = q @ k.transpose(2, 3)
+    distance_NN = torch.arange(longest, device=q.device)[:, None] - torch.arange(longest, device=q.device)
+    if position_table_HN is not None:
+        score_BHNN = score_BHNN + position_table_HN[:, distance_NN.clamp_min(0)]
+    if time is not None:
+        row_BN, column_BN = (_padded(t, slot_T, n_users, longest) for t in (time.row_time_T, time.column_time_T))
+        bucket_BNN = time_bucket(row_BN[:, :, None] - column_BN[:, None, :])
+        unknown_BNN = (row_BN < 0)[:, :, None] | (column_BN < 0)[:, None, :]
+        bucket_BNN = torch.where(unknown_BNN, UNKNOWN_TIME_BUCKET, bucket_BNN)
+        score_BHNN = score_BHNN + time.table_HK[:, bucket_BNN].transpose(0, 1)
+    weight_BHNN = F.silu(score_BHNN) * ((distance_NN >= 0).to(q.dtype) * scale)
+    out_BHNK = weight_BHNN.to(v.dtype) @ v
+    return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)

@@ -1,0 +1,65 @@
+"""The size dial: a word for non-embedding parameters, from which each family derives depth, width and heads.
+
+Embedding tables are not counted: they grow with the catalogue and the history, not with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from largerec.errors import LargeRecError
+from largerec.options import Options
+
+Size = Literal["nano", "tiny", "small", "base", "large", "xl"]
+TARGETS: dict[Size, int] = {"nano": 25_000, "tiny": 100_000, "small": 400_000, "base": 1_600_000, "large": 6_400_000, "xl": 25_000_000}
+DEPTHS: dict[Size, int] = {"nano": 2, "tiny": 2, "small": 4, "base": 4, "large": 8, "xl": 12}
+HEAD_WIDTH = 64
+
+
+class ModelOptions(Options):
+    """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand."""
+
+    size: Size = "tiny"
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=4)
+    heads: int | None = Field(None, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width is not None and self.heads is not None and self.width % self.heads:
+            raise LargeRecError(f"model.width={self.width} is no multiple of model.heads={self.heads}; choose a width that is.")
+        return self
+
+    def block_parameters(self, width: int) -> int:
+        """Parameters of one block without its bias tables: the family's rule for the dial."""
+        raise AssertionError("each family gives its rule")
+
+    def resolved(self) -> Self:
+        """The same options with depth, width and heads written out."""
+        depth = self.depth or DEPTHS[self.size]
+        width = self.width or _width(self.block_parameters, depth, TARGETS[self.size], self.heads)
+        heads = self.heads or _heads(width)
+        changes: dict[str, Any] = {"depth": depth, "width": width, "heads": heads}
+        return type(self).model_validate(self.model_dump() | changes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(depth, width, heads) of resolved options."""
+        done = self.resolved()
+        assert done.depth is not None and done.width is not None and done.heads is not None
+        return done.depth, done.width, done.heads
+
+
+def _heads(width: int) -> int:
+    wanted = max(1, round(width / HEAD_WIDTH))
+    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: (abs(h - wanted), h))
+
+
+def _width(block_parameters: Callable[[int], int], depth: int, target: int, heads: int | None) -> int:
+    """The width (a multiple of 4, and of ``heads``) whose blocks come nearest to the target."""
+    widths = [w for w in range(4, 2049, 4) if heads is None or w % heads == 0]
+    return min(widths, key=lambda w: abs(depth * block_parameters(w) - target))

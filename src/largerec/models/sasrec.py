@@ -1,0 +1,75 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley 2018, arXiv 1808.09781).
+
+As in the paper: learned positions, causal softmax attention and a point-wise feed-forward network, each with a layer norm before it
+and a residual connection around it, and one item table for input and output. Unlike the paper: queries, keys and values are all read
+from the normalised input, and dropout is put on the outputs of both sub-blocks, not on the attention weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from largerec.batches import Batch
+from largerec.kernels import softmax_attention
+from largerec.layers import SequenceInput, init_linear
+from largerec.models.dial import ModelOptions
+
+
+class SASRecOptions(ModelOptions):
+    """``feedforward``: width of the feed-forward network's middle, in multiples of ``width`` (the paper: 1)."""
+
+    name: Literal["sasrec"] = "sasrec"
+    feedforward: int = Field(1, ge=1)
+
+    def block_parameters(self, width: int) -> int:
+        matrices = 4 * width**2 + 2 * self.feedforward * width**2
+        biases = 4 * width + (self.feedforward + 1) * width
+        return matrices + biases + 4 * width
+
+
+class Block(nn.Module):
+    """Eq. 2-6 of the paper: self-attention, then the point-wise feed-forward network."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = init_linear(nn.Linear(width, 3 * width))
+        self.out = init_linear(nn.Linear(width, width))
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.inner = init_linear(nn.Linear(width, feedforward * width))
+        self.outer = init_linear(nn.Linear(feedforward * width, width))
+
+    def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.attention_norm(x_TD)).unflatten(1, (3, self.heads, -1)).unbind(1)
+        attended_TD = softmax_attention(q, k, v, offsets_B1).flatten(1)
+        x_TD = x_TD + F.dropout(self.out(attended_TD), self.dropout, self.training)
+        inner = F.dropout(F.gelu(self.inner(self.feedforward_norm(x_TD))), self.dropout, self.training)
+        return x_TD + F.dropout(self.outer(inner), self.dropout, self.training)
+
+
+class SASRec(nn.Module):
+    """The backbone: a Batch to hidden states [T, D]."""
+
+    def __init__(self, options: SASRecOptions, n_items: int, max_length: int) -> None:
+        super().__init__()
+        depth, width, heads = options.shape
+        self.input = SequenceInput(n_items, max_length, width, options.dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, options.feedforward, options.dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def item_table_VD(self) -> torch.Tensor:
+        return self.input.item.weight
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        x_TD = self.input(batch)
+        for block in self.blocks:
+            x_TD = block(x_TD, batch.offsets_B1)
+        hidden_TD: torch.Tensor = self.norm(x_TD)
+        return hidden_TD

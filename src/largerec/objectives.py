@@ -1,0 +1,180 @@
+"""Objectives: next-item losses over the tokens whose ``loss_mask_T`` is true.
+
+Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token. None of
+them ever holds a T x V or a [T, negatives, D] tensor at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from largerec.options import Options
+
+CHUNK_ELEMENTS = 4_000_000
+
+
+class SoftmaxOptions(Options):
+    """Cross-entropy over the whole catalogue."""
+
+    name: Literal["softmax"] = "softmax"
+
+
+class SampledSoftmaxOptions(Options):
+    """Cross-entropy over the target and sampled negatives.
+
+    ``sampling``: items uniformly, or by training counts. ``shared``: one set of negatives a step (one matrix product), or a set
+    for each position. ``logq``: correct the negatives' logits so that the sum estimates the one over the catalogue.
+    """
+
+    name: Literal["sampled-softmax"] = "sampled-softmax"
+    negatives: int = Field(512, ge=1)
+    shared: bool = True
+    sampling: Literal["uniform", "popularity"] = "uniform"
+    logq: bool = True
+
+
+class BCEOptions(Options):
+    """Binary cross-entropy of the target against uniform negatives of each position (SASRec, Kang & McAuley 2018, eq. 7)."""
+
+    name: Literal["bce"] = "bce"
+    negatives: int = Field(1, ge=1)
+
+
+class GBCEOptions(Options):
+    """Generalised BCE (gSASRec, Petrov & Macdonald 2023, eq. 12-17): the positive's probability to the power beta; ``calibration`` is t."""
+
+    name: Literal["gbce"] = "gbce"
+    negatives: int = Field(256, ge=1)
+    calibration: float = Field(0.75, ge=0, le=1)
+
+
+AnyObjectiveOptions = Annotated[SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, Field(discriminator="name")]
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """Mean cross-entropy over all keys; gradients are made chunk by chunk in the forward pass, so no chunk of logits is kept.
+
+    With p = exp(logits - max) and s its row sum, the gradient of a row is p / s minus one at the target; the row factor 1 / s is
+    put on the thin [T, D] sides of the two products instead of on the wide [T, V] one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, low_precision: bool) -> torch.Tensor:
+        kind = torch.bfloat16 if low_precision else keys_VD.dtype
+        keys = keys_VD.detach().to(kind)
+        queries = queries_TD.detach()
+        query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
+        losses = []
+        rows = max(1, CHUNK_ELEMENTS // len(keys))
+        for q_CD, target_C, gradient_CD in zip(queries.split(rows), target_T.split(rows), query_gradient_TD.split(rows), strict=True):
+            p_CV = q_CD.to(kind) @ keys.T
+            at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
+            largest_C = p_CV.amax(1)
+            p_CV.sub_(largest_C[:, None]).exp_()
+            sum_C = p_CV.sum(1, dtype=torch.float32)
+            losses.append(sum_C.log() + largest_C.float() - at_target_C)
+            share_C1 = (1 / sum_C)[:, None]
+            gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
+            if kind == keys_VD.dtype:
+                key_gradient_VD.addmm_(p_CV.T, q_CD * share_C1)
+            else:
+                key_gradient_VD.add_(p_CV.T @ (q_CD * share_C1).to(kind))
+        key_gradient_VD.index_add_(0, target_T, queries, alpha=-1)
+        ctx.save_for_backward(query_gradient_TD.div_(len(target_T)), key_gradient_VD.div_(len(target_T)))
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        query_gradient_TD, key_gradient_VD = ctx.saved_tensors
+        return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None
+
+
+def full_softmax(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False) -> torch.Tensor:
+    """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (sums and gradients stay float32)."""
+    loss: torch.Tensor = _ChunkedSoftmax.apply(queries_TD.float(), keys_VD, target_T, low_precision)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("cd,ckd->ck", queries_CD, F.embedding(items_CK, keys_VD))
+
+
+def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
+    """Scores [T, K] of K items a position; the gather of a chunk of positions is made, used and made again for the backward pass."""
+    rows = max(1, CHUNK_ELEMENTS // (items_TK.shape[1] * keys_VD.shape[1]))
+    chunks = zip(queries_TD.split(rows), items_TK.split(rows), strict=True)
+    return torch.cat([checkpoint(_scores_of, q, keys_VD, items, use_reentrant=False, preserve_rng_state=False) for q, items in chunks])
+
+
+class Objective:
+    """The loss that a recipe names, with its negative sampler (torch's global random state)."""
+
+    def __init__(self, options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, counts_V: torch.Tensor) -> None:
+        self.options, self.size = options, len(counts_V)
+        by_count = isinstance(options, SampledSoftmaxOptions) and options.sampling == "popularity"
+        self.cumulative_V = (counts_V.double() / counts_V.sum()).cumsum(0) if by_count else None
+        self.log_q_V = (counts_V.double() / counts_V.sum()).log().float() if by_count else torch.full((self.size,), -self._log_size())
+
+    def _log_size(self) -> float:
+        return float(torch.tensor(float(self.size)).log())
+
+    def _negatives(self, *shape: int) -> torch.Tensor:
+        if self.cumulative_V is None:
+            return torch.randint(self.size, shape)
+        return torch.searchsorted(self.cumulative_V, torch.rand(shape, dtype=torch.float64)).clamp_max(self.size - 1)
+
+    def __call__(self, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False) -> torch.Tensor:
+        """Mean loss a token.
+
+        Args:
+            queries_TD: hidden states as ``ItemHead.queries`` gives them.
+            keys_VD: the item table as ``ItemHead.keys`` gives it.
+            target_T: the next item of each position.
+            low_precision: matrix products of the full softmax in bfloat16.
+        """
+        options = self.options
+        if isinstance(options, SoftmaxOptions):
+            return full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
+        queries_TD = queries_TD.float()
+        positive_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
+        if isinstance(options, SampledSoftmaxOptions):
+            return self._sampled_softmax(options, queries_TD, keys_VD, target_T, positive_T)
+        negative_TK = self._negatives(len(target_T), options.negatives)
+        score_TK = position_scores(queries_TD, keys_VD, negative_TK)
+        power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
+        other_TK = negative_TK != target_T[:, None]  # a negative that is the target says nothing
+        loss: torch.Tensor = power * F.softplus(-positive_T).mean() + (F.softplus(score_TK) * other_TK).sum(1).mean()
+        return loss
+
+    def _sampled_softmax(
+        self, options: SampledSoftmaxOptions, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, positive_T: torch.Tensor
+    ) -> torch.Tensor:
+        if options.shared:
+            negative_TK = self._negatives(options.negatives)[None]
+            score_TK = queries_TD @ F.embedding(negative_TK[0], keys_VD).T
+        else:
+            negative_TK = self._negatives(len(target_T), options.negatives)
+            score_TK = position_scores(queries_TD, keys_VD, negative_TK)
+        if options.logq:
+            score_TK = score_TK - self.log_q_V[negative_TK]
+        hit_TK = negative_TK == target_T[:, None]
+        score_TK = score_TK.masked_fill(hit_TK, float("-inf"))
+        if options.logq:  # the sum over n draws from q, without the target, estimates n times the sum over the catalogue without it
+            score_TK = score_TK - (options.negatives - hit_TK.sum(1, keepdim=True)).clamp_min(1).log() + self._log_without_target(target_T)
+        logits_TK1 = torch.cat([positive_T[:, None], score_TK], dim=1)
+        return (torch.logsumexp(logits_TK1, dim=1) - positive_T).mean()
+
+    def _log_without_target(self, target_T: torch.Tensor) -> torch.Tensor:
+        """log(1 - q(target)): negatives that are the target are dropped, so q is renormalised over the others. [T, 1]"""
+        return torch.log1p(-self.log_q_V[target_T].exp().clamp_max(1 - 1e-6))[:, None]
+
+
+def gbce_power(negatives: int, size: int, calibration: float) -> float:
+    """beta of gBCE: alpha * (t * (1 - 1/alpha) + 1/alpha), where alpha is the sampling rate (gSASRec, eq. 15-17)."""
+    alpha = negatives / max(1, size - 1)
+    return alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)

@@ -1,0 +1,161 @@
+"""The Recipe: everything one run needs, as plain data. TOML in, ``key=value`` overrides, the resolved recipe saved as JSON."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from largerec.batches import BatchOptions
+from largerec.datasets import DataOptions
+from largerec.errors import LargeRecError, nearest
+from largerec.heads import HeadOptions
+from largerec.metrics import EvaluateOptions
+from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
+from largerec.objectives import AnyObjectiveOptions, SoftmaxOptions
+from largerec.optim import OptimOptions, derived_learning_rate
+from largerec.options import Options
+from largerec.sequences import SplitOptions
+
+
+class TrainOptions(Options):
+    """How long to train and what to keep.
+
+    Training stops after ``max_epochs`` passes or ``max_steps`` steps, or when ``metric`` on validation (seen items masked) has not
+    risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at most
+    ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
+    """
+
+    max_epochs: int = Field(100, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    patience: int = Field(5, ge=1)
+    metric: str = Field("ndcg@10", pattern=r"^(ndcg|recall|mrr)@\d+$")
+    evaluate_every: int | None = Field(None, ge=1)
+    validation_targets: int = Field(25_000, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    log_every: int = Field(50, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tensorboard: bool = False
+
+
+class RunOptions(Options):
+    """``dir``: where the bundle goes. ``compare``: families trained beside the model with the same settings, as further rows."""
+
+    dir: str = "runs/latest"
+    overwrite: bool = False
+    compare: tuple[str, ...] = ()
+
+
+class Recipe(Options):
+    """One TOML file. Every group is documented where it is declared."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    data: DataOptions = DataOptions()
+    split: SplitOptions = SplitOptions()
+    batch: BatchOptions = BatchOptions()
+    model: AnyModelOptions = HSTUOptions()
+    head: HeadOptions = HeadOptions()
+    objective: AnyObjectiveOptions = SoftmaxOptions()
+    optim: OptimOptions = OptimOptions()
+    train: TrainOptions = TrainOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    run: RunOptions = RunOptions()
+
+    def resolved(self) -> Self:
+        """The same recipe with every derived value written out: depth, width, heads, learning rate."""
+        model = self.model.resolved()
+        optim = self.optim
+        if optim.learning_rate is None:
+            optim = optim.model_copy(update={"learning_rate": derived_learning_rate(model.shape[1])})
+        return self.model_copy(update={"model": model, "optim": optim})
+
+    def with_family(self, family: str) -> Recipe:
+        """The same recipe for another model family: what the two families share is kept."""
+        if family not in FAMILIES:
+            raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
+        options, _ = FAMILIES[family]
+        shared = {key: value for key, value in self.model.model_dump(exclude_unset=True).items() if key in options.model_fields}
+        return self.model_copy(update={"model": options.model_validate(shared | {"name": family})})
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def _value(text: str) -> Any:
+    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set dotted keys of a nested mapping; returns a new one.
+
+    Raises:
+        LargeRecError: an override is not ``key=value``, or goes through a key that is no group.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(document, default=str))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise LargeRecError(f"{override!r} is no override; write key=value, for example data.path=events.csv or model.size=small.")
+        group = changed
+        *path, last = key.split(".")
+        for name in path:
+            group = group.setdefault(name, {})
+            if not isinstance(group, dict):
+                raise LargeRecError(f"{override!r}: {name!r} is a value, not a group, so nothing can be set inside it.")
+        group[last] = _value(text)
+    return changed
+
+
+def _explained(error: ValidationError, source: str) -> LargeRecError:
+    lines = [f"{source}: the recipe does not fit."]
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "union_tag_not_found":
+            lines.append(f"  {'.'.join(location)}.name is missing; say which one (for a model: {', '.join(FAMILIES)}).")
+            continue
+        given = problem.get("input")
+        shown = f" (given: {given!r})" if not isinstance(given, dict) else ""
+        lines.append(f"  {'.'.join(location)}: {problem['msg']}{shown}")
+    return LargeRecError("\n".join(lines))
+
+
+def recipe_from(document: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Check a nested mapping as a recipe.
+
+    Raises:
+        LargeRecError: an unknown key (with the nearest right one) or a value that does not fit.
+    """
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise _explained(error, source) from None
+    except LargeRecError as error:
+        raise LargeRecError(f"{source}: {error}") from None
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply ``key=value`` overrides.
+
+    Raises:
+        LargeRecError: the file is missing, is no TOML, or does not fit.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        listed = f" There are: {', '.join(known)}." if known else ""
+        raise LargeRecError(f"there is no recipe {str(path)!r}{nearest(str(path), known)}{listed}") from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LargeRecError(f"{path} is no TOML recipe: {error}. See recipes/quickstart.toml for one.") from None
+    return recipe_from(apply_overrides(document, overrides), str(path))

@@ -1,0 +1,225 @@
+"""A log split in time and grouped by user: the only place where leakage could enter.
+
+Canonical order: all events are sorted by time with a *stable* sort (ties keep the log's own order; an unstable sort changes a
+quarter of MovieLens-1M's targets), then grouped by user. Users and items are numbered by first appearance in that order, so
+renaming ids changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from largerec.errors import LargeRecError
+from largerec.events import EventLog, TimeKind
+from largerec.options import Options
+
+TRAIN, VALIDATION, TEST, AFTER = 0, 1, 2, 3
+Stage = Literal["validation", "test"]
+STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
+
+
+class SplitOptions(Options):
+    """How a log is cut into training, validation and test.
+
+    ``leave-one-out``: a user's last event is the test target, the second-last the validation target; users with fewer than
+    three events only train. ``timeline``: training before ``validation_from``, validation before ``test_from``, test before
+    ``test_until`` (open when not given). A moment is an ISO date ("2017-10-15", "2017-10-15T12:00") in UTC, or a share of the
+    events such as "90%". ``targets`` of a timeline: every event of the period whose user has a history, or each user's first.
+    """
+
+    protocol: Literal["leave-one-out", "timeline"] = "leave-one-out"
+    validation_from: str | None = None
+    test_from: str | None = None
+    test_until: str | None = None
+    targets: Literal["all", "first"] = "all"
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Events of all users, grouped by user and in time order within a user (N events, U users).
+
+    ``offsets_U1[u]:offsets_U1[u + 1]`` are the rows of user ``u``; ``item_N`` indexes ``item_ids``; ``time_N`` is milliseconds
+    UTC or a rank (``time_kind``); ``behaviour_N`` indexes ``behaviours`` (None where the log names none); ``stage_N`` is
+    TRAIN, VALIDATION, TEST or AFTER and never falls within a user.
+    """
+
+    user_ids: pl.Series
+    item_ids: pl.Series
+    offsets_U1: np.ndarray
+    item_N: np.ndarray
+    time_N: np.ndarray
+    stage_N: np.ndarray
+    behaviour_N: np.ndarray | None
+    behaviours: tuple[str, ...]
+    time_kind: TimeKind
+    targets_per_user: Literal["all", "first"]
+
+    @property
+    def n_users(self) -> int:
+        return len(self.offsets_U1) - 1
+
+    @property
+    def user_N(self) -> np.ndarray:
+        """User row of each event [N]."""
+        return np.repeat(np.arange(self.n_users), np.diff(self.offsets_U1))
+
+    @property
+    def train_end_U(self) -> np.ndarray:
+        """One past the last training row of each user [U]; training rows are a prefix of the user's rows."""
+        trained_N1 = np.concatenate([[0], np.cumsum(self.stage_N == TRAIN)])
+        return self.offsets_U1[:-1] + np.diff(trained_N1[self.offsets_U1])
+
+    def targets(self, stage: Stage) -> np.ndarray:
+        """Rows that are targets of ``stage``: each has a history, which is all of its user's rows before it."""
+        rows = np.flatnonzero(self.stage_N == STAGES[stage])
+        user_R = np.searchsorted(self.offsets_U1, rows, side="right") - 1
+        rows, user_R = rows[rows > self.offsets_U1[user_R]], user_R[rows > self.offsets_U1[user_R]]
+        if self.targets_per_user == "first":
+            _, first = np.unique(user_R, return_index=True)
+            rows = rows[first]
+        return rows
+
+    def train_counts(self) -> np.ndarray:
+        """How often each item occurs in training rows [len(item_ids)]."""
+        return np.bincount(self.item_N[self.stage_N == TRAIN], minlength=len(self.item_ids))
+
+    def frame(self) -> pl.DataFrame:
+        """The sequences as one table with the user's own ids; :func:`from_frame` reads it back."""
+        columns: dict[str, pl.Series | np.ndarray] = {
+            "user_id": self.user_ids.gather(self.user_N),
+            "item_id": self.item_ids.gather(self.item_N),
+            "timestamp": self.time_N,
+            "stage": self.stage_N,
+        }
+        if self.behaviour_N is not None:
+            columns["behavior"] = pl.Series(list(self.behaviours), dtype=pl.String).gather(self.behaviour_N)
+        return pl.DataFrame(columns)
+
+
+def _moment(text: str, name: str, time_N: np.ndarray, kind: TimeKind) -> int:
+    """A moment given as an ISO date (UTC) or a share of the events, in the unit of ``time_N``."""
+    if text.endswith("%"):
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1:
+            raise LargeRecError(f'split.{name}={text!r} is no share between 0% and 100%; write for example "90%".')
+        return int(np.sort(time_N)[int(share * len(time_N))])
+    if kind == "order":
+        raise LargeRecError(
+            f"split.{name}={text!r} is a date, but this log has an order and no clock; give a share of the events such as "
+            '"90%", use split.protocol=leave-one-out, or name a time column with data.columns.time.'
+        )
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise LargeRecError(f'split.{name}={text!r} is no ISO date; write for example "2017-10-15" or "90%".') from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _timeline_stages(options: SplitOptions, time_N: np.ndarray, kind: TimeKind) -> np.ndarray:
+    if options.validation_from is None or options.test_from is None:
+        raise LargeRecError(
+            "the timeline protocol needs split.validation_from and split.test_from: ISO dates or shares of the events, "
+            'for example split.validation_from="80%" split.test_from="90%".'
+        )
+    edges = [_moment(options.validation_from, "validation_from", time_N, kind), _moment(options.test_from, "test_from", time_N, kind)]
+    if options.test_until is not None:
+        edges.append(_moment(options.test_until, "test_until", time_N, kind))
+    if sorted(edges) != edges:
+        raise LargeRecError(
+            f"split moments must rise: validation_from={options.validation_from!r}, test_from={options.test_from!r}, "
+            f"test_until={options.test_until!r}."
+        )
+    return np.searchsorted(np.array(edges), time_N, side="right").astype(np.int8)
+
+
+def _leave_one_out_stages(offsets_U1: np.ndarray) -> np.ndarray:
+    stage_N = np.zeros(offsets_U1[-1], dtype=np.int8)
+    ends = offsets_U1[1:][np.diff(offsets_U1) >= 3]
+    stage_N[ends - 1], stage_N[ends - 2] = TEST, VALIDATION
+    return stage_N
+
+
+def _numbered(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """Number the values of a column by first appearance: (codes, the distinct values in that order)."""
+    values = column.unique(maintain_order=True)
+    table = pl.DataFrame({"value": values, "code": np.arange(len(values))})
+    codes = column.alias("value").to_frame().join(table, on="value", how="left", maintain_order="left")["code"]
+    return codes.to_numpy(), values
+
+
+def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
+    """Sort, number, group and split a log.
+
+    Raises:
+        LargeRecError: no user or no target is left, or the split moments cannot be read.
+    """
+    events = log.events.sort("timestamp", maintain_order=True)
+    user_code, user_ids = _numbered(events["user_id"])
+    item_code, item_ids = _numbered(events["item_id"])
+    by_user = np.argsort(user_code, kind="stable")
+    offsets_U1 = np.concatenate([[0], np.cumsum(np.bincount(user_code, minlength=len(user_ids)))])
+    time_N = events["timestamp"].to_numpy()[by_user]
+    if options.protocol == "leave-one-out":
+        stage_N = _leave_one_out_stages(offsets_U1)
+    else:
+        stage_N = _timeline_stages(options, time_N, log.time_kind)
+    behaviour_N, behaviours = None, ()
+    if "behavior" in events.columns:
+        codes, names = _numbered(events["behavior"])
+        behaviour_N, behaviours = codes[by_user], tuple(names.to_list())
+    sequences = Sequences(
+        user_ids=user_ids,
+        item_ids=item_ids,
+        offsets_U1=offsets_U1,
+        item_N=item_code[by_user],
+        time_N=time_N,
+        stage_N=stage_N,
+        behaviour_N=behaviour_N,
+        behaviours=behaviours,
+        time_kind=log.time_kind,
+        targets_per_user=options.targets,
+    )
+    _refuse_empty_stages(sequences, log.source)
+    return sequences
+
+
+def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
+    if np.max(sequences.train_end_U - sequences.offsets_U1[:-1], initial=0) < 2:
+        raise LargeRecError(f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split.")
+    stages: tuple[Stage, ...] = ("validation", "test")
+    for stage in stages:
+        if len(sequences.targets(stage)) == 0:
+            raise LargeRecError(
+                f"{source}: the {stage} part has no target whose user has a history. Leave-one-out needs users with at least "
+                "three events; a timeline needs events of known users after the date."
+            )
+
+
+def from_frame(frame: pl.DataFrame, time_kind: TimeKind, targets_per_user: Literal["all", "first"]) -> Sequences:
+    """Read back what :meth:`Sequences.frame` wrote (rows grouped by user, in order)."""
+    user_code, user_ids = _numbered(frame["user_id"])
+    item_code, item_ids = _numbered(frame["item_id"])
+    behaviour_N, behaviours = None, ()
+    if "behavior" in frame.columns:
+        behaviour_N, names = _numbered(frame["behavior"])
+        behaviours = tuple(names.to_list())
+    return Sequences(
+        user_ids=user_ids,
+        item_ids=item_ids,
+        offsets_U1=np.concatenate([[0], np.cumsum(np.bincount(user_code, minlength=len(user_ids)))]),
+        item_N=item_code,
+        time_N=frame["timestamp"].to_numpy(),
+        stage_N=frame["stage"].to_numpy(),
+        behaviour_N=behaviour_N,
+        behaviours=behaviours,
+        time_kind=time_kind,
+        targets_per_user=targets_per_user,
+    )

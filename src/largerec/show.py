@@ -1,0 +1,141 @@
+"""Tables on the terminal: what the verbs print for people. ``--json`` prints the same numbers as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+SHOWN = ("recall@10", "ndcg@10", "mrr@10")
+
+
+def console() -> Console:
+    return Console(highlight=False)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
+
+
+def _with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
+    if name not in found:
+        return "-"
+    low, high = intervals.get(name, (float("nan"), float("nan")))
+    return f"{_number(found[name])} [dim]\\[{_number(low)}, {_number(high)}][/dim]"
+
+
+def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
+    """Rows of name, masked metrics with intervals, unmasked NDCG@10; the protocol stands in the title."""
+    names = [name for name in SHOWN if name in result["test"]] or [name for name in result["test"] if name.startswith(("recall@", "ndcg@"))]
+    clock = "with query time" if result["query_time"] else "without query time"
+    title = f"{result['protocol']} test, {result['targets']['n']:,} targets, full ranking, seen items masked, ties averaged, {clock}, seed {result['seed']}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right")
+    unmasked = next((name for name in names if name.startswith("ndcg@")), names[0])
+    table.add_column(f"{unmasked} unmasked", justify="right")
+    table.add_column("train s", justify="right")
+    for row in rows:
+        cells = [_with_interval(name, row["test"], row["intervals"]) for name in names]
+        seconds = f"{row['train_seconds']:.0f}" if row.get("train_seconds") is not None else "-"
+        table.add_row(row["name"], *cells, _number(row["unmasked"][unmasked]), seconds)
+    return table
+
+
+def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The baselines and the model of one ``result.json`` as rows of :func:`metric_table`."""
+    rows = [{"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in result["baselines"].items()]
+    own = {"name": result["model"], "test": result["test"], "unmasked": result["test_unmasked"], "intervals": result["intervals"]}
+    return [*rows, {**own, "train_seconds": result["train_seconds"]}]
+
+
+def run(found: dict[str, Any], to: Console | None = None) -> None:
+    """The closing page of ``largerec run``: examples, table, where the files are."""
+    to = to or console()
+    for example in found["examples"]:
+        to.print(_example(example))
+    to.print(metric_table(found["rows"], found["result"]))
+    to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, model.safetensors, recipe.json)")
+    to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+
+
+def _label(row: dict[str, Any]) -> str:
+    title = row.get("title")
+    return f"{title} ({row['item_id']})" if title else str(row["item_id"])
+
+
+def _example(example: dict[str, Any]) -> Table:
+    table = Table(title=f"user {example['user_id']}", title_justify="left", title_style="bold")
+    table.add_column("last in the history, oldest first", overflow="fold")
+    table.add_column("recommended, best first", overflow="fold")
+    table.add_column("score", justify="right")
+    history, best = example["history"], example["recommendations"]
+    for i in range(max(len(history), len(best))):
+        left = _label(history[i]) if i < len(history) else ""
+        right, score = (_label(best[i]), f"{best[i]['score']:.2f}") if i < len(best) else ("", "")
+        table.add_row(left, right, score)
+    return table
+
+
+def trained(result: dict[str, Any], path: str) -> None:
+    to = console()
+    found = "  ".join(f"{name} {_number(result['validation'][name])}" for name in SHOWN if name in result["validation"])
+    to.print(f"validation (seen items masked): {found}")
+    to.print(f"Files: {Path(path)}/. Next: largerec evaluate {path}")
+
+
+def evaluated(result: dict[str, Any]) -> None:
+    to = console()
+    to.print(metric_table(result_rows(result), result))
+    slices = Table(title="slices", title_justify="left", title_style="bold")
+    for name in ("slice", "targets", *SHOWN):
+        slices.add_column(name, justify="left" if name == "slice" else "right")
+    for name, found in result["slices"].items():
+        slices.add_row(name, f"{found['targets']:,}", *(_number(found[m]) if m in found else "-" for m in SHOWN))
+    to.print(slices)
+    targets = result["targets"]
+    to.print(
+        f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training catalogue (misses), "
+        f"{targets['masked_as_seen']:,} seen before (misses when masked). Test evaluations of this run: {result['n_test_evaluations']}."
+    )
+    if "paired" in result:
+        paired = {name: value for name, value in result["paired"].items() if name != "against"}
+        for name, test in paired.items():
+            to.print(
+                f"{name} minus {result['paired']['against']}: {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_value']:.4f}",
+                markup=False,
+            )
+
+
+def frame(found: pl.DataFrame) -> None:
+    table = Table()
+    for name in found.columns:
+        table.add_column(name, justify="right" if name in ("score", "rank") else "left")
+    for row in found.iter_rows(named=True):
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console().print(table)
+
+
+def fields(found: dict[str, Any], title: str) -> None:
+    """A flat document as two columns."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column("field")
+    table.add_column("value", overflow="fold")
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+    console().print(table)
+
+
+def described(description: dict[str, Any]) -> None:
+    """Nested groups of a log's description, flattened to dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in description.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    notes = flat.pop("notes", [])
+    fields(flat, "Event log")
+    for note in notes:
+        console().print(f"note: {note}", highlight=False, markup=False)

@@ -1,0 +1,5 @@
+"""Item tokenizers: items to tokens and back."""
+
+from largerec.tokenizers.atomic import AtomicTokenizer
+
+__all__ = ["AtomicTokenizer"]

@@ -1,0 +1,308 @@
+"""Training: one readable loop. Killed at any moment, it resumes to the same numbers.
+
+Randomness is a function of (seed, step) and the batch order of (seed, epoch), so the whole state is: weights, optimizer moments,
+counters. It is written as one safetensors file (tensors, and the counters as JSON metadata) that is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from largerec import metrics
+from largerec.accounting import training_flops_per_token
+from largerec.batches import Batch, TrainingBatches
+from largerec.bundle import Bundle, data_hash
+from largerec.datasets import load_log
+from largerec.engine import Engine
+from largerec.engine.engine import build_scorer
+from largerec.errors import LargeRecError
+from largerec.evaluate import measure, sample_targets
+from largerec.models import non_embedding_parameters
+from largerec.objectives import Objective
+from largerec.optim import build_optimizer, learning_rate_at
+from largerec.progress import Progress
+from largerec.recipe import Recipe
+from largerec.sequences import build_sequences
+from largerec.tokenizers import AtomicTokenizer
+
+
+@dataclass
+class State:
+    """Counters of a run; with the tensors they are all that resuming needs."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best: float = -1.0
+    best_step: int = 0
+    bad: int = 0
+    finished: bool = False
+
+
+class Trainer:
+    """Model, data, optimizer and state of one run."""
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        self.recipe = recipe = recipe.resolved()
+        self.options, self.progress = recipe.train, progress
+        log = load_log(recipe.data)
+        sequences = build_sequences(log, recipe.split)
+        tokenizer = AtomicTokenizer.fit(sequences, log.items)
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, _lineage(data_hash(sequences), log.source, log.notes))
+        torch.manual_seed(recipe.seed)
+        self.scorer = build_scorer(recipe, tokenizer)
+        self.model = self.scorer.model
+        self.engine = Engine(self.scorer, tokenizer, sequences)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
+        self.optimizer = build_optimizer(self.model, recipe.optim)
+        self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
+        self.total_steps = self.options.max_steps or self.options.max_epochs * len(self.batches.windows_of(0))
+        self.state = State()
+        self.tensorboard = _tensorboard(self.bundle.path) if self.options.tensorboard else None
+        notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
+        progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
+        self._resume()
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> float:
+        """One optimizer step; returns the mean loss a token.
+
+        Raises:
+            LargeRecError: the loss is not finite.
+        """
+        recipe, state = self.recipe, self.state
+        # Dropout and negatives of a step depend on nothing that came before it.
+        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, state.step]).generate_state(1, np.uint64)[0] >> 1))
+        assert recipe.optim.learning_rate is not None and batch.target_T is not None and batch.loss_mask_T is not None
+        rate = learning_rate_at(state.step, self.total_steps, recipe.optim, recipe.optim.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        low_precision = self.options.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            hidden_TD = self.model(batch)
+        queries_TD = self.scorer.head.queries(hidden_TD[batch.loss_mask_T].float())
+        keys_VD = self.scorer.head.keys(self.model.item_table_VD)
+        loss = self.objective(queries_TD, keys_VD, batch.target_T[batch.loss_mask_T], low_precision=low_precision)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise LargeRecError(
+                f"the loss of step {state.step} is {value}: training diverged. Lower optim.learning_rate (now {rate:.2g}) or "
+                "optim.clip, or use train.precision=fp32. The run's last checkpoint is kept."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip)
+        self.optimizer.step()
+        return value
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train until the budget or patience ends; Ctrl-C saves after the step at hand and raises KeyboardInterrupt."""
+        with _deferred_interrupt() as interrupted:
+            while not self.state.finished:
+                self._epoch(interrupted)
+
+    def _epoch(self, interrupted: list[bool]) -> None:
+        state, options = self.state, self.options
+        self.model.train()
+        n_batches = len(self.batches.windows_of(state.epoch))
+        started = time.perf_counter()
+        for batch in self.batches.epoch(state.epoch, state.batch):
+            loss = self.step(batch)
+            state.step, state.batch, state.tokens = state.step + 1, state.batch + 1, state.tokens + batch.n_tokens
+            state.loss_sum, state.loss_count = state.loss_sum + loss * batch.n_tokens, state.loss_count + batch.n_tokens
+            state.seconds, started = state.seconds + time.perf_counter() - started, time.perf_counter()
+            self.progress.step(state.step, self.total_steps, state.tokens / max(state.seconds, 1e-9))
+            epoch_ended = state.batch == n_batches
+            if epoch_ended:
+                state.epoch, state.batch = state.epoch + 1, 0
+            if state.step % options.log_every == 0 or epoch_ended:
+                self._log_loss()
+            budget_spent = state.step >= self.total_steps or (epoch_ended and state.epoch >= options.max_epochs)
+            due = state.step % options.evaluate_every == 0 if options.evaluate_every else epoch_ended
+            if due or budget_spent:
+                self._validate()
+                state.finished = budget_spent or state.bad >= options.patience
+                self.model.train()
+            if due or state.finished or state.step % options.checkpoint_every == 0 or interrupted[0]:
+                self._save()
+            if interrupted[0] and not state.finished:
+                raise KeyboardInterrupt
+            if state.finished:
+                return
+            started = time.perf_counter()
+
+    def _log_loss(self) -> None:
+        state = self.state
+        self._log({"loss": state.loss_sum / max(1, state.loss_count), "lr": self.optimizer.param_groups[0]["lr"]})
+        state.loss_sum, state.loss_count = 0.0, 0
+
+    def _validate(self) -> None:
+        """Measure on validation, and keep the weights if they are the best so far."""
+        state, name = self.state, self.options.metric
+        self.scorer.prepared()
+        rank_N = measure(self.engine, self.validation_rows).rank_N
+        kind, k = name.split("@")
+        value = float({"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}[kind](rank_N, int(k)).mean())
+        shown = metrics.summarise(rank_N, (10,)) | {name: value}
+        if value > state.best:
+            state.best, state.best_step, state.bad = value, state.step, 0
+            self.bundle.write_tensors("model.safetensors", self.model.state_dict())
+        else:
+            state.bad += 1
+        self._log({"validation": shown})
+        self.progress.validation(state.epoch, state.step, shown, best=state.bad == 0)
+
+    def _log(self, fields: dict[str, Any]) -> None:
+        state = self.state
+        entry = {"step": state.step, "epoch": state.epoch, **fields, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
+        with self.bundle.file("metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self.tensorboard is not None:
+            for name, value in (fields.get("validation") or fields).items():
+                self.tensorboard.add_scalar(name, value, state.step)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.model.parameters()):
+            for name, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{name}"] = tensor
+        self.bundle.write_tensors("state.safetensors", tensors, {"state": json.dumps(asdict(self.state))})
+
+    def _resume(self) -> None:
+        """Take up the last checkpoint, if there is one, and forget log lines written after it."""
+        log = self.bundle.file("metrics.jsonl")
+        if not self.bundle.file("state.safetensors").is_file():
+            log.unlink(missing_ok=True)
+            return
+        tensors, metadata = self.bundle.read_tensors("state.safetensors")
+        self.state = State(**json.loads(metadata["state"]))
+        self.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        for index, parameter in enumerate(self.model.parameters()):
+            prefix = f"optimizer.{index}."
+            self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step] if log.is_file() else []
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.progress.resumed(self.state.step)
+
+    def result(self) -> dict[str, Any]:
+        """The document ``result.json`` begins with; validation is measured on the best weights and all validation targets."""
+        self.bundle.load_weights(self.model)
+        self.scorer.prepared()
+        rows = self.engine.sequences.targets("validation")
+        found = measure(self.engine, rows)
+        recipe, state = self.recipe, self.state
+        lengths = (self.batches.end_W - self.batches.start_W).astype(float)
+        context = float((lengths**2).sum() / (2 * lengths.sum()))
+        flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
+        return {
+            "name": recipe.name,
+            "model": recipe.model.name,
+            "protocol": recipe.split.protocol,
+            "query_time": self.scorer.query_time,
+            "seed": recipe.seed,
+            "data": self.bundle.read_json("lineage.json")["data_hash"],
+            "params": sum(p.numel() for p in self.model.parameters()),
+            "params_non_embedding": non_embedding_parameters(self.model),
+            "train_tokens": state.tokens,
+            "train_flops": flops,
+            "train_seconds": round(state.seconds, 2),
+            "threads": torch.get_num_threads(),
+            "steps": state.step,
+            "best_step": state.best_step,
+            "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
+            "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            "n_test_evaluations": 0,
+        }
+
+
+def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
+    """Train a recipe into its ``run.dir`` (or resume there) and return the run's result document (validation; no test).
+
+    Raises:
+        LargeRecError: bad data or recipe, a diverged loss, or a folder that holds another run.
+        KeyboardInterrupt: after Ctrl-C, with the state saved; the same call goes on.
+    """
+    with Progress(quiet=quiet) as progress:
+        trainer = Trainer(recipe, progress)
+        trainer.run()
+        result = trainer.result()
+        trainer.bundle.write_json("result.json", result)
+        progress.finished(result)
+    return result
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 2**62  # a line cut off by a kill is newer than any checkpoint
+
+
+def _warnings(recipe: Recipe, time_kind: str) -> list[str]:
+    if time_kind == "order" and getattr(recipe.model, "time_bias", False):
+        return ["the log has an order and no clock: the model's time bias sees only 'unknown' and says nothing"]
+    return []
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[bool]]:
+    """The first Ctrl-C only sets a flag, so that a step is never half done; the second one interrupts at once."""
+    interrupted = [False]
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if interrupted[0]:
+            raise KeyboardInterrupt
+        interrupted[0] = True
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread: the caller's own handling stands
+        yield interrupted
+        return
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LargeRecError("train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'") from None
+    return SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+
+
+def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit}
+    return {"data_hash": data, "source": source, "notes": list(notes), "code": code, "parent": None}

@@ -1,0 +1,76 @@
+"""The rule of conftest.py that a test must not skip where the shared data sets are: pytest runs on a small suite of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+SUITE = """
+import pytest
+
+def test_data(shared_data):
+    assert (shared_data / "set" / "file.csv").is_file()
+
+def test_device():
+    pytest.skip("needs a CUDA device")
+
+@pytest.mark.xfail(reason="known")
+def test_known():
+    assert False
+"""
+
+
+def run_suite(checkout: Path, *, require: bool, source: str = SUITE) -> tuple[int, str]:
+    """Run ``source`` as the only test module of a checkout; return pytest's exit status and output."""
+    tests = checkout / "tests"
+    tests.mkdir(parents=True)
+    (tests / "conftest.py").write_text(CONFTEST.read_text())
+    (tests / "test_it.py").write_text(source)
+    environment = {**os.environ, "LARGEREC_REQUIRE_DATA": "1" if require else "0"}
+    for name in [name for name in environment if name.startswith("PYTEST_")]:
+        del environment[name]
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", str(checkout), str(tests)]
+    done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_a_skip_for_want_of_data_is_only_a_skip_on_an_ordinary_machine(tmp_path: Path) -> None:
+    status, output = run_suite(tmp_path / "checkout", require=False)
+    assert status == 0, output
+    assert "2 skipped, 1 xfailed" in output
+    assert "needs the data sets in ../shared/data" in output
+
+
+def test_a_skip_for_want_of_data_fails_where_data_are_required(tmp_path: Path) -> None:
+    status, output = run_suite(tmp_path / "checkout", require=True)
+    assert status == 1, output
+    assert "LARGEREC_REQUIRE_DATA=1, so this may not be skipped" in output
+    assert "1 skipped, 1 xfailed, 1 error" in output  # the skip for want of a device and the expected failure stay
+
+
+def test_required_data_that_are_there_pass(tmp_path: Path) -> None:
+    file = tmp_path / "shared" / "data" / "set" / "file.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("user_id,item_id\n")
+    status, output = run_suite(tmp_path / "checkout", require=True)
+    assert status == 0, output
+    assert "1 passed, 1 skipped, 1 xfailed" in output
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'import pytest\npytest.skip("no file of that name", allow_module_level=True)',
+        'import pytest\n@pytest.mark.skipif(True, reason="folder is missing")\ndef test_it():\n    pass',
+        'import pytest\npytest.importorskip("a_module_that_nobody_has")',
+    ],
+)
+def test_every_way_to_skip_is_caught(tmp_path: Path, source: str) -> None:
+    status, output = run_suite(tmp_path / "checkout", require=True, source=source)
+    assert status != 0, output
+    assert "may not be skipped" in output
