@@ -49,7 +49,7 @@ setup: $(VENV)/.dev ## make .venv with everything that development needs
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The files .made, .core and .dev are stamps: an install that was broken off is done again, one that is current is not.
 $(VENV)/.made:

@@ -1,6 +1,7 @@
 """LargeRec: generative large recommendation models, from an event log to recommendations.
 
-``largerec.load("runs/x").recommend(users=[...], k=10)``. Heavy modules are imported when first used.
+``largerec.load("runs/x").recommend(users=[...], k=10)``. Heavy modules are imported when first used. The verbs are functions of the
+modules of their name: ``largerec.train.train(recipe)``, ``largerec.evaluate.evaluate("runs/x")``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ if TYPE_CHECKING:
     from largerec.datasets import DataOptions, load_log
     from largerec.engine import Engine, load
     from largerec.errors import LargeRecError
-    from largerec.evaluate import compare_runs, evaluate
+    from largerec.evaluate import compare_runs
     from largerec.events import ColumnOptions, EventLog
     from largerec.experiments import run
     from largerec.recipe import Recipe, load_recipe
-    from largerec.train import train
 
 _HOMES = {
     "ColumnOptions": "events",
@@ -26,12 +26,10 @@ _HOMES = {
     "LargeRecError": "errors",
     "Recipe": "recipe",
     "compare_runs": "evaluate",
-    "evaluate": "evaluate",
     "load": "engine",
     "load_log": "datasets",
     "load_recipe": "recipe",
     "run": "experiments",
-    "train": "train",
 }
 
 __all__ = [
@@ -42,12 +40,10 @@ __all__ = [
     "LargeRecError",
     "Recipe",
     "compare_runs",
-    "evaluate",
     "load",
     "load_log",
     "load_recipe",
     "run",
-    "train",
 ]
 
 

@@ -90,7 +90,8 @@ class TokenRows:
 def ranges(start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
     """Concatenate the ranges start..start+length: packed row numbers of many slices."""
     offsets = np.concatenate([[0], np.cumsum(length_S)])
-    return np.arange(offsets[-1]) + np.repeat(start_S - offsets[:-1], length_S)
+    rows: np.ndarray = np.arange(offsets[-1]) + np.repeat(start_S - offsets[:-1], length_S)
+    return rows
 
 
 def pack_training(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> Batch:
@@ -124,7 +125,9 @@ def _pack(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> tuple[Batc
     return batch, index_T
 
 
-def _windows(first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all"]) -> tuple[np.ndarray, np.ndarray]:
+def _windows(
+    first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all"]
+) -> tuple[np.ndarray, np.ndarray]:
     """Input slices of the training histories first..end; the last event of each is only a target."""
     last_U = end_U - 1
     long_enough = last_U > first_U

@@ -47,12 +47,18 @@ class Bundle:
         """
         bundle = cls(path)
         if not bundle.path.is_dir():
-            raise LargeRecError(f"there is no run {str(path)!r}; give the run.dir of a finished `largerec train` or `largerec run`.")
+            raise LargeRecError(
+                f"there is no run {str(path)!r}; give the run.dir of a finished `largerec train` or `largerec run`."
+            )
         if not bundle.file("recipe.json").is_file():
-            raise LargeRecError(f"{bundle.path} is not a LargeRec run: it has no recipe.json. Give a folder that `largerec train` made.")
+            raise LargeRecError(
+                f"{bundle.path} is not a LargeRec run: it has no recipe.json. Give a folder that `largerec train` made."
+            )
         given = bundle.read_json("recipe.json").get("format")
         if given != FORMAT:
-            raise LargeRecError(f"{bundle.path}/recipe.json has format {given!r}; this version reads format {FORMAT}. Train again or upgrade.")
+            raise LargeRecError(
+                f"{bundle.path}/recipe.json has format {given!r}; this version reads format {FORMAT}. Train again or upgrade."
+            )
         return bundle
 
     @classmethod
@@ -82,7 +88,9 @@ class Bundle:
         if self.file("result.json").is_file():
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a finished run. {advice}")
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(("run.", "threads")))
+        changed = sorted(
+            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(("run.", "threads"))
+        )
         if changed:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
             raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run of another recipe ({shown}). {advice}")

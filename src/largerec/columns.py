@@ -40,6 +40,7 @@ ALIASES: dict[Role, tuple[str, ...]] = {
 ORDER_ALIASES = ("pos", "position", "rank", "order", "step")  # taken as the time only where time_kind="order" is asked for
 TITLE_ALIASES = ("title", "name", "item_name", "item_title", "movie_title", "product_title", "product_name")
 CATEGORY_ALIASES = ("category", "genres", "genre", "categories", "category_id", "main_category")
+WORD_ALIASES = {*ALIASES["user"], *ALIASES["item"], *ALIASES["behavior"], *TITLE_ALIASES, *CATEGORY_ALIASES, "id"}
 CANONICAL = ("user_id", "item_id", "timestamp", "behavior", "value")
 
 MS_PER: dict[str, float] = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -67,14 +68,11 @@ def plain_name(name: str) -> str:
     return base if colon and kind in RECBOLE_TYPES else name
 
 
-def is_id_column(name: str, columns: ColumnOptions) -> bool:
-    """Say whether a column may hold user or item ids, so that a text reader must not change how they are written."""
-    given = (columns.user, columns.item)
-    return (
-        name in given
-        or plain_name(name) in given
-        or plain_name(name).strip().lower() in ALIASES["user"] + ALIASES["item"] + ("id",)
-    )
+def holds_words(name: str, columns: ColumnOptions) -> bool:
+    """Say whether a column may hold ids, titles or behaviours, so that a text reader must not change how they are written."""
+    given = (columns.user, columns.item, columns.behavior)
+    base = plain_name(name)
+    return name in given or base in given or base.strip().lower() in WORD_ALIASES
 
 
 def find_columns(names: list[str], aliases: tuple[str, ...]) -> list[str]:
@@ -153,7 +151,7 @@ def convert_ids(series: pl.Series, role: str, origin: Origin) -> tuple[pl.Series
     Raises:
         LargeRecError: an id is null, blank, a fraction or beyond 64 bits; or the column holds something else.
     """
-    fix = f'Give every event its {role}, or filter such rows out, e.g. data.where="{series.name} IS NOT NULL"'
+    fix = f"Give every event its {role}, or filter such rows out, e.g. data.where='\"{series.name}\" IS NOT NULL'"
     if series.null_count():
         row = first_true(series.is_null())
         raise origin.error(row, series.name, None, f"is no {role} id", f"{fix}.")
@@ -207,7 +205,7 @@ def convert_times(
         series = series.fill_nan(None)
     if series.null_count():
         raise origin.error(
-            first_true(series.is_null()), name, None, "is no time", f'{fix}, e.g. data.where="{name} IS NOT NULL".'
+            first_true(series.is_null()), name, None, "is no time", f"{fix}, e.g. data.where='\"{name}\" IS NOT NULL'."
         )
     if series.dtype in (pl.Date, pl.Datetime):
         note = (
@@ -244,7 +242,7 @@ def convert_times(
     if bad.any():
         row = first_true(bad)
         problem = "is an impossible time or rank: below zero or infinite"
-        raise origin.error(row, name, given[row], problem, f'{fix}, e.g. data.where="{name} >= 0".')
+        raise origin.error(row, name, given[row], problem, f"{fix}, e.g. data.where='\"{name}\" >= 0'.")
     return _numeric_times(series, given, unit, asked, origin)
 
 

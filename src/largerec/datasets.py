@@ -91,8 +91,9 @@ def find_events(folder: Path, columns: ColumnOptions) -> tuple[Path, tuple[str, 
     listed = ", ".join(sorted(file.name for file in folder.iterdir())[:20]) or "nothing"
     raise LargeRecError(
         f"{folder}: no file of events is recognised; the folder holds {listed}. "
-        f"Known names: {', '.join(KNOWN_EVENTS)}, events.*; or one file ({', '.join(SUFFIXES)}, also .gz) with a user and an item column. "
-        "Give the file itself as data.path, with data.columns.user=NAME and data.columns.item=NAME where the names are not the usual ones."
+        f"Known names: {', '.join(KNOWN_EVENTS)}, events.*; or one file ({', '.join(SUFFIXES)}, also .gz) with a user and an "
+        "item column. Give the file itself as data.path, with data.columns.user=NAME and data.columns.item=NAME where the names "
+        "are not the usual ones."
     )
 
 
@@ -159,7 +160,7 @@ def _load_items(
     if found is None:
         return None, None, ()
     items = read_table(found)
-    if not _share_an_item(items.frame, events.frame, options.columns.item):
+    if found not in own and not _share_an_item(items.frame, events.frame, options.columns.item):
         return (
             None,
             None,

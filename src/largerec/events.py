@@ -121,7 +121,7 @@ class EventLog:
         popularity = events.group_by("item_id").len().sort("len", "item_id", descending=[True, False])
         counts, users, items = popularity["len"], lengths.len(), popularity.height
         top = max(1, round(items / 100))
-        pairs = events.select("user_id", "item_id").unique().height
+        pairs = events.select("user_id", "item_id").n_unique()
         result: dict[str, Any] = {
             "source": self.source,
             "events": events.height,
@@ -145,8 +145,7 @@ class EventLog:
             },
             "repeats": {
                 "share_of_events_on_an_item_the_user_already_had": 1 - pairs / events.height,
-                "rows_equal_in_user_item_and_time": events.height
-                - events.select("user_id", "item_id", "timestamp").unique().height,
+                "rows_equal_in_user_item_and_time": events.height - events.select("user_id", "item_id", "timestamp").n_unique(),
             },
         }
         if "behavior" in events.columns:
@@ -163,7 +162,7 @@ class EventLog:
     def _describe_time(self) -> dict[str, Any]:
         times = self.events["timestamp"]
         first, last = int(cast(int, times.min())), int(cast(int, times.max()))
-        ties = self.events.height - self.events.select("user_id", "timestamp").unique().height
+        ties = self.events.height - self.events.select("user_id", "timestamp").n_unique()
         spans: dict[str, Any] = {"first_rank": first, "last_rank": last}
         if self.time_kind == "timestamp":
             spans = {"first": iso_time(first), "last": iso_time(last), "days": (last - first) / 86_400_000}
@@ -246,8 +245,11 @@ def _filter(table: pl.DataFrame, where: str | None, source: str) -> tuple[pl.Dat
     try:
         mask = table.select(pl.sql_expr(where).alias("mask"))["mask"]
     except pl.exceptions.PolarsError as error:
+        quoting = "A name that is also a word of SQL, such as user, goes into double quotes."
         reason = str(error).split("\n")[0]
-        raise LargeRecError(f"{source}: the filter where={where!r} cannot be used: {reason}. Columns: {types}.") from error
+        raise LargeRecError(
+            f"{source}: the filter where={where!r} cannot be used: {reason}. {quoting} Columns: {types}."
+        ) from error
     if mask.dtype != pl.Boolean or mask.len() != table.height:
         raise LargeRecError(
             f"{source}: the filter where={where!r} gives {mask.dtype}, not true or false for each row. "

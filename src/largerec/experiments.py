@@ -47,13 +47,17 @@ def _finished(recipe: Recipe) -> bool:
     bundle = Bundle(recipe.run.dir)
     if recipe.run.overwrite or not bundle.file("result.json").is_file():
         return False
-    return bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved() and "test" not in bundle.read_json("result.json")
+    return bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved() and "test" not in bundle.read_json(
+        "result.json"
+    )
 
 
 def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]]:
     """History and top k of the first users with the middle-most history lengths: what a person would look at first."""
     lengths = engine.sequences.offsets_U1[1:] - engine.sequences.offsets_U1[:-1]
-    middle = sorted(range(len(lengths)), key=lambda u: (abs(int(lengths[u]) - int(sorted(lengths)[len(lengths) // 2])), u))[:users]
+    middle = sorted(range(len(lengths)), key=lambda u: (abs(int(lengths[u]) - int(sorted(lengths)[len(lengths) // 2])), u))[
+        :users
+    ]
     found = []
     for user in engine.sequences.user_ids.gather(middle).to_list():
         history, best = engine.history(user, last=5), engine.recommend([user], k)

@@ -64,14 +64,18 @@ class _ChunkedSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, low_precision: bool) -> torch.Tensor:
+    def forward(
+        ctx: Any, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, low_precision: bool
+    ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_VD.dtype
         keys = keys_VD.detach().to(kind)
         queries = queries_TD.detach()
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
         rows = max(1, CHUNK_ELEMENTS // len(keys))
-        for q_CD, target_C, gradient_CD in zip(queries.split(rows), target_T.split(rows), query_gradient_TD.split(rows), strict=True):
+        for q_CD, target_C, gradient_CD in zip(
+            torch.split(queries, rows), torch.split(target_T, rows), torch.split(query_gradient_TD, rows), strict=True
+        ):
             p_CV = q_CD.to(kind) @ keys.T
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
             largest_C = p_CV.amax(1)
@@ -94,7 +98,9 @@ class _ChunkedSoftmax(torch.autograd.Function):
         return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None
 
 
-def full_softmax(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False) -> torch.Tensor:
+def full_softmax(
+    queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
+) -> torch.Tensor:
     """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (sums and gradients stay float32)."""
     loss: torch.Tensor = _ChunkedSoftmax.apply(queries_TD.float(), keys_VD, target_T, low_precision)  # type: ignore[no-untyped-call]
     return loss
@@ -107,18 +113,24 @@ def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.
 def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
     """Scores [T, K] of K items a position; the gather of a chunk of positions is made, used and made again for the backward pass."""
     rows = max(1, CHUNK_ELEMENTS // (items_TK.shape[1] * keys_VD.shape[1]))
-    chunks = zip(queries_TD.split(rows), items_TK.split(rows), strict=True)
-    return torch.cat([checkpoint(_scores_of, q, keys_VD, items, use_reentrant=False, preserve_rng_state=False) for q, items in chunks])
+    chunks = zip(torch.split(queries_TD, rows), torch.split(items_TK, rows), strict=True)
+    return torch.cat(
+        [checkpoint(_scores_of, q, keys_VD, items, use_reentrant=False, preserve_rng_state=False) for q, items in chunks]
+    )
 
 
 class Objective:
     """The loss that a recipe names, with its negative sampler (torch's global random state)."""
 
-    def __init__(self, options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, counts_V: torch.Tensor) -> None:
+    def __init__(
+        self, options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, counts_V: torch.Tensor
+    ) -> None:
         self.options, self.size = options, len(counts_V)
         by_count = isinstance(options, SampledSoftmaxOptions) and options.sampling == "popularity"
         self.cumulative_V = (counts_V.double() / counts_V.sum()).cumsum(0) if by_count else None
-        self.log_q_V = (counts_V.double() / counts_V.sum()).log().float() if by_count else torch.full((self.size,), -self._log_size())
+        self.log_q_V = (
+            (counts_V.double() / counts_V.sum()).log().float() if by_count else torch.full((self.size,), -self._log_size())
+        )
 
     def _log_size(self) -> float:
         return float(torch.tensor(float(self.size)).log())
@@ -128,7 +140,9 @@ class Objective:
             return torch.randint(self.size, shape)
         return torch.searchsorted(self.cumulative_V, torch.rand(shape, dtype=torch.float64)).clamp_max(self.size - 1)
 
-    def __call__(self, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False) -> torch.Tensor:
+    def __call__(
+        self, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
+    ) -> torch.Tensor:
         """Mean loss a token.
 
         Args:
@@ -152,7 +166,12 @@ class Objective:
         return loss
 
     def _sampled_softmax(
-        self, options: SampledSoftmaxOptions, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, positive_T: torch.Tensor
+        self,
+        options: SampledSoftmaxOptions,
+        queries_TD: torch.Tensor,
+        keys_VD: torch.Tensor,
+        target_T: torch.Tensor,
+        positive_T: torch.Tensor,
     ) -> torch.Tensor:
         if options.shared:
             negative_TK = self._negatives(options.negatives)[None]
@@ -164,8 +183,14 @@ class Objective:
             score_TK = score_TK - self.log_q_V[negative_TK]
         hit_TK = negative_TK == target_T[:, None]
         score_TK = score_TK.masked_fill(hit_TK, float("-inf"))
-        if options.logq:  # the sum over n draws from q, without the target, estimates n times the sum over the catalogue without it
-            score_TK = score_TK - (options.negatives - hit_TK.sum(1, keepdim=True)).clamp_min(1).log() + self._log_without_target(target_T)
+        if (
+            options.logq
+        ):  # the sum over n draws from q, without the target, estimates n times the sum over the catalogue without it
+            score_TK = (
+                score_TK
+                - (options.negatives - hit_TK.sum(1, keepdim=True)).clamp_min(1).log()
+                + self._log_without_target(target_T)
+            )
         logits_TK1 = torch.cat([positive_T[:, None], score_TK], dim=1)
         return (torch.logsumexp(logits_TK1, dim=1) - positive_T).mean()
 

@@ -26,5 +26,7 @@ class Options(BaseModel):
             for key in given:
                 if key not in cls.model_fields:
                     allowed = ", ".join(sorted(cls.model_fields))
-                    raise LargeRecError(f"unknown option {key!r} in {cls.__name__}{nearest(str(key), cls.model_fields)} Allowed: {allowed}.")
+                    raise LargeRecError(
+                        f"unknown option {key!r} in {cls.__name__}{nearest(str(key), cls.model_fields)} Allowed: {allowed}."
+                    )
         return given

@@ -19,7 +19,13 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps · {task.fields[rate]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps · {task.fields[rate]}"),
+            TimeElapsedColumn(),
+        )
         self.bar = Bar(*columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal)
         self.task: Any = None
 
@@ -51,4 +57,6 @@ class Progress:
         self.console.print(f"  epoch {epoch:3d}  step {step:6d}  validation {shown}{'  (best)' if best else ''}")
 
     def finished(self, result: dict[str, Any]) -> None:
-        self.console.print(f"  trained {result['train_tokens']:,} tokens in {result['train_seconds']:.0f} s; best step {result['best_step']}")
+        self.console.print(
+            f"  trained {result['train_tokens']:,} tokens in {result['train_seconds']:.0f} s; best step {result['best_step']}"
+        )

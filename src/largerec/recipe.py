@@ -105,7 +105,9 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise LargeRecError(f"{override!r} is no override; write key=value, for example data.path=events.csv or model.size=small.")
+            raise LargeRecError(
+                f"{override!r} is no override; write key=value, for example data.path=events.csv or model.size=small."
+            )
         group = changed
         *path, last = key.split(".")
         for name in path:

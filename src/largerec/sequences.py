@@ -66,7 +66,8 @@ class Sequences:
     @property
     def user_N(self) -> np.ndarray:
         """User row of each event [N]."""
-        return np.repeat(np.arange(self.n_users), np.diff(self.offsets_U1))
+        user_N: np.ndarray = np.repeat(np.arange(self.n_users), np.diff(self.offsets_U1))
+        return user_N
 
     @property
     def train_end_U(self) -> np.ndarray:
@@ -129,7 +130,10 @@ def _timeline_stages(options: SplitOptions, time_N: np.ndarray, kind: TimeKind) 
             "the timeline protocol needs split.validation_from and split.test_from: ISO dates or shares of the events, "
             'for example split.validation_from="80%" split.test_from="90%".'
         )
-    edges = [_moment(options.validation_from, "validation_from", time_N, kind), _moment(options.test_from, "test_from", time_N, kind)]
+    edges = [
+        _moment(options.validation_from, "validation_from", time_N, kind),
+        _moment(options.test_from, "test_from", time_N, kind),
+    ]
     if options.test_until is not None:
         edges.append(_moment(options.test_until, "test_until", time_N, kind))
     if sorted(edges) != edges:
@@ -193,7 +197,9 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
 
 def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
     if np.max(sequences.train_end_U - sequences.offsets_U1[:-1], initial=0) < 2:
-        raise LargeRecError(f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split.")
+        raise LargeRecError(
+            f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split."
+        )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:
         if len(sequences.targets(stage)) == 0:

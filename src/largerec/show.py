@@ -29,7 +29,9 @@ def _with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[f
 
 def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Rows of name, masked metrics with intervals, unmasked NDCG@10; the protocol stands in the title."""
-    names = [name for name in SHOWN if name in result["test"]] or [name for name in result["test"] if name.startswith(("recall@", "ndcg@"))]
+    names = [name for name in SHOWN if name in result["test"]] or [
+        name for name in result["test"] if name.startswith(("recall@", "ndcg@"))
+    ]
     clock = "with query time" if result["query_time"] else "without query time"
     title = f"{result['protocol']} test, {result['targets']['n']:,} targets, full ranking, seen items masked, ties averaged, {clock}, seed {result['seed']}"
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -48,7 +50,9 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
 
 def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The baselines and the model of one ``result.json`` as rows of :func:`metric_table`."""
-    rows = [{"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in result["baselines"].items()]
+    rows = [
+        {"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in result["baselines"].items()
+    ]
     own = {"name": result["model"], "test": result["test"], "unmasked": result["test_unmasked"], "intervals": result["intervals"]}
     return [*rows, {**own, "train_seconds": result["train_seconds"]}]
 
@@ -59,7 +63,7 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
     for example in found["examples"]:
         to.print(_example(example))
     to.print(metric_table(found["rows"], found["result"]))
-    to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, model.safetensors, recipe.json)")
+    to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
 
 
@@ -99,16 +103,15 @@ def evaluated(result: dict[str, Any]) -> None:
     to.print(slices)
     targets = result["targets"]
     to.print(
-        f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training catalogue (misses), "
-        f"{targets['masked_as_seen']:,} seen before (misses when masked). Test evaluations of this run: {result['n_test_evaluations']}."
+        f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training catalogue "
+        f"(misses), {targets['masked_as_seen']:,} seen before (misses when masked). "
+        f"Test evaluations of this run: {result['n_test_evaluations']}."
     )
-    if "paired" in result:
-        paired = {name: value for name, value in result["paired"].items() if name != "against"}
-        for name, test in paired.items():
-            to.print(
-                f"{name} minus {result['paired']['against']}: {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p = {test['p_value']:.4f}",
-                markup=False,
-            )
+    for name, test in result.get("paired", {}).items():
+        if name != "against":
+            interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
+            line = f"{name} minus {result['paired']['against']}: {test['difference']:+.4f} {interval}, p = {test['p_value']:.4f}"
+            to.print(line, markup=False)
 
 
 def frame(found: pl.DataFrame) -> None:
@@ -126,7 +129,9 @@ def fields(found: dict[str, Any], title: str) -> None:
     table.add_column("field")
     table.add_column("value", overflow="fold")
     for name, value in found.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+        table.add_row(
+            name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        )
     console().print(table)
 
 

@@ -173,7 +173,8 @@ def _lengths(rng: np.random.Generator, options: SimulateOptions) -> Ints:
     raw = rng.lognormal(0.0, 0.7, options.users)
     low, high = MIN_EVENTS, max(MIN_EVENTS, options.items // 2)
     spare = options.events - low * options.users
-    return np.clip(low + np.round(raw / raw.sum() * spare), low, high).astype(np.int64)
+    lengths: Ints = np.clip(low + np.round(raw / raw.sum() * spare), low, high).astype(np.int64)
+    return lengths
 
 
 def _times(rng: np.random.Generator, lengths: Ints) -> Ints:

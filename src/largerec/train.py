@@ -201,11 +201,17 @@ class Trainer:
             return
         tensors, metadata = self.bundle.read_tensors("state.safetensors")
         self.state = State(**json.loads(metadata["state"]))
-        self.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        self.model.load_state_dict(
+            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        )
         for index, parameter in enumerate(self.model.parameters()):
             prefix = f"optimizer.{index}."
             self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step] if log.is_file() else []
+        kept = (
+            [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
+            if log.is_file()
+            else []
+        )
         log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.progress.resumed(self.state.step)
 
@@ -294,8 +300,10 @@ def _tensorboard(path: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise LargeRecError("train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'") from None
-    return SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+        raise LargeRecError(
+            "train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'"
+        ) from None
+    return SummaryWriter(str(path / "tensorboard"))
 
 
 def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:

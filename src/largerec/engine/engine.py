@@ -49,7 +49,11 @@ class Engine:
     def _user_row(self, user_id: Any) -> int:
         if self._row_of_user is None:
             self._row_of_user = {user: row for row, user in enumerate(self.sequences.user_ids.to_list())}
-        for form in (user_id, *([int(user_id)] if isinstance(user_id, str) and user_id.lstrip("-").isdigit() else []), str(user_id)):
+        for form in (
+            user_id,
+            *([int(user_id)] if isinstance(user_id, str) and user_id.lstrip("-").isdigit() else []),
+            str(user_id),
+        ):
             if form in self._row_of_user:
                 return self._row_of_user[form]
         some = [str(user) for user in self.sequences.user_ids.head(5_000).to_list()]
@@ -65,17 +69,26 @@ class Engine:
         return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), time.time_ns() // 1_000_000))
 
     def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
-        token_M = np.concatenate([np.empty(0, dtype=np.int64), *(self.tokenizer.encode(pl.Series(list(h), strict=False)) for h in histories if len(h))])
+        token_M = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(self.tokenizer.encode(pl.Series(list(h), strict=False)) for h in histories if len(h))]
+        )
         offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
         if (token_M < 0).any():
             at = int(np.flatnonzero(token_M < 0)[0])
             given = [item for history in histories for item in history][at]
-            raise LargeRecError(f"item {given!r} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history.")
+            raise LargeRecError(
+                f"item {given!r} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history."
+            )
         rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1))
         return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
 
     def recommend(
-        self, users: Sequence[Any] | None = None, k: int = 10, *, histories: Sequence[Sequence[Any]] | None = None, mask: bool = True
+        self,
+        users: Sequence[Any] | None = None,
+        k: int = 10,
+        *,
+        histories: Sequence[Sequence[Any]] | None = None,
+        mask: bool = True,
     ) -> pl.DataFrame:
         """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
 
@@ -121,7 +134,9 @@ class Engine:
         try:
             return pl.Series([text]).cast(kind).item()
         except pl.exceptions.PolarsError:
-            raise LargeRecError(f"item {text!r} is no {kind} like the log's items, for example {self.tokenizer.vocabulary['item_id'][0]!r}.") from None
+            raise LargeRecError(
+                f"item {text!r} is no {kind} like the log's items, for example {self.tokenizer.vocabulary['item_id'][0]!r}."
+            ) from None
 
     def history(self, user: Any, last: int = 10) -> pl.DataFrame:
         """The last items of a known user, oldest first: ``item_id`` and, where the log has it, ``title``."""

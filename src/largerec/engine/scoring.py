@@ -98,7 +98,10 @@ class ModelScorer:
             time_W = np.full(len(start_W), -1)
         at_Q = np.concatenate([[0], np.cumsum(end_W - start_W)])[window_Q] + queries.end_Q - 1 - start_Q
         with torch.no_grad():
-            blocks = [self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b])) for a, b in _token_blocks(end_W - start_W)]
+            blocks = [
+                self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b]))
+                for a, b in _token_blocks(end_W - start_W)
+            ]
             return torch.cat(blocks).index_select(0, torch.from_numpy(at_Q))
 
     def scores(self, queries: Queries) -> torch.Tensor:

@@ -27,4 +27,15 @@ def non_embedding_parameters(model: Backbone) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)
 
 
-__all__ = ["FAMILIES", "HSTU", "AnyModelOptions", "Backbone", "HSTUOptions", "ModelOptions", "SASRec", "SASRecOptions", "build_model", "non_embedding_parameters"]
+__all__ = [
+    "FAMILIES",
+    "HSTU",
+    "AnyModelOptions",
+    "Backbone",
+    "HSTUOptions",
+    "ModelOptions",
+    "SASRec",
+    "SASRecOptions",
+    "build_model",
+    "non_embedding_parameters",
+]

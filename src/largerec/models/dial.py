@@ -14,7 +14,14 @@ from largerec.errors import LargeRecError
 from largerec.options import Options
 
 Size = Literal["nano", "tiny", "small", "base", "large", "xl"]
-TARGETS: dict[Size, int] = {"nano": 25_000, "tiny": 100_000, "small": 400_000, "base": 1_600_000, "large": 6_400_000, "xl": 25_000_000}
+TARGETS: dict[Size, int] = {
+    "nano": 25_000,
+    "tiny": 100_000,
+    "small": 400_000,
+    "base": 1_600_000,
+    "large": 6_400_000,
+    "xl": 25_000_000,
+}
 DEPTHS: dict[Size, int] = {"nano": 2, "tiny": 2, "small": 4, "base": 4, "large": 8, "xl": 12}
 HEAD_WIDTH = 64
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import polars as pl
 
-from largerec.columns import ColumnOptions, TimeKind, is_id_column
+from largerec.columns import ColumnOptions, TimeKind, holds_words
 from largerec.errors import LargeRecError
 from largerec.readers.delimited import SEPARATORS, choose_separator, infer_types, parse_delimited
 from largerec.readers.jsonl import parse_jsonl
@@ -59,7 +59,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def read_table(path: Path, columns: ColumnOptions | None = None) -> RawTable:
-    """Read a whole file of events or items; ``columns`` tells which further columns hold ids.
+    """Read a whole file of events or items; ``columns`` tells which columns hold ids besides those of a usual name.
 
     Raises:
         LargeRecError: the suffix is unknown; the file is missing, empty, cut off or broken (with the row where there is one).
@@ -81,8 +81,8 @@ def read_table(path: Path, columns: ColumnOptions | None = None) -> RawTable:
     if kind == "jsonl":
         return RawTable(parse_jsonl(text, source), notes)
     frame, said_more = _parse_text(text, source, kind)
-    ids = [name for name in frame.columns if is_id_column(name, columns or ColumnOptions())]
-    return RawTable(infer_types(frame, ids), notes + said_more)
+    words = [name for name in frame.columns if holds_words(name, columns or ColumnOptions())]
+    return RawTable(infer_types(frame, words), notes + said_more)
 
 
 def _parse_text(text: bytes, source: str, kind: Format) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -172,7 +172,8 @@ def peek_columns(path: Path) -> list[str]:
             data = zlib.decompressobj(wbits=31).decompress(data, CHUNK)
         line = _as_utf8(data)[0].decode("utf-8").partition("\n")[0].rstrip("\r")
         if kind == "jsonl":
-            return list(json.loads(line))
+            first = json.loads(line)
+            return list(first) if isinstance(first, dict) else []
         separator = choose_separator(line, "," if kind == "csv" else "\t")
         return [name.strip('"') for name in line.split(separator)]
     except (LargeRecError, pl.exceptions.PolarsError, OSError, ValueError, zlib.error, TypeError):

@@ -54,7 +54,7 @@ def infer_types(frame: pl.DataFrame, keep: Collection[str]) -> pl.DataFrame:
     """Turn columns of strings into numbers where nothing is lost.
 
     A column becomes Int64 when every value is a canonical integer (no leading zero, no plus sign), else Float64 when every
-    value is a number without a leading zero and the column is not in ``keep`` (ids such as "1.10" must not become 1.1).
+    value is a number without a leading zero and the column is not in ``keep`` (an id or title "1.10" must not become 1.1).
     """
     return frame.with_columns([_inferred(frame[name], name in keep) for name in frame.columns])
 

@@ -1,0 +1,162 @@
+"""The generated log: the same for the same seed, of the size that was asked for, and with the rules that it promises."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+
+from largerec.errors import LargeRecError
+from largerec.events import EventLog
+from largerec.simulate import CATEGORIES, COMPANION_PROBABILITY, SEQUEL_PROBABILITY, SimulateOptions, simulate
+
+SMALL = SimulateOptions(users=300, items=200, events=6000, categories=5, seed=3)
+
+
+@pytest.fixture(scope="module")
+def log() -> EventLog:
+    return simulate(SimulateOptions())
+
+
+@pytest.fixture(scope="module")
+def sequences(log: EventLog) -> list[list[str]]:
+    """Each user's items in time order."""
+    ordered = log.events.sort("timestamp", maintain_order=True).group_by("user_id", maintain_order=True).agg("item_id")
+    result: list[list[str]] = ordered["item_id"].to_list()
+    return result
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not() -> None:
+    first, again = simulate(SMALL), simulate(SMALL)
+    assert first.events.write_csv() == again.events.write_csv()
+    assert first.items is not None
+    assert again.items is not None
+    assert first.items.write_csv() == again.items.write_csv()
+    other = simulate(SMALL.model_copy(update={"seed": 4}))
+    assert first.events.write_csv() != other.events.write_csv()
+
+
+def test_global_random_state_is_left_alone() -> None:
+    np.random.seed(7)
+    before = np.random.get_state()[1].tolist()  # type: ignore[index]
+    simulate(SMALL)
+    assert np.random.get_state()[1].tolist() == before  # type: ignore[index]
+
+
+def test_the_size_is_as_asked(log: EventLog) -> None:
+    assert log.events["user_id"].n_unique() == 2000
+    assert log.events["item_id"].n_unique() > 990
+    assert abs(log.events.height - 60_000) < 1500
+    assert log.events.group_by("user_id").len()["len"].min() == pytest.approx(6, abs=2)
+    assert log.items is not None
+    assert log.items.height == 1000
+    assert log.items["category"].n_unique() == 12
+
+
+def test_it_is_a_log_in_the_schema(log: EventLog) -> None:
+    assert log.events.schema == {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
+    assert log.time_kind == "timestamp"
+    assert log.events["timestamp"].is_sorted()
+    assert 80 < log.describe()["time"]["days"] < 92
+    again = EventLog.from_frame(log.events, items=log.items)
+    assert again.events.equals(log.events)
+    assert any("seed 0" in note for note in log.notes)
+
+
+def test_titles_are_readable_and_single(log: EventLog) -> None:
+    assert log.items is not None
+    assert log.items["title"].is_unique().all()
+    for title, category in log.items.select("title", "category").iter_rows():
+        match = re.fullmatch(r"The \w+ (.+?)( \(edition \d+\))?(, Part [234])?", title)
+        assert match, title
+        assert match[1] in CATEGORIES[category]
+
+
+def test_no_user_meets_an_item_twice(sequences: list[list[str]]) -> None:
+    assert all(len(set(items)) == len(items) for items in sequences)
+
+
+def test_a_tight_log_still_repeats_nothing() -> None:
+    log = simulate(SimulateOptions(users=40, items=20, events=200, categories=1))
+    assert log.events.select("user_id", "item_id").is_unique().all()
+    many = simulate(SimulateOptions(users=20, items=400, events=1500, categories=40))
+    assert many.items is not None
+    assert many.items["category"].n_unique() == 40
+    assert many.items["title"].len() == 400
+
+
+def test_sequels_follow_as_often_as_promised(log: EventLog, sequences: list[list[str]]) -> None:
+    assert log.items is not None
+    title = dict(log.items.select("item_id", "title").iter_rows())
+    known = set(title.values())
+    followed = possible = 0
+    for items in sequences:
+        seen: set[str] = set()
+        for item, after in itertools.pairwise(items):
+            seen.add(title[item])
+            base, _, part = title[item].partition(", Part ")
+            sequel = f"{base}, Part {int(part or 1) + 1}"
+            if sequel in known and sequel not in seen:
+                possible += 1
+                followed += title[after] == sequel
+    assert possible > 10_000
+    assert SEQUEL_PROBABILITY - 0.02 < followed / possible < SEQUEL_PROBABILITY + COMPANION_PROBABILITY
+
+
+def ndcg(ranked: list[list[str]], targets: list[str]) -> float:
+    gains = [
+        1 / np.log2(items[:10].index(target) + 2) if target in items[:10] else 0.0
+        for items, target in zip(ranked, targets, strict=True)
+    ]
+    return float(np.mean(gains))
+
+
+def test_order_beats_popularity_by_far(sequences: list[list[str]]) -> None:
+    popularity = Counter(item for items in sequences for item in items[:-2])
+    after: dict[str, Counter[str]] = {item: Counter() for item in {item for items in sequences for item in items}}
+    for items in sequences:
+        for item, following in itertools.pairwise(items[:-1]):
+            after[item][following] += 1
+    popular = [item for item, _ in popularity.most_common(400)]
+    targets = [items[-1] for items in sequences]
+    histories = [set(items[:-1]) for items in sequences]
+    by_popularity = [[item for item in popular if item not in seen] for seen in histories]
+    by_order = [
+        [item for item, _ in after[items[-2]].most_common() if item not in seen]
+        for items, seen in zip(sequences, histories, strict=True)
+    ]
+    assert 0.01 < ndcg(by_popularity, targets) < 0.08
+    assert ndcg(by_order, targets) > 5 * ndcg(by_popularity, targets)
+
+
+def test_popularity_is_long_tailed_and_drifts(log: EventLog) -> None:
+    counts = log.events["item_id"].value_counts(sort=True)["count"]
+    assert counts.head(100).sum() > 0.25 * log.events.height
+    middle = log.events["timestamp"].quantile(0.5)
+    early = log.events.filter(pl.col("timestamp") < middle)["item_id"].value_counts(sort=True)["item_id"].head(100)
+    late = log.events.filter(pl.col("timestamp") >= middle)["item_id"].value_counts(sort=True)["item_id"].head(100)
+    assert 20 < early.is_in(late.implode()).sum() < 90
+
+
+def test_hours_are_those_of_people(log: EventLog) -> None:
+    hours = log.events["timestamp"].cast(pl.Datetime("ms")).dt.hour().value_counts().sort("timestamp")["count"]
+    assert hours.len() == 24
+    assert hours[20] > 3 * hours[4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": 2000, "events": 4000}, r"data\.simulate\.events=4000 gives 2\.0 events a user.*choose 10000 to 500000"),
+        ({"users": 10, "events": 60_000}, r"gives 6000\.0 events a user"),
+        ({"categories": 600}, r"data\.simulate\.categories=600 is too many for 1000 items: at most 500"),
+        ({"user": 5}, r"unknown option 'user' in SimulateOptions; did you mean 'users'\?"),
+    ],
+)
+def test_impossible_sizes_are_explained(change: dict[str, int], message: str) -> None:
+    with pytest.raises(LargeRecError, match=message):
+        simulate(SimulateOptions(**change))
