@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from largerec.batches import Batch
 
@@ -24,7 +23,20 @@ class SequenceInput(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x_TD = self.item(batch.item_T) + self.position(batch.position_T)
-        return F.dropout(x_TD, self.dropout, self.training)
+        return dropout(x_TD, self.dropout, self.training)
+
+
+def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """Drop each number with probability p (to the nearest 1/65536) and scale the rest by 1 / (1 - p).
+
+    torch's own dropout draws one Bernoulli number at a time on a CPU and took a sixth of a training step; here one 64-bit draw
+    of the same generator decides four numbers.
+    """
+    if not training or p == 0.0:
+        return x
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    keep = bits[: x.numel()].view(x.shape) >= round(p * 65536) - 32768
+    return x * keep.to(x.device, x.dtype).mul_(1 / (1 - p))
 
 
 def init_weight(weight: torch.Tensor) -> None:

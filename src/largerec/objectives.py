@@ -80,7 +80,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
             largest_C = p_CV.amax(1)
             p_CV.sub_(largest_C[:, None]).exp_()
-            sum_C = p_CV.sum(1, dtype=torch.float32)
+            sum_C = p_CV.sum(1).float()  # summed in float32 inside, rounded once
             losses.append(sum_C.log() + largest_C.float() - at_target_C)
             share_C1 = (1 / sum_C)[:, None]
             gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])

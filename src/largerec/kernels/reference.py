@@ -42,7 +42,9 @@ def softmax_attention(q_THK: torch.Tensor, k_THK: torch.Tensor, v_THK: torch.Ten
         return torch.zeros_like(v_THK)
     slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
     q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
-    out_BHNK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    hidden_NN = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
+    score_BHNN = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+    out_BHNK = score_BHNN.masked_fill(hidden_NN, float("-inf")).softmax(-1).to(v.dtype) @ v
     return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
 
 

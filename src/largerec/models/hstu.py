@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from largerec.batches import Batch
 from largerec.kernels import BucketedTime, silu_attention
 from largerec.kernels.reference import TIME_BUCKETS
-from largerec.layers import SequenceInput, init_linear
+from largerec.layers import SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
 
@@ -57,7 +57,7 @@ class Block(nn.Module):
         q, k, v = (x.view(len(x), self.heads, -1) for x in (q_TD, k_TD, v_TD))
         time = None if self.time_table_HK is None else BucketedTime(self.time_table_HK, row_time_T, time_T)
         attended_TD = silu_attention(q, k, v, offsets_B1, self.scale, self.position_table_HN, time).flatten(1)
-        gated_TD = F.dropout(u_TD * self.gate_norm(attended_TD), self.dropout, self.training)
+        gated_TD = dropout(u_TD * self.gate_norm(attended_TD), self.dropout, self.training)
         out_TD: torch.Tensor = x_TD + self.out(gated_TD)
         return out_TD
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Batch
 from largerec.kernels import softmax_attention
-from largerec.layers import SequenceInput, init_linear
+from largerec.layers import SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
 
@@ -48,9 +48,9 @@ class Block(nn.Module):
     def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(self.attention_norm(x_TD)).unflatten(1, (3, self.heads, -1)).unbind(1)
         attended_TD = softmax_attention(q, k, v, offsets_B1).flatten(1)
-        x_TD = x_TD + F.dropout(self.out(attended_TD), self.dropout, self.training)
-        inner = F.dropout(F.gelu(self.inner(self.feedforward_norm(x_TD))), self.dropout, self.training)
-        return x_TD + F.dropout(self.outer(inner), self.dropout, self.training)
+        x_TD = x_TD + dropout(self.out(attended_TD), self.dropout, self.training)
+        inner = dropout(F.gelu(self.inner(self.feedforward_norm(x_TD))), self.dropout, self.training)
+        return x_TD + dropout(self.outer(inner), self.dropout, self.training)
 
 
 class SASRec(nn.Module):
