@@ -2,8 +2,9 @@
 
     python benchmarks/quality.py recipes/amazon-beauty.toml --seeds 0 1 2 data.path=<folder>
 
-Each seed is a run in runs/quality/NAME-SEED. A finished seed is not trained again and an interrupted one is taken up, so the command
-can be repeated. The result goes to benchmarks/results/NAME.json: every seed's result document, the mean over seeds, the command.
+Each seed is a run in runs/quality/NAME-SEED. A finished seed is not trained again and an interrupted one is taken up, so the
+command can be repeated. The result goes to benchmarks/results/NAME.json: every seed's result document, the mean over seeds,
+the command.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.console import Console
 from largerec import show
 from largerec.bundle import Bundle
 from largerec.evaluate import evaluate
+from largerec.experiments import with_compared
 from largerec.recipe import load_recipe
 from largerec.train import train
 
@@ -38,20 +40,28 @@ def processor() -> str:
     return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
-def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> dict[str, Any]:
-    """The result document of one seed: trained, resumed, or read from a finished run. The test part is evaluated once."""
+def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> list[dict[str, Any]]:
+    """Result documents of one seed, the recipe's and its compared families': trained, resumed, or read from finished runs.
+
+    The test part of each is evaluated once.
+    """
     name = load_recipe(recipe_path, overrides).name
-    path = runs / f"{name}-{seed}"
-    if not (path / "result.json").is_file():
-        train(load_recipe(recipe_path, [*overrides, f"seed={seed}", f'run.dir="{path}"']))
-    result = Bundle.open(path).read_json("result.json")
-    return result if "test" in result else evaluate(path)
+    results = []
+    for recipe in with_compared(load_recipe(recipe_path, [*overrides, f"seed={seed}", f'run.dir="{runs / f"{name}-{seed}"}"'])):
+        path = Path(recipe.run.dir)
+        if not (path / "result.json").is_file():
+            train(recipe)
+        result = Bundle.open(path).read_json("result.json")
+        results.append(result if "test" in result else evaluate(path))
+    return results
 
 
 def over_seeds(results: list[dict[str, Any]], part: str) -> dict[str, list[float]]:
     """Mean and standard deviation over seeds of each metric: name -> [mean, deviation]."""
     names = results[0][part]
-    return {n: [mean(r[part][n] for r in results), stdev(r[part][n] for r in results) if len(results) > 1 else 0.0] for n in names}
+    return {
+        n: [mean(r[part][n] for r in results), stdev(r[part][n] for r in results) if len(results) > 1 else 0.0] for n in names
+    }
 
 
 def main() -> None:
@@ -61,29 +71,33 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     arguments = parser.parse_intermixed_args()
-    results = [one_seed(arguments.recipe, seed, arguments.overrides, arguments.runs) for seed in arguments.seeds]
+    by_seed = [one_seed(arguments.recipe, seed, arguments.overrides, arguments.runs) for seed in arguments.seeds]
     shown = [o if not o.startswith("data.path=") else "data.path=<data>" for o in arguments.overrides]
-    document = {
-        "name": results[0]["name"],
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": processor(),
-        "command": f"python benchmarks/quality.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))} {' '.join(shown)}".strip(),
-        "seeds": arguments.seeds,
-        "validation": over_seeds(results, "validation"),
-        "test": over_seeds(results, "test"),
-        "test_unmasked": over_seeds(results, "test_unmasked"),
-        "train_seconds": [r["train_seconds"] for r in results],
-        "results": results,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{document['name']}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    rows = show.result_rows(results[0])[:-1] + [show.result_rows(r)[-1] | {"name": f"{r['model']} seed {r['seed']}"} for r in results]
+    command = (
+        f"python benchmarks/quality.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))} {' '.join(shown)}".strip()
+    )
     console = Console(width=150)
-    console.print(show.metric_table(rows, results[0]))
-    for name in ("recall@10", "ndcg@10"):
-        console.print(f"{name}: mean {document['test'][name][0]:.4f}, deviation {document['test'][name][1]:.4f} over {len(results)} seeds")
-    console.print(f"written to {path}")
+    RESULTS.mkdir(exist_ok=True)
+    for results in zip(*by_seed, strict=True):
+        document = {
+            "name": results[0]["name"],
+            "date": datetime.now(UTC).date().isoformat(),
+            "hardware": processor(),
+            "command": command,
+            "seeds": arguments.seeds,
+            **{part: over_seeds(list(results), part) for part in ("validation", "test", "test_unmasked")},
+            "train_seconds": [r["train_seconds"] for r in results],
+            "results": results,
+        }
+        path = RESULTS / f"{document['name']}.json"
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        rows = show.result_rows(results[0])[:-1] + [
+            show.result_rows(r)[-1] | {"name": f"{r['model']} seed {r['seed']}"} for r in results
+        ]
+        console.print(show.metric_table(rows, results[0]))
+        for name in ("recall@10", "ndcg@10"):
+            average, deviation = document["test"][name]
+            console.print(f"{name}: mean {average:.4f}, deviation {deviation:.4f} over {len(results)} seeds; written to {path}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """LargeRec: generative large recommendation models, from an event log to recommendations.
 
-``largerec.load("runs/x").recommend(users=[...], k=10)``. Heavy modules are imported when first used. The verbs are functions of the
-modules of their name: ``largerec.train.train(recipe)``, ``largerec.evaluate.evaluate("runs/x")``.
+``largerec.load("runs/x").recommend(users=[...], k=10)``. Heavy modules are imported when first used. The verbs are functions
+of the modules of their name: ``largerec.train.train(recipe)``, ``largerec.evaluate.evaluate("runs/x")``.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from largerec.sequences import Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
+BEGINNING = ("vocabulary.parquet", "histories.parquet", "lineage.json")  # written before recipe.json, which makes a folder a run
 
 
 class Bundle:
@@ -69,19 +71,39 @@ class Bundle:
             LargeRecError: the folder holds something else, a finished run, or a run of another recipe or other data.
         """
         bundle = cls(recipe.run.dir)
-        if recipe.run.overwrite and bundle.file("recipe.json").is_file():
-            shutil.rmtree(bundle.path)
+        if recipe.run.overwrite and bundle.file("recipe.json").is_file() and bundle.file("lineage.json").is_file():
+            bundle._clear()
         if bundle.file("recipe.json").is_file():
             bundle._check_resumable(recipe, lineage)
+            bundle._remove_partial_files()
             return bundle
-        if bundle.path.exists() and any(bundle.path.iterdir()):
+        try:
+            bundle.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LargeRecError(f"run.dir={str(bundle.path)!r} cannot be made ({error}); choose another folder.") from None
+        if any(file.name not in BEGINNING and not _is_partial(file) for file in bundle.path.iterdir()):
             raise LargeRecError(f"run.dir={str(bundle.path)!r} is not empty and not a LargeRec run; choose another folder.")
-        bundle.path.mkdir(parents=True, exist_ok=True)
+        bundle._remove_partial_files()
         bundle.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
         bundle.write_parquet("histories.parquet", sequences.frame())
         bundle.write_json("lineage.json", dict(lineage))
         bundle.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
         return bundle
+
+    def _clear(self) -> None:
+        """Remove the run; recipe.json goes last, so that a kill half-way leaves what the same command can remove."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in ("recipe.json", *BEGINNING):
+                entry.unlink()
+        self.file("recipe.json").unlink()
+
+    def _remove_partial_files(self) -> None:
+        """Remove what a kill in the middle of writing left beside the files."""
+        for file in self.path.iterdir():
+            if _is_partial(file):
+                file.unlink(missing_ok=True)
 
     def _check_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
         advice = "Pass run.overwrite=true to replace it, or choose another run.dir."
@@ -103,11 +125,12 @@ class Bundle:
         return recipe_from(self.read_json("recipe.json").get("recipe", {}), str(self.file("recipe.json")))
 
     def tokenizer(self) -> AtomicTokenizer:
-        return AtomicTokenizer(self.read_parquet("vocabulary.parquet"))
+        return AtomicTokenizer(self.read_parquet("vocabulary.parquet", ("item_id", "train_count")))
 
     def sequences(self) -> Sequences:
         kind = self.read_json("recipe.json").get("time_kind", "timestamp")
-        return from_frame(self.read_parquet("histories.parquet"), kind, self.recipe().split.targets)
+        columns = ("user_id", "item_id", "timestamp", "stage")
+        return from_frame(self.read_parquet("histories.parquet", columns), kind, self.recipe().split.targets)
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -120,13 +143,20 @@ class Bundle:
             raise LargeRecError(f"{self.file(name)} is damaged: it holds no JSON object; restore the file or train again.")
         return document
 
-    def read_parquet(self, name: str) -> pl.DataFrame:
+    def read_parquet(self, name: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+        """A table of the run, which must have ``columns``."""
         try:
-            return pl.read_parquet(self.file(name))
+            frame = pl.read_parquet(self.file(name))
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
             raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+        missing = [column for column in columns if column not in frame.columns]
+        if missing:
+            raise LargeRecError(
+                f"{self.file(name)} is not this run's file: it has no column {missing[0]!r}; restore the file or train again."
+            )
+        return frame
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors and metadata of a safetensors file."""
@@ -158,7 +188,10 @@ class Bundle:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
-        self._replace(name, lambda path: path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8"))
+        self.write_text(name, json.dumps(document, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        self._replace(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
         self._replace(name, lambda path: frame.write_parquet(path))
@@ -176,6 +209,10 @@ class Bundle:
             os.replace(beside, self.file(name))
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _is_partial(file: Path) -> bool:
+    return re.fullmatch(r"\..+\.\d+\.partial", file.name) is not None
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

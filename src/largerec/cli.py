@@ -66,6 +66,9 @@ def evaluate(
     from largerec.recipe import apply_overrides, recipe_from
 
     recipe = Bundle.open(path).recipe()
+    for override in overrides or []:
+        if "=" in override and not override.startswith("evaluate."):
+            raise LargeRecError(f"{override!r} cannot change a trained run; only evaluate.* may be set here: evaluate.k=[10].")
     options = recipe_from(apply_overrides(recipe.to_json(), overrides or [])).evaluate
     result = module.evaluate(path, options)
     if against is not None:
@@ -135,9 +138,10 @@ def main() -> None:
     except LargeRecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; a run keeps its state, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:  # typer turns Ctrl-C into code 130 without a word
+        if ended.code == 130:
+            print("interrupted; a run keeps its state, and the same command goes on from there", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain, count
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,19 +30,18 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": f"{folder}/run"})})
         trainer = Trainer(moved, progress)
         trainer.model.train()
-        tokens, steps, started = 0, 0, 0.0
-        for batch in trainer.batches.epoch(0):
+        tokens, started = 0, 0.0
+        for number, batch in enumerate(chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())):
             trainer.step(batch)
-            if steps == 0:  # the first step warms caches and allocators
+            if number == 0:  # the first step warms caches and allocators
                 started = time.perf_counter()
-            else:
-                tokens += batch.n_tokens
-            steps += 1
-            if steps > MOST_STEPS or (steps > 2 and time.perf_counter() - started > MEASURED_SECONDS):
+                continue
+            tokens += batch.n_tokens
+            if number >= MOST_STEPS or time.perf_counter() - started > MEASURED_SECONDS:
                 break
         seconds = max(time.perf_counter() - started, 1e-9)
         per_epoch = trainer.batches.tokens_per_epoch
-        rate = tokens / seconds if tokens else float("nan")
+        rate = tokens / seconds
         lengths = (trainer.batches.end_W - trainer.batches.start_W).astype(float)
         context = float((lengths**2).sum() / (2 * lengths.sum()))
         return {

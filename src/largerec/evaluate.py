@@ -22,8 +22,8 @@ from largerec.errors import LargeRecError
 from largerec.metrics import EvaluateOptions
 from largerec.sequences import TRAIN, Sequences, Stage
 
-DAY_MS = 86_400_000
-RECENT_DAYS = (1, 7, 30, 90)
+HOUR_MS = 3_600_000
+RECENT_HOURS = {"1 h": 1, "6 h": 6, "1 d": 24, "7 d": 168, "30 d": 720, "90 d": 2160, "1 y": 8766}
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def slices(engine: Engine, found: Measurement, options: EvaluateOptions) -> dict
     return {name: {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) for name, mask in masks.items()}
 
 
-def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, days: int) -> np.ndarray:
-    """Training events of each token in the last ``days`` days of training [V]."""
+def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, hours: int) -> np.ndarray:
+    """Training events of each token in the last ``hours`` of training [V]."""
     trained = sequences.stage_N == TRAIN
-    recent = trained & (sequences.time_N > sequences.time_N[trained].max() - days * DAY_MS)
+    recent = trained & (sequences.time_N > sequences.time_N[trained].max() - hours * HOUR_MS)
     token_R = token_of_item[sequences.item_N[recent]]
     return np.bincount(token_R[token_R >= 0], minlength=size)
 
@@ -106,17 +106,19 @@ def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     found: dict[str, Scorer] = {"popularity": PopularityScorer(engine.tokenizer.counts_V)}
     if engine.sequences.time_kind != "timestamp":
         return found
+    trained_N = engine.sequences.time_N[engine.sequences.stage_N == TRAIN]
     rows = sample_targets(engine.sequences, "validation", 25_000, seed=0)
-    best, best_days, best_scorer = -1.0, 0, found["popularity"]
-    for days in RECENT_DAYS:
-        counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, days)
+    best, best_name, best_scorer = -1.0, "", found["popularity"]
+    for name, hours in RECENT_HOURS.items():
+        if hours * HOUR_MS >= np.ptp(trained_N):
+            break
+        counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, hours)
         # The overall count breaks ties, so that a short window is not punished for its many zeros.
         scorer = PopularityScorer(counts_V + engine.tokenizer.counts_V / (2.0 * engine.tokenizer.counts_V.max()))
         got = float(metrics.ndcg(measure(Engine.beside(engine, scorer), rows).rank_N, 10).mean())
         if got > best:
-            best, best_days, best_scorer = got, days, scorer
-    found[f"recent popularity ({best_days} d)"] = best_scorer
-    return found
+            best, best_name, best_scorer = got, name, scorer
+    return found | ({f"recent popularity ({best_name})": best_scorer} if best_name else {})
 
 
 def sample_targets(sequences: Sequences, stage: Stage, most: int, seed: int) -> np.ndarray:
@@ -190,6 +192,11 @@ def compare_runs(path: str | Path, other: str | Path, stage: Stage = "test", see
         LargeRecError: a run has no ranks yet, or the targets of the two differ.
     """
     bundles = [Bundle.open(path), Bundle.open(other)]
+    for bundle in bundles:
+        if not bundle.file(f"ranks-{stage}.parquet").is_file():
+            raise LargeRecError(
+                f"{bundle.path} has no {stage} ranks to compare yet; make them with: largerec evaluate {bundle.path}"
+            )
     first, second = (bundle.read_parquet(f"ranks-{stage}.parquet") for bundle in bundles)
     keys = ["user_id", "item_id", "timestamp"]
     if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):

@@ -21,16 +21,14 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         LargeRecError: as :func:`largerec.train.train`.
     """
-    recipes = [recipe]
-    for family in recipe.run.compare:
-        options = recipe.run.model_copy(update={"dir": str(Path(recipe.run.dir) / "compare" / family), "compare": ()})
-        other = recipe.with_family(family)
-        recipes.append(other.model_copy(update={"run": options, "name": f"{recipe.name}-{family}"}))
     results = []
+    recipes = with_compared(recipe)
+    whole = all("test" in _earlier(one) for one in recipes)  # nothing is left to do: the first training refuses it
     for one in recipes:
-        if not _finished(one):
+        result = {} if whole else _earlier(one)
+        if not result:
             train(one, quiet=quiet)
-        results.append(evaluate(one.run.dir))
+        results.append(result if "test" in result else evaluate(one.run.dir))
     main = results[0]
     rows = [
         {"name": name, "model": None, "test": baseline, "unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
@@ -42,14 +40,23 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     return {"rows": rows, "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": main}
 
 
-def _finished(recipe: Recipe) -> bool:
-    """A finished run of the very same recipe is not trained again when only a part of the whole was interrupted."""
+def with_compared(recipe: Recipe) -> list[Recipe]:
+    """The recipe, and one for each family of ``run.compare`` with its own name and folder below the recipe's."""
+    recipes = [recipe]
+    for family in recipe.run.compare:
+        options = recipe.run.model_copy(update={"dir": str(Path(recipe.run.dir) / "compare" / family), "compare": ()})
+        other = recipe.with_family(family)
+        recipes.append(other.model_copy(update={"run": options, "name": f"{recipe.name}-{family}"}))
+    return recipes
+
+
+def _earlier(recipe: Recipe) -> dict[str, Any]:
+    """The result of a finished run of the very same recipe, not made again when a later part was interrupted."""
     bundle = Bundle(recipe.run.dir)
     if recipe.run.overwrite or not bundle.file("result.json").is_file():
-        return False
-    return bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved() and "test" not in bundle.read_json(
-        "result.json"
-    )
+        return {}
+    same = bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved()
+    return bundle.read_json("result.json") if same else {}
 
 
 def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]]:

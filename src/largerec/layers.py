@@ -40,8 +40,8 @@ def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
 
 
 def init_weight(weight: torch.Tensor) -> None:
-    """Truncated normal. Tables and matrices share one small scale: larger matrices would drown the item in its context, and learning
-    the plain "what follows this item" then takes twice the epochs (docs/log.md)."""
+    """Truncated normal. Tables and matrices share one small scale: larger matrices would drown the item in its context, and
+    learning the plain "what follows this item" then takes twice the epochs (docs/log.md)."""
     nn.init.trunc_normal_(weight, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
 
 

@@ -46,7 +46,10 @@ class BCEOptions(Options):
 
 
 class GBCEOptions(Options):
-    """Generalised BCE (gSASRec, Petrov & Macdonald 2023, eq. 12-17): the positive's probability to the power beta; ``calibration`` is t."""
+    """Generalised BCE (gSASRec, Petrov & Macdonald 2023, eq. 12-17): the positive's probability to the power beta.
+
+    ``calibration`` is the paper's t: 0 is plain BCE, 1 undoes the overconfidence of sampling.
+    """
 
     name: Literal["gbce"] = "gbce"
     negatives: int = Field(256, ge=1)
@@ -101,8 +104,9 @@ class _ChunkedSoftmax(torch.autograd.Function):
 def full_softmax(
     queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
 ) -> torch.Tensor:
-    """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (sums and gradients stay float32)."""
-    loss: torch.Tensor = _ChunkedSoftmax.apply(queries_TD.float(), keys_VD, target_T, low_precision)  # type: ignore[no-untyped-call]
+    """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32)."""
+    arguments = (queries_TD.float(), keys_VD, target_T, low_precision)
+    loss: torch.Tensor = _ChunkedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -111,7 +115,7 @@ def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.
 
 
 def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
-    """Scores [T, K] of K items a position; the gather of a chunk of positions is made, used and made again for the backward pass."""
+    """Scores [T, K] of K items a position; a chunk's gather is made, used, and made again for the backward pass."""
     rows = max(1, CHUNK_ELEMENTS // (items_TK.shape[1] * keys_VD.shape[1]))
     chunks = zip(torch.split(queries_TD, rows), torch.split(items_TK, rows), strict=True)
     return torch.cat(

@@ -40,9 +40,10 @@ class Progress:
         for note in notes:
             self.console.print(f"  [dim]note: {note}[/dim]")
         depth, width, heads = recipe.model.shape
+        size = f"{sequences.n_users:,} users, {n_items:,} items, {len(sequences.item_N):,} events"
         self.console.print(
-            f"{recipe.name}: {sequences.n_users:,} users, {n_items:,} items, {len(sequences.item_N):,} events; {recipe.model.name} with "
-            f"{depth} blocks, width {width}, heads {heads} ({n_parameters:,} parameters beside the tables) -> {path}"
+            f"{recipe.name}: {size}; {recipe.model.name} with {depth} blocks, width {width}, heads {heads} "
+            f"({n_parameters:,} parameters beside the tables) -> {path}"
         )
         self.task = self.bar.add_task(f"training {recipe.model.name}", total=None, rate="")
 

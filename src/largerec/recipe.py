@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,9 +26,9 @@ from largerec.sequences import SplitOptions
 class TrainOptions(Options):
     """How long to train and what to keep.
 
-    Training stops after ``max_epochs`` passes or ``max_steps`` steps, or when ``metric`` on validation (seen items masked) has not
-    risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at most
-    ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
+    Training stops after ``max_epochs`` passes or ``max_steps`` steps, or when ``metric`` on validation (seen items masked) has
+    not risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at
+    most ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
     """
 
     max_epochs: int = Field(100, ge=1)
@@ -88,11 +89,12 @@ class Recipe(Options):
 
 
 def _value(text: str) -> Any:
-    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself."""
+    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself, dates too."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, date | time) else value
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -122,6 +124,8 @@ def _explained(error: ValidationError, source: str) -> LargeRecError:
     lines = [f"{source}: the recipe does not fit."]
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
+        if location[0] in ("model", "objective"):
+            del location[1:2]  # pydantic puts the name of the family or objective there
         if problem["type"] == "union_tag_not_found":
             lines.append(f"  {'.'.join(location)}.name is missing; say which one (for a model: {', '.join(FAMILIES)}).")
             continue

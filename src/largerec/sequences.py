@@ -44,8 +44,8 @@ class Sequences:
     """Events of all users, grouped by user and in time order within a user (N events, U users).
 
     ``offsets_U1[u]:offsets_U1[u + 1]`` are the rows of user ``u``; ``item_N`` indexes ``item_ids``; ``time_N`` is milliseconds
-    UTC or a rank (``time_kind``); ``behaviour_N`` indexes ``behaviours`` (None where the log names none); ``stage_N`` is
-    TRAIN, VALIDATION, TEST or AFTER and never falls within a user.
+    UTC or a rank (``time_kind``); ``behaviour_N`` (None where the log names none) indexes ``behaviours``, where None stands for
+    a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user.
     """
 
     user_ids: pl.Series
@@ -55,7 +55,7 @@ class Sequences:
     time_N: np.ndarray
     stage_N: np.ndarray
     behaviour_N: np.ndarray | None
-    behaviours: tuple[str, ...]
+    behaviours: tuple[str | None, ...]
     time_kind: TimeKind
     targets_per_user: Literal["all", "first"]
 
@@ -151,12 +151,20 @@ def _leave_one_out_stages(offsets_U1: np.ndarray) -> np.ndarray:
     return stage_N
 
 
-def _numbered(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Number the values of a column by first appearance: (codes, the distinct values in that order)."""
-    values = column.unique(maintain_order=True)
+def _numbered(column: pl.Series, values: pl.Series | None = None) -> tuple[np.ndarray, pl.Series]:
+    """Number the values of a column by first appearance, or by their place in ``values``: (codes, distinct values in order)."""
+    values = column.unique(maintain_order=True) if values is None else values
     table = pl.DataFrame({"value": values, "code": np.arange(len(values))})
-    codes = column.alias("value").to_frame().join(table, on="value", how="left", maintain_order="left")["code"]
+    codes = column.alias("value").to_frame().join(table, on="value", how="left", nulls_equal=True, maintain_order="left")["code"]
     return codes.to_numpy(), values
+
+
+def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | None, ...]]:
+    """Behaviours numbered by name, a missing one first: the numbers do not depend on the order of the rows."""
+    if "behavior" not in frame.columns:
+        return None, ()
+    codes, names = _numbered(frame["behavior"], frame["behavior"].unique().sort())
+    return codes, tuple(names.to_list())
 
 
 def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
@@ -175,10 +183,7 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
         stage_N = _leave_one_out_stages(offsets_U1)
     else:
         stage_N = _timeline_stages(options, time_N, log.time_kind)
-    behaviour_N, behaviours = None, ()
-    if "behavior" in events.columns:
-        codes, names = _numbered(events["behavior"])
-        behaviour_N, behaviours = codes[by_user], tuple(names.to_list())
+    behaviour_code, behaviours = _behaviours(events)
     sequences = Sequences(
         user_ids=user_ids,
         item_ids=item_ids,
@@ -186,7 +191,7 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
         item_N=item_code[by_user],
         time_N=time_N,
         stage_N=stage_N,
-        behaviour_N=behaviour_N,
+        behaviour_N=None if behaviour_code is None else behaviour_code[by_user],
         behaviours=behaviours,
         time_kind=log.time_kind,
         targets_per_user=options.targets,
@@ -213,10 +218,7 @@ def from_frame(frame: pl.DataFrame, time_kind: TimeKind, targets_per_user: Liter
     """Read back what :meth:`Sequences.frame` wrote (rows grouped by user, in order)."""
     user_code, user_ids = _numbered(frame["user_id"])
     item_code, item_ids = _numbered(frame["item_id"])
-    behaviour_N, behaviours = None, ()
-    if "behavior" in frame.columns:
-        behaviour_N, names = _numbered(frame["behavior"])
-        behaviours = tuple(names.to_list())
+    behaviour_N, behaviours = _behaviours(frame)
     return Sequences(
         user_ids=user_ids,
         item_ids=item_ids,

@@ -33,7 +33,8 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
         name for name in result["test"] if name.startswith(("recall@", "ndcg@"))
     ]
     clock = "with query time" if result["query_time"] else "without query time"
-    title = f"{result['protocol']} test, {result['targets']['n']:,} targets, full ranking, seen items masked, ties averaged, {clock}, seed {result['seed']}"
+    rules = f"full ranking, seen items masked, ties averaged, {clock}"
+    title = f"{result['protocol']} test, {result['targets']['n']:,} targets, {rules}, seed {result['seed']}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model")
     for name in names:
@@ -103,8 +104,8 @@ def evaluated(result: dict[str, Any]) -> None:
     to.print(slices)
     targets = result["targets"]
     to.print(
-        f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training catalogue "
-        f"(misses), {targets['masked_as_seen']:,} seen before (misses when masked). "
+        f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training "
+        f"catalogue (misses), {targets['masked_as_seen']:,} seen before (misses when masked). "
         f"Test evaluations of this run: {result['n_test_evaluations']}."
     )
     for name, test in result.get("paired", {}).items():

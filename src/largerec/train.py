@@ -78,10 +78,10 @@ class Trainer:
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         self.total_steps = self.options.max_steps or self.options.max_epochs * len(self.batches.windows_of(0))
         self.state = State()
-        self.tensorboard = _tensorboard(self.bundle.path) if self.options.tensorboard else None
         notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
         progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
         self._resume()
+        self.tensorboard = _tensorboard(self.bundle.path, self.state.step) if self.options.tensorboard else None
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Trainer:
             if log.is_file()
             else []
         )
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.bundle.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
         self.progress.resumed(self.state.step)
 
     def result(self) -> dict[str, Any]:
@@ -296,14 +296,15 @@ def _deferred_interrupt() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _tensorboard(path: Path) -> Any:
+def _tensorboard(path: Path, step: int) -> Any:
+    """A writer that goes on after ``step``: what was written later and lost by a kill is hidden."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise LargeRecError(
             "train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'"
         ) from None
-    return SummaryWriter(str(path / "tensorboard"))
+    return SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
 
 
 def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,11 +50,8 @@ class Engine:
     def _user_row(self, user_id: Any) -> int:
         if self._row_of_user is None:
             self._row_of_user = {user: row for row, user in enumerate(self.sequences.user_ids.to_list())}
-        for form in (
-            user_id,
-            *([int(user_id)] if isinstance(user_id, str) and user_id.lstrip("-").isdigit() else []),
-            str(user_id),
-        ):
+        as_number = [int(user_id)] if isinstance(user_id, str) and re.fullmatch(r"-?[0-9]+", user_id) else []
+        for form in (user_id, *as_number, str(user_id)):
             if form in self._row_of_user:
                 return self._row_of_user[form]
         some = [str(user) for user in self.sequences.user_ids.head(5_000).to_list()]
@@ -62,8 +60,7 @@ class Engine:
             f"for example {', '.join(some[:3])}. For someone new pass histories=[[item, ...]]."
         )
 
-    def _queries_of_users(self, users: Sequence[Any]) -> Queries:
-        row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
+    def _queries_of_users(self, row_U: np.ndarray) -> Queries:
         first_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U]]
         end_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U + 1]]
         return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), time.time_ns() // 1_000_000))
@@ -92,8 +89,8 @@ class Engine:
     ) -> pl.DataFrame:
         """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
 
-        Returns a frame ``user_id, item_id, score, rank`` (rank from 1; with histories, user_id is their number from 0), with
-        ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
+        Returns a frame ``user_id, item_id, score, rank`` (ids as the log has them; rank from 1; with histories, user_id is
+        their number from 0), with ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
 
         Raises:
             LargeRecError: an unknown user or item, k below 1, or neither or both of users and histories.
@@ -102,23 +99,26 @@ class Engine:
             raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
         if k < 1:
             raise LargeRecError(f"k={k} is too small; ask for at least one item.")
-        queries = self._queries_of_users(users) if users is not None else self._queries_of_histories(histories or [])
-        names = list(users) if users is not None else list(range(len(queries)))
+        if users is not None:
+            row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
+            queries, names = self._queries_of_users(row_U), self.sequences.user_ids.gather(row_U)
+        else:
+            queries = self._queries_of_histories(histories or [])
+            names = pl.Series(np.arange(len(queries)))
         frames = [self._frame(names, start, block, k, mask) for start, block in query_blocks(queries, self.scorer.size)]
         if not frames:
             raise LargeRecError("the list of users is empty; name at least one.")
         return pl.concat(frames)
 
-    def _frame(self, names: list[Any], start: int, queries: Queries, k: int, mask: bool) -> pl.DataFrame:
+    def _frame(self, names: pl.Series, start: int, queries: Queries, k: int, mask: bool) -> pl.DataFrame:
         scores_QV = self.scorer.scores(queries)
         if mask:
             mask_seen(scores_QV, queries)
         value_QK, item_QK = top_k(scores_QV, k)
         n_listed = item_QK.shape[1]
-        ids = pl.Series("user_id", names[start : start + len(queries)])
         frame = pl.DataFrame(
             {
-                "user_id": ids.gather(np.repeat(np.arange(len(queries)), n_listed)),
+                "user_id": names.gather(np.repeat(np.arange(start, start + len(queries)), n_listed)),
                 "item_id": self.tokenizer.vocabulary["item_id"].gather(item_QK.flatten().numpy()),
                 "score": value_QK.flatten().numpy(),
                 "rank": np.tile(np.arange(1, n_listed + 1), len(queries)),

@@ -155,6 +155,12 @@ def top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and items of the best k, best first; equal scores in catalogue order, so that lists repeat exactly."""
     k = min(k, scores_QV.shape[1])
     value_QK, item_QK = torch.topk(scores_QV, k, dim=1)
+    # Where several items tie for the last places, topk keeps any of them: put the first ones of the catalogue there instead.
+    last_Q1 = value_QK[:, -1:]
+    tied_Q, kept_Q = (scores_QV == last_Q1).sum(1), (value_QK == last_Q1).sum(1)
+    for row in torch.nonzero((tied_Q > kept_Q) & ~torch.isneginf(last_Q1[:, 0]))[:, 0].tolist():
+        at_last_K = value_QK[row] == last_Q1[row]
+        item_QK[row, at_last_K] = torch.nonzero(scores_QV[row] == last_Q1[row])[: kept_Q[row], 0]
     order = torch.argsort(item_QK, dim=1, stable=True)
     value_QK, item_QK = value_QK.gather(1, order), item_QK.gather(1, order)
     order = torch.argsort(value_QK, dim=1, descending=True, stable=True)

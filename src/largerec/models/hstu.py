@@ -1,12 +1,13 @@
 """HSTU: hierarchical sequential transduction units (Zhai et al. 2024, arXiv 2402.17152, section 3).
 
-One block replaces attention and feed-forward: SiLU projections U, V, Q, K of the normalised input; pointwise (not softmax) attention
-with relative position and bucketed time biases; the gate U on the normalised result; one projection out. Like the authors' public
-code, the input also has learned absolute positions. Here the bias tables are per head and start at zero, and a last layer norm stands
-before the item scores.
+One block replaces attention and feed-forward: SiLU projections U, V, Q, K of the normalised input; pointwise (not softmax)
+attention with relative position and bucketed time biases; the gate U on the normalised result; one projection out. Like the
+authors' public code, the input also has learned absolute positions. Here the bias tables are per head and start at zero, and
+a last layer norm stands before the item scores.
 
-**Query time.** The authors' code lets the time bias look at the target's own time. That is knowledge a served model has (it is the
-moment of asking) but most published rows do not: it is off unless ``query_time`` is set, and then row i uses the time of event i+1.
+**Query time.** The authors' code lets the time bias look at the target's own time. That is knowledge a served model has (it
+is the moment of asking) but most published rows do not: it is off unless ``query_time`` is set, and then row i uses the time
+of event i+1.
 """
 
 from __future__ import annotations
