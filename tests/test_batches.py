@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -44,10 +45,7 @@ def slices(batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(inputs, targets) of each packed history."""
     assert batch.target_T is not None
     bounds = batch.offsets_B1.tolist()
-    return [
-        (tuple(batch.item_T[a:b].tolist()), tuple(batch.target_T[a:b].tolist()))
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [(tuple(batch.item_T[a:b].tolist()), tuple(batch.target_T[a:b].tolist())) for a, b in itertools.pairwise(bounds)]
 
 
 def training_tokens(sequences: Sequences, token_of_item: np.ndarray) -> list[list[int]]:
@@ -63,9 +61,7 @@ def training_tokens(sequences: Sequences, token_of_item: np.ndarray) -> list[lis
 @given(log=logs(one_item_each=True), length=st.integers(1, 6), tokens=st.integers(1, 20), epoch=st.integers(0, 3))
 def test_every_training_pair_comes_once_an_epoch(log: EventLog, length: int, tokens: int, epoch: int) -> None:
     sequences, token_of_item = prepared(log)
-    wanted = Counter(
-        pair for history in training_tokens(sequences, token_of_item) for pair in zip(history, history[1:], strict=False)
-    )
+    wanted = Counter(pair for history in training_tokens(sequences, token_of_item) for pair in itertools.pairwise(history))
     batches = batches_of(log, length=length, tokens=tokens, window="all")
     found: Counter[tuple[int, int]] = Counter()
     for batch in batches.epoch(epoch):

@@ -265,7 +265,9 @@ def test_behaviours_are_numbered_and_may_be_missing() -> None:
 @LAWS
 @given(log=logs(), data=st.data())
 def test_frame_reads_back(tmp_path_factory: pytest.TempPathFactory, log: EventLog, data: st.DataObject) -> None:
-    names = data.draw(st.lists(st.sampled_from(["view", "buy", "like", None]), min_size=len(log.events), max_size=len(log.events)))
+    names = data.draw(
+        st.lists(st.sampled_from(["view", "buy", "like", None]), min_size=len(log.events), max_size=len(log.events))
+    )
     log = replace(log, events=log.events.with_columns(pl.Series("behavior", names, dtype=pl.String)))
     sequences = build_sequences(log, SplitOptions(targets="first"))
     path = Path(tmp_path_factory.getbasetemp()) / "histories.parquet"
@@ -320,5 +322,5 @@ def test_nothing_to_learn(length: int, message: str) -> None:
 
 
 def test_nobody_to_ask() -> None:
-    with pytest.raises(LargeRecError, match="the validation part has no target.*at least three events"):
+    with pytest.raises(LargeRecError, match=r"the validation part has no target.*at least three events"):
         build_sequences(log_of([(user, item, item) for user in "abc" for item in range(2)]), LEAVE_ONE_OUT)

@@ -36,7 +36,9 @@ def fitted(log: EventLog, items: pl.DataFrame | None = None) -> AtomicTokenizer:
 def test_items_come_back_as_they_went_in(log: EventLog) -> None:
     sequences = build_sequences(log, SplitOptions())
     tokenizer = AtomicTokenizer.fit(sequences)
-    trained = {sequences.item_ids[int(item)] for item, stage in zip(sequences.item_N, sequences.stage_N, strict=True) if stage == 0}
+    trained = {
+        sequences.item_ids[int(item)] for item, stage in zip(sequences.item_N, sequences.stage_N, strict=True) if stage == 0
+    }
     assert set(tokenizer.vocabulary["item_id"]) == trained and tokenizer.size == len(trained)
     assert tokenizer.vocabulary.schema["item_id"] == log.events.schema["item_id"]
     given_items = log.events["item_id"]

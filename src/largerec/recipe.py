@@ -124,7 +124,7 @@ def _explained(error: ValidationError, source: str) -> LargeRecError:
     lines = [f"{source}: the recipe does not fit."]
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
-        if location[0] in ("model", "objective"):
+        if location[:1] in (["model"], ["objective"]):
             del location[1:2]  # pydantic puts the name of the family or objective there
         if problem["type"] == "union_tag_not_found":
             lines.append(f"  {'.'.join(location)}.name is missing; say which one (for a model: {', '.join(FAMILIES)}).")

@@ -73,7 +73,8 @@ class Sequences:
     def train_end_U(self) -> np.ndarray:
         """One past the last training row of each user [U]; training rows are a prefix of the user's rows."""
         trained_N1 = np.concatenate([[0], np.cumsum(self.stage_N == TRAIN)])
-        return self.offsets_U1[:-1] + np.diff(trained_N1[self.offsets_U1])
+        end_U: np.ndarray = self.offsets_U1[:-1] + np.diff(trained_N1[self.offsets_U1])
+        return end_U
 
     def targets(self, stage: Stage) -> np.ndarray:
         """Rows that are targets of ``stage``: each has a history, which is all of its user's rows before it."""

@@ -242,6 +242,7 @@ class Trainer:
             "best_step": state.best_step,
             "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
             "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            "tasks": {},
             "n_test_evaluations": 0,
         }
 

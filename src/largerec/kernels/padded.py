@@ -35,11 +35,23 @@ def _by_length(v_THK: torch.Tensor, offsets_B1: torch.Tensor, attend: Attend) ->
     return torch.cat(parts).index_select(0, torch.argsort(torch.cat(rows)))
 
 
-def softmax_attention(q_THK: torch.Tensor, k_THK: torch.Tensor, v_THK: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
+def _part(time: BucketedTime | None, row_S: torch.Tensor) -> BucketedTime | None:
+    return None if time is None else BucketedTime(time.table_HK, time.row_time_T[row_S], time.column_time_T[row_S])
+
+
+def softmax_attention(
+    q_THK: torch.Tensor,
+    k_THK: torch.Tensor,
+    v_THK: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    position_table_HN: torch.Tensor | None = None,
+    time: BucketedTime | None = None,
+) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.softmax_attention`."""
 
     def attend(row_S: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        return reference.softmax_attention(*(x.index_select(0, row_S) for x in (q_THK, k_THK, v_THK)), offsets)
+        q, k, v = (x.index_select(0, row_S) for x in (q_THK, k_THK, v_THK))
+        return reference.softmax_attention(q, k, v, offsets, position_table_HN, _part(time, row_S))
 
     return _by_length(v_THK, offsets_B1, attend)
 
@@ -57,7 +69,6 @@ def silu_attention(
 
     def attend(row_S: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.index_select(0, row_S) for x in (q_THK, k_THK, v_THK))
-        times = None if time is None else BucketedTime(time.table_HK, time.row_time_T[row_S], time.column_time_T[row_S])
-        return reference.silu_attention(q, k, v, offsets, scale, position_table_HN, times)
+        return reference.silu_attention(q, k, v, offsets, scale, position_table_HN, _part(time, row_S))
 
     return _by_length(v_THK, offsets_B1, attend)

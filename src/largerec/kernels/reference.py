@@ -36,23 +36,49 @@ def _padded(x_T: torch.Tensor, slot_T: torch.Tensor, n_users: int, longest: int)
     return x_T.new_zeros(n_users * longest, *x_T.shape[1:]).index_copy(0, slot_T, x_T).view(n_users, longest, *x_T.shape[1:])
 
 
-def softmax_attention(q_THK: torch.Tensor, k_THK: torch.Tensor, v_THK: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
-    """Causal softmax attention, scaled by 1/sqrt(K), within each user's slice (Vaswani et al. 2017, eq. 1). Returns [T, H, K]."""
-    if len(q_THK) == 0:
-        return torch.zeros_like(v_THK)
-    slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
-    q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
-    hidden_NN = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
-    score_BHNN = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
-    out_BHNK = score_BHNN.masked_fill(hidden_NN, float("-inf")).softmax(-1).to(v.dtype) @ v
-    return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
-
-
 def time_bucket(elapsed_ms: torch.Tensor) -> torch.Tensor:
     """floor(log2(max(1, seconds))) for whole seconds, exactly; at most UNKNOWN_TIME_BUCKET - 1."""
     seconds = torch.div(elapsed_ms, 1000, rounding_mode="floor").clamp_min(1)
     exponent = torch.frexp(seconds.double())[1].long() - 1
     return exponent.clamp_max(UNKNOWN_TIME_BUCKET - 1)
+
+
+def _bias(
+    slot_T: torch.Tensor, n_users: int, longest: int, position_table_HN: torch.Tensor | None, time: BucketedTime | None
+) -> torch.Tensor | float:
+    """The sum of both biases, [B or 1, H, N, N]."""
+    bias: torch.Tensor | float = 0.0
+    if position_table_HN is not None:
+        steps_N = torch.arange(longest, device=slot_T.device)
+        bias = position_table_HN[:, (steps_N[:, None] - steps_N).clamp_min(0)][None]
+    if time is not None:
+        row_BN, column_BN = (_padded(t, slot_T, n_users, longest) for t in (time.row_time_T, time.column_time_T))
+        bucket_BNN = time_bucket(row_BN[:, :, None] - column_BN[:, None, :])
+        unknown_BNN = (row_BN < 0)[:, :, None] | (column_BN < 0)[:, None, :]
+        bias = bias + time.table_HK[:, torch.where(unknown_BNN, UNKNOWN_TIME_BUCKET, bucket_BNN)].transpose(0, 1)
+    return bias
+
+
+def softmax_attention(
+    q_THK: torch.Tensor,
+    k_THK: torch.Tensor,
+    v_THK: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    position_table_HN: torch.Tensor | None = None,
+    time: BucketedTime | None = None,
+) -> torch.Tensor:
+    """Causal attention ``softmax(q k^T / sqrt(K) + bias) v`` within each user's slice (Vaswani et al. 2017, eq. 1).
+
+    The biases are those of :func:`silu_attention`. Returns [T, H, K].
+    """
+    if len(q_THK) == 0:
+        return torch.zeros_like(v_THK)
+    slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
+    q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
+    later_NN = torch.ones(longest, longest, dtype=torch.bool, device=q.device).triu(1)
+    score_BHNN = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5 + _bias(slot_T, n_users, longest, position_table_HN, time)
+    out_BHNK: torch.Tensor = score_BHNN.masked_fill(later_NN, float("-inf")).softmax(-1).to(v.dtype) @ v
+    return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
 
 
 def silu_attention(
@@ -73,16 +99,7 @@ def silu_attention(
         return torch.zeros_like(v_THK)
     slot_T, n_users, longest = _slots(offsets_B1, len(q_THK))
     q, k, v = (_padded(x, slot_T, n_users, longest).transpose(1, 2) for x in (q_THK, k_THK, v_THK))
-    score_BHNN = q @ k.transpose(2, 3)
-    distance_NN = torch.arange(longest, device=q.device)[:, None] - torch.arange(longest, device=q.device)
-    if position_table_HN is not None:
-        score_BHNN = score_BHNN + position_table_HN[:, distance_NN.clamp_min(0)]
-    if time is not None:
-        row_BN, column_BN = (_padded(t, slot_T, n_users, longest) for t in (time.row_time_T, time.column_time_T))
-        bucket_BNN = time_bucket(row_BN[:, :, None] - column_BN[:, None, :])
-        unknown_BNN = (row_BN < 0)[:, :, None] | (column_BN < 0)[:, None, :]
-        bucket_BNN = torch.where(unknown_BNN, UNKNOWN_TIME_BUCKET, bucket_BNN)
-        score_BHNN = score_BHNN + time.table_HK[:, bucket_BNN].transpose(0, 1)
-    weight_BHNN = F.silu(score_BHNN) * ((distance_NN >= 0).to(q.dtype) * scale)
-    out_BHNK = weight_BHNN.to(v.dtype) @ v
+    score_BHNN = q @ k.transpose(2, 3) + _bias(slot_T, n_users, longest, position_table_HN, time)
+    causal_NN = torch.ones(longest, longest, dtype=q.dtype, device=q.device).tril()
+    out_BHNK = (F.silu(score_BHNN) * (causal_NN * scale)).to(v.dtype) @ v
     return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)

@@ -32,7 +32,7 @@ class ModelOptions(Options):
     size: Size = "tiny"
     depth: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=4)
-    heads: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1, le=512)  # up to here some width of the dial is a multiple
     dropout: float = Field(0.2, ge=0, lt=1)
 
     @model_validator(mode="after")

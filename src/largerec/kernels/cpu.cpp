@@ -1,0 +1,464 @@
+// Causal attention over packed tokens on a CPU: the fast twin of kernels/reference.py.
+//
+// Both kinds read rows of scores s = q k^T (+ position bias + bucketed time bias) and never hold an N x N matrix: a block of ROWS
+// rows of scores is made, turned into weights and used. One task is one user and one head; tasks are cut into as many fixed chunks
+// as there are threads, each chunk sums its bias gradients in its own buffer, and the buffers are added in order, so equal thread
+// counts give bitwise equal results.
+//
+// All products are one micro-kernel: C[8 x 32] += A[8 x depth] B[depth x 32], with any strides for A, on GCC's portable vectors
+// (the compiler lowers them to what the machine has). Rows are padded to whole tiles, columns to 32.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#define LARGEREC_FLOAT_TYPES(TYPE, NAME, ...) \
+  AT_DISPATCH_SWITCH(TYPE, NAME, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+
+namespace {
+
+typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int64_t LANES = 16, TILE_ROWS = 8, TILE_COLUMNS = 32, ROWS = 32;
+constexpr int64_t UNKNOWN_BUCKET = 31;  // reference.UNKNOWN_TIME_BUCKET
+
+inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
+inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+inline V all(float x) { return V{} + x; }
+inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+inline float total(V v) {
+  float sum = 0;
+  for (int i = 0; i < LANES; i++) sum += v[i];
+  return sum;
+}
+
+// exp to about 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2].
+inline V exp(V x) {
+  const V high = all(88.0f), low = all(-87.0f), magic = all(12582912.0f);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  V shifted = x * 1.44269504f + magic;
+  V n = shifted - magic;
+  V r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  V p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  V y = p * r * r + r + 1.0f;
+  VI power = (reinterpret_cast<VI&>(shifted) - reinterpret_cast<const VI&>(magic)) << 23;
+  VI bits = reinterpret_cast<VI&>(y) + power;
+  return reinterpret_cast<V&>(bits);
+}
+
+// C[8 x 32] (+)= A[8 x depth] B[depth x 32]; A's element (r, k) is a[r * row + k * step].
+inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  V acc[TILE_ROWS][2];
+  for (int r = 0; r < TILE_ROWS; r++) {
+    acc[r][0] = add ? load(c + r * ldc) : V{};
+    acc[r][1] = add ? load(c + r * ldc + LANES) : V{};
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    const V b0 = load(b + k * ldb), b1 = load(b + k * ldb + LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < TILE_ROWS; r++) {
+      const V x = all(a[r * row + k * step]);
+      acc[r][0] += x * b0;
+      acc[r][1] += x * b1;
+    }
+  }
+  for (int r = 0; r < TILE_ROWS; r++) {
+    store(c + r * ldc, acc[r][0]);
+    store(c + r * ldc + LANES, acc[r][1]);
+  }
+}
+
+// C[rows x columns] (+)= A B over whole tiles.
+inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb,
+                    float* c, int64_t ldc, bool add) {
+  for (int64_t j = 0; j < columns; j += TILE_COLUMNS)
+    for (int64_t i = 0; i < rows; i += TILE_ROWS) tile(depth, a + i * row, row, step, b + j, ldb, c + i * ldc + j, ldc, add);
+}
+
+struct Problem {
+  bool softmax;
+  double scale;
+  int64_t heads, width, longest_table;
+  const int64_t* offsets;
+  const float* position;  // [H, L] or null
+  const float* time;      // [H, 32] or null
+  const int64_t* row_time;
+  const int64_t* column_time;
+};
+
+struct Run {
+  int64_t end;
+  int bucket;
+};
+
+inline int bucket_of(int64_t row, int64_t column) {
+  if (row < 0 || column < 0) return UNKNOWN_BUCKET;
+  const int64_t elapsed = row - column;
+  if (elapsed < 2000) return 0;
+  return std::min<int>(63 - __builtin_clzll(elapsed / 1000), UNKNOWN_BUCKET - 1);
+}
+
+// Columns 0..count of one row as runs of equal bucket. Times of a history rise, so a run ends where a binary search says.
+void runs_of(int64_t row, const int64_t* column, int64_t count, bool rising, std::vector<Run>& runs) {
+  runs.clear();
+  int64_t j = 0;
+  while (j < count) {
+    const int bucket = bucket_of(row, column[j]);
+    int64_t end = j + 1;
+    if (rising) {
+      if (row < 0) end = count;
+      else if (bucket == UNKNOWN_BUCKET) end = std::lower_bound(column + j, column + count, int64_t{0}) - column;
+      else if (bucket == 0) end = count;
+      else end = std::upper_bound(column + j, column + count, row - (int64_t{1000} << bucket)) - column;
+    } else {
+      while (end < count && bucket_of(row, column[end]) == bucket) end++;
+    }
+    runs.push_back({end, bucket});
+    j = end;
+  }
+}
+
+// Scratch of one chunk, grown as needed and reused from task to task.
+struct Scratch {
+  std::vector<float> q, k, v, kt, vt, d_out, score, d_score, out, d_k, d_v, reversed, d_reversed;
+  std::vector<Run> runs;
+};
+
+float* sized(std::vector<float>& buffer, int64_t n) {
+  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(n);
+  return buffer.data();
+}
+
+template <typename T>
+void pack(const T* x, int64_t n, int64_t width, int64_t stride, float* rows, int64_t ld, int64_t n_padded) {
+  for (int64_t i = 0; i < n_padded; i++)
+    for (int64_t c = 0; c < ld; c++) rows[i * ld + c] = i < n && c < width ? static_cast<float>(x[i * stride + c]) : 0.0f;
+}
+
+void transpose(const float* rows, int64_t ld, int64_t width, int64_t n_padded, float* columns) {
+  for (int64_t c = 0; c < width; c++)
+    for (int64_t i = 0; i < n_padded; i++) columns[c * n_padded + i] = rows[i * ld + c];
+}
+
+template <typename T>
+void unpack(const float* rows, int64_t ld, int64_t n, int64_t width, int64_t stride, T* x) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t c = 0; c < width; c++) x[i * stride + c] = static_cast<T>(rows[i * ld + c]);
+}
+
+// Adds the biases to one row of raw scores (columns 0..i) and puts -inf-like values behind them, up to `padded`.
+void biased_row(const Problem& p, int64_t head, int64_t i, const float* reversed, const std::vector<Run>& runs, float* s, int64_t padded) {
+  const float scale = p.softmax ? static_cast<float>(p.scale) : 1.0f;
+  const float* position = reversed ? reversed + p.longest_table - 1 - i : nullptr;
+  for (int64_t j = 0; j <= i; j += LANES) {
+    V x = load(s + j) * scale;
+    if (position) x += load(position + j);
+    store(s + j, x);
+  }
+  if (p.time) {
+    int64_t j = 0;
+    for (const Run& run : runs) {
+      const float bias = p.time[head * (UNKNOWN_BUCKET + 1) + run.bucket];
+      for (; j < run.end; j++) s[j] += bias;
+    }
+  }
+  for (int64_t j = i + 1; j < padded; j++) s[j] = -1e30f;
+}
+
+// Weights of one row, in place.
+void weights_row(const Problem& p, float* s, int64_t padded) {
+  if (!p.softmax) {
+    const float scale = static_cast<float>(p.scale);
+    for (int64_t j = 0; j < padded; j += LANES) {
+      const V x = load(s + j);
+      store(s + j, x * scale / (exp(-x) + 1.0f));
+    }
+    return;
+  }
+  V top = all(-1e30f);
+  for (int64_t j = 0; j < padded; j += LANES) {
+    const V x = load(s + j);
+    top = x > top ? x : top;
+  }
+  float highest = top[0];
+  for (int l = 1; l < LANES; l++) highest = std::max(highest, top[l]);
+  V sum = {};
+  for (int64_t j = 0; j < padded; j += LANES) {
+    const V x = load(s + j);
+    const V e = x > all(-1e29f) ? exp(x - highest) : V{};
+    store(s + j, e);
+    sum += e;
+  }
+  const float inverse = 1.0f / total(sum);
+  for (int64_t j = 0; j < padded; j += LANES) store(s + j, load(s + j) * inverse);
+}
+
+// SiLU of padding: x / (1 + exp(-x)) at -1e30 is -1e30 / huge, which exp's clamp leaves at about -1e-8: put exact zeros instead.
+void clear_behind(float* s, int64_t i, int64_t padded) { std::fill(s + i + 1, s + padded, 0.0f); }
+
+// From score row s and d_weight row d: weights into s and d_score into d.
+void weights_and_gradient_row(const Problem& p, float* s, float* d, int64_t i, int64_t padded) {
+  if (!p.softmax) {
+    const float scale = static_cast<float>(p.scale);
+    for (int64_t j = 0; j < padded; j += LANES) {
+      const V x = load(s + j);
+      const V gate = all(1.0f) / (exp(-x) + 1.0f);
+      store(d + j, load(d + j) * scale * gate * ((all(1.0f) - gate) * x + 1.0f));
+      store(s + j, x * gate * scale);
+    }
+    clear_behind(s, i, padded);
+    clear_behind(d, i, padded);
+    return;
+  }
+  weights_row(p, s, padded);
+  V sum = {};
+  for (int64_t j = 0; j < padded; j += LANES) sum += load(s + j) * load(d + j);
+  const float mean = total(sum);
+  for (int64_t j = 0; j < padded; j += LANES) store(d + j, load(s + j) * (load(d + j) - mean));
+}
+
+struct Task {
+  int64_t user, head;
+};
+
+// Tasks cut into chunks of about equal cost; the cut depends on the shapes and the number of threads alone.
+std::vector<std::vector<Task>> chunks_of(const int64_t* offsets, int64_t users, int64_t heads) {
+  const int64_t n_chunks = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), users * heads));
+  double whole = 0;
+  auto cost = [&](int64_t user) {
+    const double n = static_cast<double>(offsets[user + 1] - offsets[user]);
+    return n * n + 32 * n;
+  };
+  for (int64_t user = 0; user < users; user++) whole += cost(user) * heads;
+  std::vector<std::vector<Task>> chunks(n_chunks);
+  double done = 0;
+  for (int64_t user = 0; user < users; user++)
+    for (int64_t head = 0; head < heads; head++) {
+      const int64_t chunk = whole > 0 ? std::min<int64_t>(n_chunks - 1, static_cast<int64_t>(done / whole * n_chunks)) : 0;
+      chunks[chunk].push_back({user, head});
+      done += cost(user);
+    }
+  return chunks;
+}
+
+// What forward and backward share of one task: packed inputs, reversed position table, time order.
+template <typename T>
+struct Prepared {
+  int64_t n, first, n_padded, ld, stride;
+  float *q, *k, *v, *kt;
+  float* reversed;
+  bool rising;
+
+  Prepared(const Problem& p, const Task& task, const T* q_all, const T* k_all, const T* v_all, Scratch& scratch) {
+    first = p.offsets[task.user];
+    n = p.offsets[task.user + 1] - first;
+    n_padded = up(n, ROWS);
+    ld = up(p.width, TILE_COLUMNS);
+    stride = p.heads * p.width;
+    const int64_t at = first * stride + task.head * p.width;
+    q = sized(scratch.q, n_padded * ld);
+    k = sized(scratch.k, n_padded * ld);
+    v = sized(scratch.v, n_padded * ld);
+    kt = sized(scratch.kt, p.width * n_padded);
+    pack(q_all + at, n, p.width, stride, q, ld, n_padded);
+    pack(k_all + at, n, p.width, stride, k, ld, n_padded);
+    pack(v_all + at, n, p.width, stride, v, ld, n_padded);
+    transpose(k, ld, p.width, n_padded, kt);
+    reversed = nullptr;
+    if (p.position) {
+      reversed = sized(scratch.reversed, p.longest_table + LANES);
+      for (int64_t d = 0; d < p.longest_table; d++) reversed[p.longest_table - 1 - d] = p.position[task.head * p.longest_table + d];
+      std::fill(reversed + p.longest_table, reversed + p.longest_table + LANES, 0.0f);
+    }
+    rising = p.time && std::is_sorted(p.column_time + first, p.column_time + first + n);
+  }
+
+  // Scores with biases of rows i0..i0+ROWS over columns 0..columns.
+  void scores(const Problem& p, const Task& task, int64_t i0, int64_t columns, Scratch& scratch, float* score) const {
+    product(ROWS, columns, p.width, q + i0 * ld, ld, 1, kt, n_padded, score, columns, false);
+    for (int64_t r = 0; r < ROWS; r++) {
+      const int64_t i = std::min(i0 + r, n - 1);
+      if (p.time) runs_of(p.row_time[first + i], p.column_time + first, i + 1, rising, scratch.runs);
+      biased_row(p, task.head, i, reversed, scratch.runs, score + r * columns, columns);
+    }
+  }
+};
+
+template <typename T>
+void forward_task(const Problem& p, const Task& task, const T* q, const T* k, const T* v, T* out, Scratch& scratch) {
+  if (p.offsets[task.user + 1] == p.offsets[task.user]) return;
+  const Prepared<T> x(p, task, q, k, v, scratch);
+  float* score = sized(scratch.score, ROWS * x.n_padded);
+  float* rows = sized(scratch.out, ROWS * x.ld);
+  for (int64_t i0 = 0; i0 < x.n; i0 += ROWS) {
+    const int64_t columns = i0 + ROWS;
+    x.scores(p, task, i0, columns, scratch, score);
+    for (int64_t r = 0; r < ROWS; r++) {
+      weights_row(p, score + r * columns, columns);
+      clear_behind(score + r * columns, std::min(i0 + r, x.n - 1), columns);
+    }
+    product(ROWS, x.ld, std::min(columns, x.n), score, columns, 1, x.v, x.ld, rows, x.ld, false);
+    const int64_t count = std::min(ROWS, x.n - i0);
+    unpack(rows, x.ld, count, p.width, x.stride, out + (x.first + i0) * x.stride + task.head * p.width);
+  }
+}
+
+template <typename T>
+void backward_task(const Problem& p, const Task& task, const T* d_out_all, const T* q, const T* k, const T* v, T* d_q, T* d_k, T* d_v,
+                   float* d_position, float* d_time, Scratch& scratch) {
+  if (p.offsets[task.user + 1] == p.offsets[task.user]) return;
+  const Prepared<T> x(p, task, q, k, v, scratch);
+  const int64_t at = x.first * x.stride + task.head * p.width;
+  float* vt = sized(scratch.vt, p.width * x.n_padded);
+  float* d_out = sized(scratch.d_out, x.n_padded * x.ld);
+  transpose(x.v, x.ld, p.width, x.n_padded, vt);
+  pack(d_out_all + at, x.n, p.width, x.stride, d_out, x.ld, x.n_padded);
+  float* score = sized(scratch.score, ROWS * x.n_padded);
+  float* d_score = sized(scratch.d_score, ROWS * x.n_padded);
+  float* rows = sized(scratch.out, ROWS * x.ld);
+  float* dk = sized(scratch.d_k, x.n_padded * x.ld);
+  float* dv = sized(scratch.d_v, x.n_padded * x.ld);
+  std::fill(dk, dk + x.n_padded * x.ld, 0.0f);
+  std::fill(dv, dv + x.n_padded * x.ld, 0.0f);
+  for (int64_t i0 = 0; i0 < x.n; i0 += ROWS) {
+    const int64_t columns = i0 + ROWS, count = std::min(ROWS, x.n - i0);
+    x.scores(p, task, i0, columns, scratch, score);
+    product(ROWS, columns, p.width, d_out + i0 * x.ld, x.ld, 1, vt, x.n_padded, d_score, columns, false);
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t i = i0 + r;
+      float* d = d_score + r * columns;
+      weights_and_gradient_row(p, score + r * columns, d, i, columns);
+      if (d_position) {  // reversed like the table: column j of row i is distance i - j
+        float* sums = d_position + p.longest_table - 1 - i;
+        for (int64_t j = 0; j <= i; j++) sums[j] += d[j];
+      }
+      if (d_time) {
+        runs_of(p.row_time[x.first + i], p.column_time + x.first, i + 1, x.rising, scratch.runs);
+        int64_t j = 0;
+        for (const Run& run : scratch.runs) {
+          float sum = 0;
+          for (; j < run.end; j++) sum += d[j];
+          d_time[run.bucket] += sum;
+        }
+      }
+    }
+    for (int64_t r = count; r < ROWS; r++) {
+      std::fill(score + r * columns, score + (r + 1) * columns, 0.0f);
+      std::fill(d_score + r * columns, d_score + (r + 1) * columns, 0.0f);
+    }
+    product(ROWS, x.ld, std::min(columns, x.n), d_score, columns, 1, x.k, x.ld, rows, x.ld, false);
+    if (p.softmax)
+      for (int64_t e = 0; e < ROWS * x.ld; e++) rows[e] *= static_cast<float>(p.scale);
+    unpack(rows, x.ld, count, p.width, x.stride, d_q + at + i0 * x.stride);
+    product(columns, x.ld, ROWS, d_score, 1, columns, x.q + i0 * x.ld, x.ld, dk, x.ld, true);
+    product(columns, x.ld, ROWS, score, 1, columns, d_out + i0 * x.ld, x.ld, dv, x.ld, true);
+  }
+  if (p.softmax)
+    for (int64_t e = 0; e < x.n_padded * x.ld; e++) dk[e] *= static_cast<float>(p.scale);
+  unpack(dk, x.ld, x.n, p.width, x.stride, d_k + at);
+  unpack(dv, x.ld, x.n, p.width, x.stride, d_v + at);
+}
+
+struct Held {  // tensors that a Problem points into
+  at::Tensor offsets, position, time, row_time, column_time;
+};
+
+Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& offsets, double scale, const std::optional<at::Tensor>& position,
+                   const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& row_time,
+                   const std::optional<at::Tensor>& column_time, Held& held) {
+  Problem p{softmax, scale, q.size(1), q.size(2), 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  held.offsets = offsets.to(at::kLong).contiguous();
+  p.offsets = held.offsets.data_ptr<int64_t>();
+  TORCH_CHECK(held.offsets.numel() >= 1 && p.offsets[held.offsets.numel() - 1] == q.size(0), "offsets must end at the number of tokens");
+  if (position) {
+    held.position = position->to(at::kFloat).contiguous();
+    p.position = held.position.data_ptr<float>();
+    p.longest_table = held.position.size(1);
+    for (int64_t b = 0; b + 1 < held.offsets.numel(); b++)
+      TORCH_CHECK(p.offsets[b + 1] - p.offsets[b] <= p.longest_table, "a history is longer than the position table");
+  }
+  if (time) {
+    TORCH_CHECK(row_time && column_time, "a time table needs row and column times");
+    TORCH_CHECK(time->size(1) == UNKNOWN_BUCKET + 1, "the time table must have 32 buckets");
+    held.time = time->to(at::kFloat).contiguous();
+    held.row_time = row_time->contiguous();
+    held.column_time = column_time->contiguous();
+    p.time = held.time.data_ptr<float>();
+    p.row_time = held.row_time.data_ptr<int64_t>();
+    p.column_time = held.column_time.data_ptr<int64_t>();
+  }
+  return p;
+}
+
+at::Tensor forward(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& offsets, bool softmax, double scale,
+                   const std::optional<at::Tensor>& position, const std::optional<at::Tensor>& time,
+                   const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
+  const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
+  Held held;
+  const Problem p = problem_of(softmax, q, offsets, scale, position, time, row_time, column_time, held);
+  at::Tensor out = at::empty_like(v);
+  const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
+  LARGEREC_FLOAT_TYPES(q.scalar_type(), "largerec::attention", [&] {
+    at::parallel_for(0, chunks.size(), 1, [&](int64_t begin, int64_t end) {
+      Scratch scratch;
+      for (int64_t c = begin; c < end; c++)
+        for (const Task& task : chunks[c])
+          forward_task(p, task, q.data_ptr<scalar_t>(), k.data_ptr<scalar_t>(), v.data_ptr<scalar_t>(), out.data_ptr<scalar_t>(), scratch);
+    });
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+    const at::Tensor& d_out_, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& offsets, bool softmax,
+    double scale, const std::optional<at::Tensor>& position, const std::optional<at::Tensor>& time,
+    const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
+  const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous(), d_out = d_out_.to(v_.scalar_type()).contiguous();
+  Held held;
+  const Problem p = problem_of(softmax, q, offsets, scale, position, time, row_time, column_time, held);
+  at::Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
+  const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
+  const int64_t n_chunks = static_cast<int64_t>(chunks.size()), buckets = UNKNOWN_BUCKET + 1;
+  at::Tensor d_position = at::zeros({n_chunks, p.heads, p.longest_table}, at::kFloat);
+  at::Tensor d_time = at::zeros({n_chunks, p.heads, p.time ? buckets : 0}, at::kFloat);
+  LARGEREC_FLOAT_TYPES(q.scalar_type(), "largerec::attention_backward", [&] {
+    at::parallel_for(0, n_chunks, 1, [&](int64_t begin, int64_t end) {
+      Scratch scratch;
+      for (int64_t c = begin; c < end; c++)
+        for (const Task& task : chunks[c])
+          backward_task(p, task, d_out.data_ptr<scalar_t>(), q.data_ptr<scalar_t>(), k.data_ptr<scalar_t>(), v.data_ptr<scalar_t>(),
+                        d_q.data_ptr<scalar_t>(), d_k.data_ptr<scalar_t>(), d_v.data_ptr<scalar_t>(),
+                        p.position ? d_position.data_ptr<float>() + (c * p.heads + task.head) * p.longest_table : nullptr,
+                        p.time ? d_time.data_ptr<float>() + (c * p.heads + task.head) * buckets : nullptr, scratch);
+    });
+  });
+  // Chunks are added in order; the position sums were kept reversed.
+  at::Tensor position_sum = d_position.sum(0).flip(1), time_sum = d_time.sum(0);
+  return {d_q, d_k, d_v, position_sum, time_sum};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(largerec, m) {
+  m.def(
+      "attention(Tensor q, Tensor k, Tensor v, Tensor offsets, bool softmax, float scale, Tensor? position, Tensor? time, "
+      "Tensor? row_time, Tensor? column_time) -> Tensor");
+  m.def(
+      "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor offsets, bool softmax, float scale, Tensor? position, "
+      "Tensor? time, Tensor? row_time, Tensor? column_time) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(largerec, CPU, m) {
+  m.impl("attention", forward);
+  m.impl("attention_backward", backward);
+}

@@ -1,0 +1,79 @@
+"""Learning rates step by step, groups of weight decay, and the derived learning rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from largerec.models import FAMILIES, build_model
+from largerec.optim import OptimOptions, build_optimizer, derived_learning_rate, learning_rate_at
+
+
+def rates(options: OptimOptions, total: int, steps: int) -> list[float]:
+    return [learning_rate_at(step, total, options, 1.0) for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0, 0, 0]),
+        ("cosine", [1, 0.8535534, 0.5, 0.1464466, 0, 0, 0]),
+    ],
+)
+def test_warm_up_then_the_schedule(schedule: str, after: list[float]) -> None:
+    options = OptimOptions.model_validate({"warmup_steps": 4, "schedule": schedule})
+    assert rates(options, total=8, steps=11) == pytest.approx([0.25, 0.5, 0.75, 1.0, *after])
+
+
+def test_without_a_warm_up() -> None:
+    assert rates(OptimOptions(warmup_steps=0, schedule="linear"), 4, 4) == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert rates(OptimOptions(warmup_steps=0), 4, 2) == [1, 1]
+
+
+def test_a_run_that_ends_in_the_warm_up_only_rises() -> None:
+    assert rates(OptimOptions(warmup_steps=10, schedule="cosine"), 3, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_the_peak_scales_all() -> None:
+    options = OptimOptions(warmup_steps=2, schedule="linear")
+    assert learning_rate_at(0, 10, options, 0.006) == pytest.approx(0.003)
+    assert learning_rate_at(6, 10, options, 0.006) == pytest.approx(0.003)
+
+
+@pytest.mark.parametrize(("width", "rate"), [(64, 0.002), (16, 0.004), (256, 0.001), (100, 0.0016)])
+def test_the_derived_learning_rate_falls_with_the_root_of_the_width(width: int, rate: float) -> None:
+    assert derived_learning_rate(width) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decay_falls_on_matrices_and_tables_alone(family: str) -> None:
+    model = build_model(FAMILIES[family][0].model_validate({"size": "nano"}), 10, 8)
+    optimizer = build_optimizer(model, OptimOptions(weight_decay=0.5, betas=(0.8, 0.7)))
+    decayed, plain = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.5 and plain["weight_decay"] == 0.0
+    assert {parameter.dim() for parameter in plain["params"]} == {1}
+    assert all(parameter.dim() > 1 for parameter in decayed["params"])
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+    assert decayed["betas"] == plain["betas"] == (0.8, 0.7)
+
+
+def test_weights_shrink_and_biases_do_not() -> None:
+    model = nn.Linear(3, 2)
+    nn.init.ones_(model.weight)
+    nn.init.ones_(model.bias)
+    optimizer = build_optimizer(model, OptimOptions(weight_decay=0.1))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((2, 3), 0.95))
+    torch.testing.assert_close(model.bias.detach(), torch.ones(2))
+
+
+def test_a_model_of_one_kind_of_parameters() -> None:
+    assert len(build_optimizer(nn.LayerNorm(4), OptimOptions()).param_groups) == 1
+    assert len(build_optimizer(nn.Linear(4, 4, bias=False), OptimOptions()).param_groups) == 1
