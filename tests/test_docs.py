@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from largerec import columns, objectives
 from largerec.cli import app
-from largerec.datasets import DataOptions, load_log
+from largerec.datasets import KNOWN_EVENTS, KNOWN_ITEMS, DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.evaluate import RECENT_HOURS
 from largerec.experiments import run
@@ -29,6 +29,7 @@ from largerec.models import FAMILIES, ModelOptions, build_model, non_embedding_p
 from largerec.models.dial import TARGETS
 from largerec.optim import derived_learning_rate
 from largerec.options import Options
+from largerec.readers import SUFFIXES
 from largerec.recipe import Recipe, apply_overrides, load_recipe, recipe_from
 from largerec.sequences import build_sequences
 
@@ -130,3 +131,79 @@ def option_tables() -> dict[str, list[tuple[str, str, str]]]:
 
 
 OPTION_TABLES = option_tables()
+
+
+@pytest.mark.parametrize("heading", OPTION_TABLES)
+def test_every_option_stands_in_its_table_with_its_default(heading: str) -> None:
+    found = sections(text_of("recipes.md"))
+    assert heading in found, f"docs/recipes.md has no heading {heading!r}"
+    rows = [(row[0].strip("`"), row[1], row[2]) for row in table_rows(found[heading])]
+    assert rows == OPTION_TABLES[heading]
+
+
+def test_every_option_has_a_meaning_and_every_group_a_heading() -> None:
+    found = sections(text_of("recipes.md"))
+    assert [heading for heading in found if heading.startswith("[")] == [h for h in documented_order() if h.startswith("[")]
+    assert all(len(row) == 4 and row[3] for heading in OPTION_TABLES for row in table_rows(found[heading]))
+
+
+def documented_order() -> list[str]:
+    """Headings in the order of the recipe's groups, families and objectives below their group."""
+    groups = ["The top", *(f"[{name}]" for name in Recipe.model_fields)]
+    order = {heading: (groups.index(heading.split(" name")[0]), number) for number, heading in enumerate(OPTION_TABLES)}
+    return sorted(OPTION_TABLES, key=lambda heading: order[heading])
+
+
+def test_default_family_and_objective_are_named() -> None:
+    found = sections(text_of("recipes.md"))
+    assert f'default family is `"{Recipe().model.name}"`' in flat(found["[model]"])
+    assert f'without an `[objective]` group it is `"{Recipe().objective.name}"`' in flat(text_of("recipes.md"))
+
+
+# --- aliases, sizes, protocols
+
+
+def test_the_table_of_aliases_is_the_code_s() -> None:
+    documented = {row[0]: tuple(re.findall(r"`([^`]+)`", row[1])) for row in table_rows(sections(text_of("data.md"))["Columns"])}
+    assert documented == {
+        **columns.ALIASES,
+        "time, when `data.time_kind=order`": columns.ORDER_ALIASES,
+        "title (item table)": columns.TITLE_ALIASES,
+        "category (item table)": columns.CATEGORY_ALIASES,
+    }
+
+
+def test_the_formats_are_the_code_s() -> None:
+    documented = {name for row in table_rows(sections(text_of("data.md"))["Formats"]) for name in re.findall(r"`(\.\w+)`", row[0])}
+    assert documented == set(SUFFIXES)
+
+
+def test_the_known_files_are_named_in_order() -> None:
+    for heading, names in (("Folders of known sets", KNOWN_EVENTS), ("Rows and items", KNOWN_ITEMS)):
+        places = [sections(text_of("data.md"))[heading].find(f"`{name}`") for name in names]
+        assert -1 not in places and places == sorted(places), f"{heading}: {names}"
+
+
+def size_rows() -> list[list[str]]:
+    """What the table of docs/sizes.md must hold, from models without memory."""
+    rows = []
+    for family, (options, _) in FAMILIES.items():
+        for size, target in TARGETS.items():
+            resolved = options(size=size).resolved()
+            with torch.device("meta"):
+                model = build_model(resolved, 10, SIZES_LENGTH)  # type: ignore[arg-type]
+            parameters = non_embedding_parameters(model)
+            depth, width, heads = resolved.shape
+            share, rate = f"{parameters / target - 1:+.1%}".replace("%", " %"), f"{derived_learning_rate(width):.5f}"
+            rows.append([family, size, str(depth), str(width), str(heads), f"{parameters:,}", share, rate])
+    return rows
+
+
+def test_the_table_of_sizes_is_the_code_s() -> None:
+    assert table_rows(sections(text_of("sizes.md"))["Table"]) == size_rows()
+
+
+def test_the_protocol_page_names_the_windows_and_slices() -> None:
+    text = flat(text_of("evaluate.md"))
+    assert ", ".join(RECENT_HOURS) in text
+    assert all(f"{first}-{last}" in text if last else f"{first}+" in text for first, last in HISTORY_BINS)

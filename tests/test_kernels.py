@@ -19,6 +19,7 @@ LAWS = settings(deadline=None, max_examples=25)
 LONGEST = 12
 SCALE = 0.125
 IMPLEMENTATIONS = [reference, padded, kernels]  # the last is what the models call
+each_kind = pytest.mark.parametrize("kind", ["softmax", "silu"])
 each_implementation = pytest.mark.parametrize("kernel", IMPLEMENTATIONS, ids=["reference", "padded", "chosen"])
 
 
@@ -53,29 +54,38 @@ class Case:
         seconds = (asking - asked) // 1000
         return min(max(seconds, 1).bit_length() - 1, UNKNOWN_TIME_BUCKET - 1)
 
-    def naive_softmax(self) -> torch.Tensor:
+    def naive(self, kind: str, position: bool, time: bool) -> torch.Tensor:
+        """The sum over pairs of tokens, one at a time."""
         q, k, v = self.qkv
         out = torch.zeros_like(v)
         for rows in self.slices():
             for i in range(rows.start, rows.stop):
                 for h in range(self.heads):
-                    powers = [math.exp(float(q[i, h] @ k[j, h]) / math.sqrt(self.width)) for j in range(rows.start, i + 1)]
-                    for j, power in enumerate(powers, rows.start):
-                        out[i, h] += power / sum(powers) * v[j, h]
+                    seen = range(rows.start, i + 1)
+                    scale = self.width**-0.5 if kind == "softmax" else 1.0
+                    scores = [scale * float(q[i, h] @ k[j, h]) for j in seen]
+                    for place, j in enumerate(seen):
+                        scores[place] += float(self.position_HN[h, i - j]) if position else 0.0
+                        scores[place] += float(self.time_HK[h, self.naive_bucket(i, j)]) if time else 0.0
+                    weights = [SCALE * score / (1 + math.exp(-score)) for score in scores]
+                    if kind == "softmax":
+                        weights = [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
+                    out[i, h] = sum(weight * v[j, h] for weight, j in zip(weights, seen, strict=True))
         return out
 
-    def naive_silu(self, position: bool, time: bool) -> torch.Tensor:
-        q, k, v = self.qkv
-        out = torch.zeros_like(v)
-        for rows in self.slices():
-            for i in range(rows.start, rows.stop):
-                for h in range(self.heads):
-                    for j in range(rows.start, i + 1):
-                        score = float(q[i, h] @ k[j, h])
-                        score += float(self.position_HN[h, i - j]) if position else 0.0
-                        score += float(self.time_HK[h, self.naive_bucket(i, j)]) if time else 0.0
-                        out[i, h] += SCALE * score / (1 + math.exp(-score)) * v[j, h]
-        return out
+    def run(self, kernel: ModuleType, kind: str, position: bool = True, time: bool = True) -> torch.Tensor:
+        """The kernel's answer, in the precision of the inputs."""
+        tables = self.tables(position, time)
+        if kind == "softmax":
+            return kernel.softmax_attention(*self.qkv, self.offsets_B1, *tables)
+        return kernel.silu_attention(*self.qkv, self.offsets_B1, SCALE, *tables)
+
+    def leaves(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Turn the inputs into leaves of a precision, and return them; the tables of bfloat16 stay in float32."""
+        self.qkv = [x.detach().to(dtype).requires_grad_() for x in self.qkv]
+        kind = torch.float32 if dtype == torch.bfloat16 else dtype
+        self.position_HN, self.time_HK = (x.detach().to(kind).requires_grad_() for x in (self.position_HN, self.time_HK))
+        return [*self.qkv, self.position_HN, self.time_HK]
 
 
 some_lengths = st.lists(st.sampled_from([0, 1, 2, 5, 9, LONGEST]), min_size=1, max_size=5)
@@ -83,81 +93,92 @@ cases = st.builds(Case, some_lengths, st.integers(1, 3), st.integers(1, 17), st.
 
 
 @LAWS
-@given(case=cases)
-def test_softmax_attention_is_the_naive_sum(case: Case) -> None:
-    truth = case.naive_softmax()
-    for kernel in IMPLEMENTATIONS:
-        torch.testing.assert_close(kernel.softmax_attention(*case.qkv, case.offsets_B1), truth)
-
-
-@LAWS
 @given(case=cases, position=st.booleans(), time=st.booleans())
-def test_silu_attention_is_the_naive_sum(case: Case, position: bool, time: bool) -> None:
-    truth = case.naive_silu(position, time)
+@each_kind
+def test_attention_is_the_naive_sum(kind: str, case: Case, position: bool, time: bool) -> None:
+    truth = case.naive(kind, position, time)
     for kernel in IMPLEMENTATIONS:
-        found = kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, *case.tables(position, time))
-        torch.testing.assert_close(found, truth)
+        torch.testing.assert_close(case.run(kernel, kind, position, time), truth)
 
 
+@each_kind
 @each_implementation
 @pytest.mark.parametrize("width", range(1, 18))
-def test_every_head_width_and_length_at_once(kernel: ModuleType, width: int) -> None:
+def test_every_head_width_and_length_at_once(kernel: ModuleType, kind: str, width: int) -> None:
     case = Case([3, 0, 1, LONGEST, 9, 0], 1, width, seed=width)
-    torch.testing.assert_close(kernel.softmax_attention(*case.qkv, case.offsets_B1), case.naive_softmax())
-    found = kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, *case.tables(True, True))
-    torch.testing.assert_close(found, case.naive_silu(True, True))
+    torch.testing.assert_close(case.run(kernel, kind), case.naive(kind, True, True))
 
 
+@each_kind
 @each_implementation
 @pytest.mark.parametrize("lengths", [[0], [0, 0, 0]])
-def test_a_batch_without_tokens(kernel: ModuleType, lengths: list[int]) -> None:
+def test_a_batch_without_tokens(kernel: ModuleType, kind: str, lengths: list[int]) -> None:
     case = Case(lengths, 2, 3, seed=0)
-    assert kernel.softmax_attention(*case.qkv, case.offsets_B1).shape == (0, 2, 3)
-    assert kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, *case.tables(True, True)).shape == (0, 2, 3)
+    assert case.run(kernel, kind).shape == (0, 2, 3)
+    case.leaves(torch.float32)
+    assert case.run(kernel, kind).shape == (0, 2, 3)
 
 
+@each_kind
 @each_implementation
-def test_each_user_is_as_if_alone(kernel: ModuleType) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_each_user_is_as_if_alone(kernel: ModuleType, kind: str, dtype: torch.dtype) -> None:
     case = Case([4, 1, LONGEST, 9, 2], 2, 4, seed=1)
-    position, time = case.tables(True, True)
-    assert time is not None
-    soft = kernel.softmax_attention(*case.qkv, case.offsets_B1)
-    silu = kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, position, time)
+    case.leaves(dtype)
+    together = case.run(kernel, kind)
     for rows in case.slices():
-        alone, offsets = [x[rows] for x in case.qkv], torch.tensor([0, rows.stop - rows.start])
-        own_time = BucketedTime(case.time_HK, case.row_time_T[rows], case.column_time_T[rows])
-        torch.testing.assert_close(kernel.softmax_attention(*alone, offsets), soft[rows])
-        torch.testing.assert_close(kernel.silu_attention(*alone, offsets, SCALE, position, own_time), silu[rows])
+        alone = Case([rows.stop - rows.start], 2, 4, seed=0)
+        alone.qkv, alone.position_HN, alone.time_HK = [x[rows] for x in case.qkv], case.position_HN, case.time_HK
+        alone.row_time_T, alone.column_time_T = case.row_time_T[rows], case.column_time_T[rows]
+        torch.testing.assert_close(alone.run(kernel, kind), together[rows])
 
 
+@each_kind
 @each_implementation
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("changed", [0, 5, LONGEST - 1])
-def test_later_tokens_change_nothing_before(kernel: ModuleType, changed: int) -> None:
-    case, other = Case([LONGEST], 2, 4, seed=2, unknown=0), Case([LONGEST], 2, 4, seed=3, unknown=0)
-    before = [kernel.softmax_attention(*case.qkv, case.offsets_B1)]
-    before += [kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, *case.tables(True, True))]
+def test_later_tokens_change_nothing_before(kernel: ModuleType, kind: str, changed: int, dtype: torch.dtype) -> None:
+    case, other = (Case([LONGEST], 2, 4, seed=seed, unknown=0) for seed in (2, 3))
+    case.leaves(dtype)
+    before = case.run(kernel, kind).detach()
     for mine, strange in zip(case.qkv, other.qkv, strict=True):
-        mine[changed:] = strange[changed:]
+        mine.data[changed:] = strange[changed:].to(dtype)
     case.row_time_T[changed:], case.column_time_T[changed:] = other.row_time_T[changed:], other.column_time_T[changed:]
-    after = [kernel.softmax_attention(*case.qkv, case.offsets_B1)]
-    after += [kernel.silu_attention(*case.qkv, case.offsets_B1, SCALE, *case.tables(True, True))]
-    for one, two in zip(before, after, strict=True):
-        assert torch.equal(one[:changed], two[:changed])
-        assert not torch.isclose(one[changed:], two[changed:]).all(-1).any()
+    after = case.run(kernel, kind).detach()
+    assert torch.equal(before[:changed], after[:changed])
+    assert not torch.isclose(before[changed:], after[changed:]).all(-1).any()
 
 
+@each_kind
 @each_implementation
-def test_gradients_are_those_of_finite_differences(kernel: ModuleType) -> None:
+def test_gradients_are_those_of_finite_differences(kernel: ModuleType, kind: str) -> None:
     case = Case([2, 0, 4, 9], 2, 3, seed=4)
-    inputs = [x.requires_grad_() for x in case.qkv]
-    assert torch.autograd.gradcheck(lambda *x: kernel.softmax_attention(*x, case.offsets_B1), inputs)
-    tables = [case.position_HN.requires_grad_(), case.time_HK.requires_grad_()]
 
-    def silu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        time = BucketedTime(table, case.row_time_T, case.column_time_T)
-        return kernel.silu_attention(q, k, v, case.offsets_B1, SCALE, position, time)
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        case.qkv, (case.position_HN, case.time_HK) = list(inputs[:3]), inputs[3:]
+        return case.run(kernel, kind)
 
-    assert torch.autograd.gradcheck(silu, [*inputs, *tables])
+    assert torch.autograd.gradcheck(attend, case.leaves(torch.float64), fast_mode=True)
+
+
+@each_kind
+@pytest.mark.parametrize("width", [1, 8, 17, 50])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_what_models_call_is_the_reference_in_their_precision(
+    kind: str, width: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Forward and backward, on a machine with a compiler the compiled twin. Distances are relative to a tensor's norm."""
+    case = Case([LONGEST, 1, 0, 7, 9, 2], 3, width, seed=width)
+    given_d = torch.randn(case.qkv[2].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    case.qkv = [x.to(dtype).double() for x in case.qkv]  # so that both start from the same numbers
+    found = []
+    for kernel, precision in ((reference, torch.float64), (kernels, dtype)):
+        leaves = case.leaves(precision)
+        out = case.run(kernel, kind)
+        assert out.dtype == precision
+        found.append([out, *torch.autograd.grad(out, leaves, given_d.to(precision))])
+    for wanted, got in zip(*found, strict=True):
+        assert (got.double() - wanted).norm() <= tolerance * wanted.norm()
 
 
 # --- buckets of time

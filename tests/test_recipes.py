@@ -1,0 +1,90 @@
+"""Every recipe of recipes/ runs, and reads the data that it is made for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import tiny_recipe
+
+from largerec.datasets import DataOptions, load_log
+from largerec.experiments import with_compared
+from largerec.recipe import Recipe, load_recipe
+from largerec.sequences import build_sequences
+from largerec.simulate import SimulateOptions
+from largerec.train import train
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def small(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe for two steps on a small generated log; moments of a split become shares of that log."""
+    moments = {"validation_from": "70%", "test_from": "85%", "test_until": None}
+    changes: dict[str, Any] = {
+        "data": DataOptions(simulate=SimulateOptions(users=60, items=120, events=1500, categories=4)),
+        "batch": recipe.batch.model_copy(update={"tokens": min(recipe.batch.tokens, 256)}),
+        "train": recipe.train.model_copy(update={"max_steps": 2, "validation_targets": 20}),
+        "run": recipe.run.model_copy(update={"dir": str(folder)}),
+        "threads": 1,
+    }
+    if recipe.split.protocol == "timeline":
+        changes["split"] = recipe.split.model_copy(update=moments)
+    return recipe.model_copy(update=changes)
+
+
+def test_there_are_recipes() -> None:
+    assert {"quickstart", "amazon-beauty", "ml-1m"} <= {path.stem for path in RECIPES}
+
+
+@each_recipe
+def test_a_recipe_trains(path: Path, tmp_path: Path) -> None:
+    for recipe in with_compared(small(load_recipe(path), tmp_path / "run")):
+        result = train(recipe, quiet=True)
+        assert result["steps"] == 2
+        assert result["name"] == recipe.name
+        assert math.isfinite(result["validation"]["ndcg@10"])
+
+
+@each_recipe
+def test_a_recipe_says_what_it_is_and_where_it_goes(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert recipe.name == path.stem
+    assert recipe.run.dir == f"runs/{path.stem}"
+    assert not recipe.run.overwrite
+    assert recipe.data.path is None, "data lies elsewhere on every machine"
+
+
+REAL = {
+    "quickstart": ("ml-100k", 943, 100_000),
+    "amazon-beauty": ("amazon2014/beauty", 22_363, 198_502),
+    "amazon-sports": ("amazon2014/sports", 35_598, 296_337),
+    "amazon-toys": ("amazon2014/toys", 19_412, 167_597),
+    "ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
+    "ml-latest-timeline": ("movielens-latest-206k", 2_148, 206_423),
+    "globo-timeline": ("globo-news", 322_897, 2_988_181),
+}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_data: Path) -> None:
+    folder, users, events = REAL[name]
+    path = next(path for path in RECIPES if path.stem == name)
+    recipe = load_recipe(path, [f"data.path={shared_data / folder}"])
+    sequences = build_sequences(load_log(recipe.data), recipe.split)
+    assert (sequences.n_users, len(sequences.item_N)) == (users, events)
+    if recipe.split.protocol == "leave-one-out":
+        assert len(sequences.targets("test")) == len(sequences.targets("validation")) == users
+
+
+def test_every_recipe_has_its_data() -> None:
+    assert {path.stem for path in RECIPES} == REAL.keys()
+
+
+def test_compared_runs_have_names_and_folders_of_their_own() -> None:
+    recipe, other = with_compared(tiny_recipe(Path("runs/x"), "run.compare=['sasrec']"))
+    assert (recipe.name, recipe.run.dir) == ("tiny", "runs/x")
+    assert (other.name, other.run.dir, other.run.compare) == ("tiny-sasrec", "runs/x/compare/sasrec", ())
