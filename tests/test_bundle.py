@@ -103,14 +103,10 @@ def drop_tensor(run: Path) -> None:
     ("damage", "message"),
     [
         pytest.param(shutil.rmtree, r"there is no run '.*run'; give the run\.dir of", id="missing folder"),
-        pytest.param(
-            remove("recipe.json"), r"is not a LargeRec run: it has no recipe\.json.*largerec train", id="foreign folder"
-        ),
+        pytest.param(remove("recipe.json"), r"is not a LargeRec run: it has no recipe\.json.*train", id="foreign folder"),
         pytest.param(truncate("recipe.json"), r"recipe\.json is damaged \(.*restore the file or train again", id="cut recipe"),
         pytest.param(write("recipe.json", "[1]"), r"recipe\.json is damaged: it holds no JSON object", id="recipe is a list"),
-        pytest.param(
-            edit_recipe('"format": 1', '"format": 99'), r"has format 99; this version reads format 1", id="other format"
-        ),
+        pytest.param(edit_recipe('"format": 1', '"format": 99'), r"has format 99; .* reads format 1", id="other format"),
         pytest.param(write("recipe.json", '{"cake": 1}'), r"has format None", id="a foreign recipe.json"),
         pytest.param(edit_recipe('"warmup_steps"', '"warmup"'), r"recipe\.json: unknown option 'warmup'", id="unknown key"),
         pytest.param(edit_recipe('"max_length": 10', '"max_length": -1'), r"batch\.max_length.*given: -1", id="bad value"),

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import inspect
 import json
 import re
 import shlex
+import shutil
+import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import polars as pl
 import pytest
 import torch
 import typer
 from pydantic.fields import FieldInfo
 
 from largerec import columns, objectives
+from largerec.batches import Batch
 from largerec.cli import app
 from largerec.datasets import KNOWN_EVENTS, KNOWN_ITEMS, DataOptions, load_log
+from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import RECENT_HOURS
 from largerec.experiments import run
@@ -31,7 +36,7 @@ from largerec.optim import derived_learning_rate
 from largerec.options import Options
 from largerec.readers import SUFFIXES
 from largerec.recipe import Recipe, apply_overrides, load_recipe, recipe_from
-from largerec.sequences import build_sequences
+from largerec.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -60,7 +65,9 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 def fences(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    """Contents of the fenced blocks of a language; fences are paired in order, so that a closing one opens nothing."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [content for found, content in blocks if found == language]
 
 
 def flat(text: str) -> str:
@@ -174,7 +181,9 @@ def test_the_table_of_aliases_is_the_code_s() -> None:
 
 
 def test_the_formats_are_the_code_s() -> None:
-    documented = {name for row in table_rows(sections(text_of("data.md"))["Formats"]) for name in re.findall(r"`(\.\w+)`", row[0])}
+    documented = {
+        name for row in table_rows(sections(text_of("data.md"))["Formats"]) for name in re.findall(r"`(\.\w+)`", row[0])
+    }
     assert documented == set(SUFFIXES)
 
 
@@ -207,3 +216,209 @@ def test_the_protocol_page_names_the_windows_and_slices() -> None:
     text = flat(text_of("evaluate.md"))
     assert ", ".join(RECENT_HOURS) in text
     assert all(f"{first}-{last}" in text if last else f"{first}+" in text for first, last in HISTORY_BINS)
+
+
+# --- messages
+
+ROWS = "user,item,time\nann,p1,2024-03-01\n"
+WRONG_LOGS: dict[str, tuple[str, bytes, list[str]]] = {
+    "no user column": ("events.csv", b"client,product\nann,p1\n", []),
+    "a wrong name": ("events.csv", b"client,product\nann,p1\n", ["columns.user=cleint", "columns.item=product"]),
+    "no user": ("events.csv", f"{ROWS},p2,2024-03-02\n".encode(), []),
+    "no date": ("events.csv", f"{ROWS}ann,p2,yesterday\n".encode(), []),
+    "below zero": ("events.csv", b"user,item,time\nann,p1,1709251200\nann,p2,-5\n", []),
+    "too late": ("events.csv", b"user,item,time\na,p,1709251200\na,q,99999999999\na,q,1709251201\n", []),
+    "surplus": ("events.csv", b"user,item\nann,p1\nann,p2,9\n", []),
+    "filter": ("events.csv", b"user,item\nann,p1\n", ["where=stars >= 4"]),
+    "filters all": ("events.csv", b"user,item\nann,1\nbob,2\n", ["where=item > 9"]),
+    "cut off": ("events.csv.gz", gzip.compress(b"user,item\n" + b"ann,p1\n" * 9)[:-8], []),
+    "empty": ("events.csv", b"", []),
+    "suffix": ("events.xlsx", b"user,item\n", []),
+}
+
+
+def assert_documented(message: str, page: str) -> None:
+    """The page has the message in a fenced block, whole or up to an ellipsis."""
+    shown = [line for block in fences(text_of(page), "") for line in re.split(r"^error: ", block, flags=re.MULTILINE)]
+    beginnings = [flat(line).removesuffix("...").strip() for line in shown if line.strip()]
+    assert any(flat(message).startswith(beginning) for beginning in beginnings), f"docs/{page} does not show: {message}"
+
+
+@pytest.mark.parametrize("case", WRONG_LOGS)
+def test_messages_about_logs_are_the_code_s(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, content, overrides = WRONG_LOGS[case]
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    data = apply_overrides({"path": name}, overrides)
+    with pytest.raises(LargeRecError) as caught:
+        load_log(DataOptions.model_validate(data))
+    assert_documented(str(caught.value), "data.md")
+
+
+def test_messages_about_paths_are_the_code_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shop").mkdir()
+    for name in ("events.csv", "shop/a.csv", "shop/b.csv"):
+        Path(name).write_text(ROWS)
+    for path in ("event.csv", "shop"):
+        with pytest.raises(LargeRecError) as caught:
+            load_log(DataOptions(path=path))
+        assert_documented(str(caught.value), "data.md")
+
+
+@pytest.mark.parametrize("override", ["model.sise=small", "model.size=smal"])
+def test_messages_about_recipes_are_the_code_s(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(LargeRecError) as caught:
+        load_recipe("recipes/quickstart.toml", [override])
+    assert_documented(str(caught.value), "recipes.md")
+
+
+# --- links, commands, examples
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        goal = page.parent / path if path else page
+        assert goal.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor:
+            assert anchor in map(slug, sections(goal.read_text(encoding="utf-8"))), f"{page.name}: no heading for {target}"
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every ``largerec VERB ...`` in fenced blocks and code spans, comments and environments left out."""
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    lines = [
+        line for language in ("", "sh", "bash", "console") for block in fences(text, language) for line in block.splitlines()
+    ]
+    found = [re.match(r"(?:\$ |\.venv/bin/)?largerec\s+(.+)", line.strip()) for line in [*spans, *lines]]
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def assert_command(words: list[str]) -> None:
+    """The verb and its flags exist, and the recipe keys fit where the recipe is one of ours."""
+    command: Any = typer.main.get_command(app)
+    words = list(words)
+    while words and hasattr(command, "commands"):
+        verb = words.pop(0)
+        if verb.startswith("--"):
+            return
+        assert verb in command.commands, f"`largerec` has no verb {verb!r}"
+        command = command.commands[verb]
+    flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
+    unknown = {word for word in words if word.startswith("-") and word not in flags}
+    assert not unknown, f"`largerec {command.name}` has no {unknown}"
+    overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
+    if words and words[0].endswith(".toml") and (ROOT / words[0]).is_file():
+        load_recipe(ROOT / words[0], overrides)
+    elif command.name in ("describe", "evaluate"):
+        recipe_from(apply_overrides({}, overrides))
+
+
+@each_page
+def test_commands_exist_and_fit(page: Path) -> None:
+    for words in commands(page.read_text(encoding="utf-8")):
+        assert_command(words)
+
+
+def test_commands_are_found_and_judged() -> None:
+    text = "Use `largerec trian RECIPE`.\n```\n$ largerec run recipes/quickstart.toml model.siz=nano # why\n```\n"
+    found = commands(text)
+    assert found == [["trian", "RECIPE"], ["run", "recipes/quickstart.toml", "model.siz=nano"]]
+    with pytest.raises(AssertionError, match="no verb 'trian'"):
+        assert_command(found[0])
+    with pytest.raises(LargeRecError, match="did you mean 'size'"):
+        assert_command(found[1])
+    with pytest.raises(AssertionError, match="--jsn"):
+        assert_command(["evaluate", "RUN", "--jsn"])
+
+
+def test_every_verb_is_documented() -> None:
+    top: Any = typer.main.get_command(app)
+    named = {words[0] for page in PAGES for words in commands(page.read_text(encoding="utf-8"))}
+    assert set(top.commands) <= named
+
+
+def test_the_recipes_shown_are_right() -> None:
+    for page, overrides in (("recipes.md", []), ("add-a-model.md", ["model.name=sasrec"])):
+        (shown,) = fences(text_of(page), "toml")
+        recipe = recipe_from(apply_overrides(tomllib.loads(shown), overrides), page)
+        assert recipe.name != Recipe().name
+
+
+QUICK = ["model.size=nano", "train.max_steps=2", "evaluate.bootstrap_samples=20"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the examples expect it: the recipes, and a (hardly trained) run of the quickstart with its compared family."""
+    folder = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    run(load_recipe(ROOT / "recipes" / "quickstart.toml", [*QUICK, f"run.dir={folder / 'runs' / 'quickstart'}"]), quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md"])
+def test_python_examples_run(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    namespace: dict[str, Any] = {}
+    examples = fences(text_of(name), "python")
+    assert examples
+    for example in examples:
+        exec(compile(example, name, "exec"), namespace)
+
+
+def test_unknown_users_and_items_get_the_documented_message(workplace: Path) -> None:
+    engine = load(workplace / "runs" / "quickstart")
+    for arguments in ({"users": ["u003"]}, {"histories": [["i999999"]]}):
+        with pytest.raises(LargeRecError) as caught:
+            engine.recommend(**arguments)
+        assert_documented(str(caught.value), "recommend.md")
+
+
+def test_refusals_to_train_get_the_documented_message(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    shutil.copytree("runs/quickstart", "runs/mine")
+    recipe = load_recipe("recipes/quickstart.toml", [*QUICK, "run.dir=runs/mine", "seed=4"])
+    for _ in range(2):  # a finished run, then an unfinished one of another seed
+        with pytest.raises(LargeRecError) as caught:
+            train(recipe, quiet=True)
+        assert_documented(str(caught.value), "train.md")
+        Path("runs/mine/result.json").unlink(missing_ok=True)
+    assert "(seed: 0 -> 4)" in str(caught.value)
+
+
+def test_the_files_of_a_run_are_listed(workplace: Path) -> None:
+    rows = table_rows(sections(text_of("train.md"))["Files of a run"])
+    found = {path.name for path in (workplace / "runs" / "quickstart").iterdir()}
+    assert {row[0].strip("`").split("/")[0] for row in rows} == found
+
+
+def test_the_example_model_keeps_the_contract(tmp_path: Path) -> None:
+    (code,) = fences(text_of("add-a-model.md"), "python")
+    path = tmp_path / "nextitnet.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("nextitnet_of_the_docs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks the annotations up there
+    try:
+        spec.loader.exec_module(module)
+        options = module.NextItNetOptions(size="nano").resolved()
+        model = module.NextItNet(options, 10, SIZES_LENGTH)
+    finally:
+        del sys.modules[spec.name]
+    item_T, offsets_B1 = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5])
+    whole = model.eval()(Batch(item_T, torch.full((5,), -1), offsets_B1))
+    alone = model(Batch(item_T[2:], torch.full((3,), -1), torch.tensor([0, 3])))
+    torch.testing.assert_close(whole[2:], alone)
+    assert abs(non_embedding_parameters(model) / TARGETS["nano"] - 1) < 0.1

@@ -161,7 +161,7 @@ MEASURES: dict[str, Any] = {"recall": R, "ndcg": nDCG, "mrr": RR}
 
 
 def fashion_log(test_item: str) -> EventLog:
-    """X was bought by many long ago, Y by some of late, W by few on the last day; validation asks for Y, the test for ``test_item``."""
+    """X was bought by many long ago, Y by some of late, W by few on the last day; validation asks for Y."""
     day = [
         *[(f"old{user}", item, user) for user in range(20) for item in ("X", "filler")],
         *[(f"later{user}", item, 65) for user in range(6) for item in ("X", "filler")],
@@ -204,7 +204,7 @@ def test_recent_popularity_counts_training_alone() -> None:
 
 def test_baselines_stand_in_the_result() -> None:
     result = json.loads((trained_run() / "result.json").read_text())
-    assert list(result["baselines"])[0] == "popularity"
+    assert next(iter(result["baselines"])) == "popularity"
     assert [name for name in result["baselines"] if name.startswith("recent popularity (")]
     for baseline in result["baselines"].values():
         assert baseline.keys() == result["test"].keys() | {"unmasked", "intervals"}

@@ -159,9 +159,7 @@ def test_validation_during_training_may_look_at_a_sample(tmp_path: Path) -> None
 
 
 def test_training_follows_the_schedule(tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        tmp_path / "run", "optim={schedule = 'cosine', warmup_steps = 5}", "train.max_steps=20", "train.log_every=1"
-    )
+    recipe = tiny_recipe(tmp_path / "run", "optim.schedule=cosine", "train.max_steps=20", "train.log_every=1")
     train(recipe, quiet=True)
     found = {line["step"]: line["lr"] for line in log_lines(tmp_path / "run") if "loss" in line}
     peak = derived_learning_rate(16)

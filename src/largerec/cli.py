@@ -21,7 +21,7 @@ app.add_typer(data_app, name="data")
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="a TOML recipe")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run's directory")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="recipe values to change, for example data.path=log.csv")
+    list[str] | None, typer.Argument(metavar="key=value", help="recipe values to change, for example data.path=log.csv")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on the last line")]
 

@@ -116,7 +116,7 @@ def resolve_columns(
         if given is not None:
             name = given if given in table.columns else plain_name(given)
             if name not in table.columns:
-                hint = nearest(given, table.columns) or "."
+                hint = nearest(given, table.columns)
                 raise LargeRecError(
                     f"{source}: there is no column {given!r}, which data.columns.{role} names{hint} "
                     f"Columns: {', '.join(table.columns)}."

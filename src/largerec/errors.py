@@ -11,6 +11,6 @@ class LargeRecError(Exception):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the closest allowed word, or an empty string when none is close."""
+    """Return ``; did you mean 'x'?`` for the closest allowed word, or a full stop when none is close: it ends a sentence."""
     matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"; did you mean {matches[0]!r}?" if matches else "."

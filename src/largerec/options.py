@@ -17,7 +17,7 @@ class Options(BaseModel):
             ``recipe.py`` turns it into a LargeRecError that names the key).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,8 @@ from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
 from largerec.sequences import SplitOptions
 
+NAMES = {"model": tuple(FAMILIES), "objective": ("softmax", "sampled-softmax", "bce", "gbce")}
+
 
 class TrainOptions(Options):
     """How long to train and what to keep.
@@ -126,8 +128,11 @@ def _explained(error: ValidationError, source: str) -> LargeRecError:
         location = [str(part) for part in problem["loc"]]
         if location[:1] in (["model"], ["objective"]):
             del location[1:2]  # pydantic puts the name of the family or objective there
-        if problem["type"] == "union_tag_not_found":
-            lines.append(f"  {'.'.join(location)}.name is missing; say which one (for a model: {', '.join(FAMILIES)}).")
+        if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            names = NAMES[location[0]]
+            given = problem.get("ctx", {}).get("tag")
+            said = "is missing" if given is None else f"is {given!r}, which there is not{nearest(given, names)}"
+            lines.append(f"  {location[0]}.name {said} Allowed: {', '.join(names)}.")
             continue
         given = problem.get("input")
         shown = f" (given: {given!r})" if not isinstance(given, dict) else ""

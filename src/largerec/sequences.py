@@ -112,7 +112,7 @@ def _moment(text: str, name: str, time_N: np.ndarray, kind: TimeKind) -> int:
             share = -1.0
         if not 0 < share < 1:
             raise LargeRecError(f'split.{name}={text!r} is no share between 0% and 100%; write for example "90%".')
-        return int(np.sort(time_N)[int(share * len(time_N))])
+        return int(np.sort(time_N)[int(round(share * len(time_N), 6))])
     if kind == "order":
         raise LargeRecError(
             f"split.{name}={text!r} is a date, but this log has an order and no clock; give a share of the events such as "

@@ -13,7 +13,9 @@ SHOWN = ("recall@10", "ndcg@10", "mrr@10")
 
 
 def console() -> Console:
-    return Console(highlight=False)
+    """The terminal, or 120 columns where the output goes to a file or a pipe."""
+    to = Console(highlight=False)
+    return to if to.is_terminal else Console(highlight=False, width=120)
 
 
 def _number(value: float) -> str:

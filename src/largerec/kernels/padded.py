@@ -23,7 +23,7 @@ def _by_length(v_THK: torch.Tensor, offsets_B1: torch.Tensor, attend: Attend) ->
     lengths_B = offsets_B1.diff()
     class_B = torch.frexp((lengths_B - 1).clamp_min(1).double())[1].clamp_min(SHORTEST_CLASS)
     classes = torch.unique(class_B).tolist()
-    if len(classes) == 1:
+    if len(classes) <= 1:
         return attend(torch.arange(len(v_THK), device=v_THK.device), offsets_B1)
     class_T = torch.repeat_interleave(class_B, lengths_B, output_size=len(v_THK))
     rows, parts = [], []

@@ -2,8 +2,8 @@
 
 As in the paper: learned positions, causal softmax attention and a point-wise feed-forward network, each with a layer norm
 before it and a residual connection around it, and one item table for input and output. Unlike the paper: queries, keys and
-values are all read from the normalised input, and dropout is put on the outputs of both sub-blocks, not on the attention
-weights.
+values are all read from the normalised input, the network's activation is GELU, and dropout is put on the outputs of both
+sub-blocks and inside the network, not on the attention weights.
 """
 
 from __future__ import annotations
