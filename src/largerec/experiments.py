@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from largerec.bundle import Bundle
 from largerec.engine import Engine, load
 from largerec.evaluate import evaluate
@@ -29,6 +31,11 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
         if not result:
             train(one, quiet=quiet)
         results.append(result if "test" in result else evaluate(one.run.dir))
+    return {"rows": rows_of(results), "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": results[0]}
+
+
+def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Table rows of result documents on one split: the baselines, the compared families, the main model last."""
     main = results[0]
     rows = [
         {"name": name, "model": None, "test": baseline, "unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
@@ -37,7 +44,7 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     for result in [*results[1:], main]:
         kept = {key: result[key] for key in ("model", "params_non_embedding", "train_seconds", "test", "intervals")}
         rows.append({"name": result["model"], "unmasked": result["test_unmasked"], **kept})
-    return {"rows": rows, "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": main}
+    return rows
 
 
 def with_compared(recipe: Recipe) -> list[Recipe]:
@@ -61,10 +68,8 @@ def _earlier(recipe: Recipe) -> dict[str, Any]:
 
 def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]]:
     """History and top k of the first users with the middle-most history lengths: what a person would look at first."""
-    lengths = engine.sequences.offsets_U1[1:] - engine.sequences.offsets_U1[:-1]
-    middle = sorted(range(len(lengths)), key=lambda u: (abs(int(lengths[u]) - int(sorted(lengths)[len(lengths) // 2])), u))[
-        :users
-    ]
+    length_U = np.diff(engine.sequences.offsets_U1)
+    middle = np.argsort(np.abs(length_U - np.median(length_U)), kind="stable")[:users]
     found = []
     for user in engine.sequences.user_ids.gather(middle).to_list():
         history, best = engine.history(user, last=5), engine.recommend([user], k)

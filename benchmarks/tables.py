@@ -1,0 +1,78 @@
+"""Print the README's quality table from the result files in benchmarks/results (a test holds the README to it).
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+# name of the result file -> (what it is, published best of a plain SASRec or the protocol's best: recall@10 / ndcg@10)
+PUBLISHED = {
+    "amazon-beauty": ("Amazon Beauty", ".0921 / .0531"),
+    "amazon-sports": ("Amazon Sports", ".0569 / .0314"),
+    "amazon-toys": ("Amazon Toys", ".0970 / .0580"),
+    "ml-1m": ("MovieLens-1M, order only", ".3159 / .1857"),
+}
+TIMELINES = {
+    "ml-latest-timeline": "MovieLens latest, test from 2020",
+    "globo-timeline": "Globo.com news, test on 16 October 2017",
+}
+
+
+def read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def four(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
+
+
+def pair(metrics: dict[str, Any]) -> str:
+    """recall@10 / ndcg@10 of one run's metrics, or of [mean, deviation] over seeds."""
+    values = [metrics[name] for name in ("recall@10", "ndcg@10")]
+    return " / ".join(four(v[0] if isinstance(v, list) else v) for v in values)
+
+
+def leave_one_out() -> list[str]:
+    lines = [
+        "| data, leave-one-out | LargeRec SASRec | 95 % of ndcg@10 | unmasked | popularity | published best | seeds | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (title, published) in PUBLISHED.items():
+        if (found := read(name)) is None:
+            continue
+        first = found["results"][0]
+        low, high = first["intervals"]["ndcg@10"]
+        minutes = max(found["train_seconds"]) / 60
+        lines.append(
+            f"| {title} | **{pair(found['test'])}** | {four(low)} - {four(high)} | {pair(found['test_unmasked'])} | "
+            f"{pair(first['baselines']['popularity'])} | {published} | {len(found['seeds'])} | {minutes:.0f} |"
+        )
+    return lines
+
+
+def timelines() -> list[str]:
+    lines = ["| data, timeline | model | masked | 95 % of ndcg@10 | unmasked |", "|---|---|---|---|---|"]
+    for name, title in TIMELINES.items():
+        if (found := read(name)) is None:
+            continue
+        first = found["results"][0]
+        for baseline, metrics in first["baselines"].items():
+            low, high = metrics["intervals"]["ndcg@10"]
+            lines.append(f"| {title} | {baseline} | {pair(metrics)} | {four(low)} - {four(high)} | {pair(metrics['unmasked'])} |")
+        for document in (read(f"{name}-sasrec"), found):
+            if document is not None:
+                run = document["results"][0]
+                low, high = run["intervals"]["ndcg@10"]
+                own = f"{pair(document['test'])} | {four(low)} - {four(high)} | {pair(document['test_unmasked'])}"
+                lines.append(f"| {title} | {run['model']} | {own} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join([*leave_one_out(), "", *timelines()]))
