@@ -228,7 +228,11 @@ def text_files() -> Iterator[Path]:
     yield from (path for path in sorted(ROOT.iterdir()) if path.is_file() and path.suffix in suffixes)
     for folder in (".ci", "src", "tests", "recipes", "benchmarks", "docs"):
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and path.suffix in suffixes and "__pycache__" not in path.parts:
+            if (
+                path.is_file()
+                and path.suffix in suffixes
+                and not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(ROOT / folder).parts)
+            ):
                 yield path
 
 

@@ -127,7 +127,7 @@ def option_tables() -> dict[str, list[tuple[str, str, str]]]:
     for name, field in Recipe.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             tables[f"[{name}]"] = list(leaves(field.annotation))
-    shared = list(leaves(ModelOptions))
+    shared = [row for row in leaves(ModelOptions) if row[0] != "name"]  # every family gives its own
     tables["[model]"] = shared
     for family, (options, _) in FAMILIES.items():
         tables[f'[model] name = "{family}"'] = [row for row in leaves(options) if row not in shared and row[0] != "name"]

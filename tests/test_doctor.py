@@ -46,7 +46,7 @@ def test_the_report_is_json_and_names_everything_once() -> None:
     names = [finding["name"] for finding in report["findings"]]
     assert len(names) == len(set(names))
     expected = {"python", "packages", "cores", "OMP_WAIT_POLICY", "memory", "disk", "working folder", "instructions", "torch"}
-    assert expected | {"matrix rate", "cuda", "c++ compiler"} <= set(names)
+    assert expected | {"matrix rate", "cuda", "kernels"} <= set(names)
     assert all(finding["fix"] for finding in report["findings"] if finding["status"] != "ok")
 
 
@@ -271,11 +271,11 @@ def test_torch_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.MonkeyPa
     assert finding.status == "fail"
 
 
-def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in ("clang++", "ninja") else None)
-    assert doctor.check_compiler().value == {"compiler": "/bin/clang++", "ninja": True}
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    finding = doctor.check_compiler()
-    assert finding.value["compiler"] is None
-    assert finding.status == "ok"
+def test_kernels_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from largerec.kernels import cpu
+
+    monkeypatch.setattr(cpu, "available", lambda: (True, "compiled for x86-64-v3"))
+    assert (doctor.check_kernels().status, doctor.check_kernels().text) == ("ok", "compiled for x86-64-v3")
+    monkeypatch.setattr(cpu, "available", lambda: (False, "plain torch, because there is no C++ compiler"))
+    finding = doctor.check_kernels()
+    assert finding.status == "warn" and "install g++" in finding.fix

@@ -68,8 +68,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"batch": {"window": "first"}}, "batch.window", "'first'", "'last' or 'all'"),
         ({"batch": 5}, "batch", "5", "dictionary"),
         ({"seed": -1}, "seed", "-1", "greater than or equal to 0"),
-        ({"run": {"dir": 2024}}, "run.dir", "2024", "valid string"),
-        ({"data": {"columns": {"user": 7}}}, "data.columns.user", "7", "valid string"),
+        ({"run": {"dir": [2024]}}, "run.dir", "[2024]", "valid string"),
         ({"model": {"name": "hstu", "depth": 0}}, "model.depth", "0", "greater than or equal to 1"),
         ({"model": {"name": "sasrec", "dropout": 1}}, "model.dropout", "1", "less than 1"),
         ({"model": {"name": "hstu", "heads": 5000}}, "model.heads", "5000", "less than or equal to 512"),
@@ -95,7 +94,10 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_unknown_families_and_missing_names() -> None:
-    assert all(f"'{family}'" in refused({"model": {"name": "bert"}}) for family in FAMILIES)
+    message = refused({"model": {"name": "hst"}})
+    assert "model.name is 'hst', which there is not; did you mean 'hstu'?" in message
+    assert all(family in message.partition("Allowed:")[2] for family in FAMILIES)
+    assert "objective.name is 'softmx', which there is not; did you mean 'softmax'?" in refused({"objective": {"name": "softmx"}})
     assert "model.name is missing" in refused({"model": {"size": "tiny"}})
     assert "objective.name is missing" in refused({"objective": {"negatives": 3}})
 
@@ -180,7 +182,7 @@ def test_a_missing_file_lists_what_there_is(tmp_path: Path) -> None:
     recipe_file(tmp_path)
     with pytest.raises(LargeRecError, match=r"no recipe .*smal\.toml'; did you mean .*small\.toml'\? There are: .*small"):
         load_recipe(tmp_path / "smal.toml")
-    with pytest.raises(LargeRecError, match=r"there is no recipe '.*nowhere/small\.toml'$"):
+    with pytest.raises(LargeRecError, match=r"there is no recipe '.*nowhere/small\.toml'\.$"):
         load_recipe(tmp_path / "nowhere" / "small.toml")
 
 

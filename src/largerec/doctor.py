@@ -58,7 +58,7 @@ def diagnose() -> dict[str, Any]:
         findings.append(torch)
     else:
         findings += [check_torch(torch), check_matrix_rate(torch), check_cuda(torch)]
-    findings += [check_compiler(), *check_extras()]
+    findings += [check_kernels(), *check_extras()]
     order: tuple[Status, ...] = ("ok", "warn", "fail")
     worst = max(findings, key=lambda finding: order.index(finding.status)).status
     return {"status": worst, "findings": [asdict(finding) for finding in findings]}
@@ -147,14 +147,13 @@ def check_extras() -> list[Finding]:
     return findings
 
 
-def check_compiler() -> Finding:
-    """A C++ compiler and ninja. Reported for those who build operators; no verb of this version needs one."""
-    named = os.environ.get("CXX", "")
-    compiler = next((path for name in (named, "g++", "clang++") if name and (path := shutil.which(name))), None)
-    ninja = shutil.which("ninja") is not None or importlib.util.find_spec("ninja") is not None
-    value = {"compiler": compiler, "ninja": ninja}
-    text = f"{compiler or 'none'}{', with ninja' if ninja else ', without ninja'}; not needed: all kernels are plain torch"
-    return Finding("c++ compiler", "ok", text, value)
+def check_kernels() -> Finding:
+    """Whether attention runs compiled; builds the kernels if they are not in the cache yet (about 15 seconds, once)."""
+    from largerec.kernels import cpu  # torch comes with it
+
+    compiled, text = cpu.available()
+    fix = "" if compiled else "Debian, Ubuntu: apt-get install g++; everything works without it, only slower"
+    return Finding("kernels", "ok" if compiled else "warn", text, {"compiled": compiled, "compiler": cpu.compiler()}, fix)
 
 
 # Cores and threads

@@ -92,7 +92,11 @@ class EventLog:
             timestamp, kind, said = convert_times(table[roles["time"]], time_unit, time_kind, origin)
         else:
             timestamp, kind = pl.Series("timestamp", range(table.height), dtype=pl.Int64), "order"
-            said = ("there is no time column: the order of the rows in the file is the order of the events",)
+            others = ", ".join(repr(name) for name in frame.columns[:8])
+            said = (
+                "there is no time column: the order of the rows in the file is the order of the events "
+                f"(if one of {others} is the time, pass data.columns.time=NAME)",
+            )
         notes += said_user + said_item + said
         parts = [user_id.alias("user_id"), item_id.alias("item_id"), timestamp.alias("timestamp")]
         behavior, said_behavior = convert_behaviors(table[roles["behavior"]]) if "behavior" in roles else (None, ())

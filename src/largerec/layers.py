@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -24,6 +26,20 @@ class SequenceInput(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         x_TD = self.item(batch.item_T) + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)
+
+
+class Backbone(nn.Module):
+    """What every model family is: built from (options, n_items, max_length); ``forward(batch)`` gives hidden states [T, D]."""
+
+    input: SequenceInput
+
+    def __init__(self, options: Any, n_items: int, max_length: int) -> None:
+        super().__init__()
+
+    @property
+    def item_table_VD(self) -> torch.Tensor:
+        """The table that scores are made with: the input's own."""
+        return self.input.item.weight
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:

@@ -59,6 +59,9 @@ class GBCEOptions(Options):
 AnyObjectiveOptions = Annotated[SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, Field(discriminator="name")]
 
 
+OBJECTIVES = tuple(group().name for group in (SoftmaxOptions, SampledSoftmaxOptions, BCEOptions, GBCEOptions))
+
+
 class _ChunkedSoftmax(torch.autograd.Function):
     """Mean cross-entropy over all keys; gradients are made chunk by chunk in the forward pass, so no chunk of logits is kept.
 

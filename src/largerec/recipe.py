@@ -17,12 +17,10 @@ from largerec.errors import LargeRecError, nearest
 from largerec.heads import HeadOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
-from largerec.objectives import AnyObjectiveOptions, SoftmaxOptions
+from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
 from largerec.sequences import SplitOptions
-
-NAMES = {"model": tuple(FAMILIES), "objective": ("softmax", "sampled-softmax", "bce", "gbce")}
 
 
 class TrainOptions(Options):
@@ -126,13 +124,12 @@ def _explained(error: ValidationError, source: str) -> LargeRecError:
     lines = [f"{source}: the recipe does not fit."]
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
-        if location[:1] in (["model"], ["objective"]):
-            del location[1:2]  # pydantic puts the name of the family or objective there
+        if location[:1] == ["objective"]:
+            del location[1:2]  # pydantic puts the name of the objective there
         if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
-            names = NAMES[location[0]]
             given = problem.get("ctx", {}).get("tag")
-            said = "is missing" if given is None else f"is {given!r}, which there is not{nearest(given, names)}"
-            lines.append(f"  {location[0]}.name {said} Allowed: {', '.join(names)}.")
+            said = "is missing" if given is None else f"is {given!r}, which there is not{nearest(given, OBJECTIVES)}"
+            lines.append(f"  {location[0]}.name {said} Allowed: {', '.join(OBJECTIVES)}.")
             continue
         given = problem.get("input")
         shown = f" (given: {given!r})" if not isinstance(given, dict) else ""

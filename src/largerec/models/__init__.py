@@ -1,24 +1,40 @@
-"""The table of model families: a name in a recipe to options and class."""
+"""The table of model families: a name in a recipe to options and class. A new family is a file and a line here."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, SerializeAsAny
 
+from largerec.errors import LargeRecError, nearest
+from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
 from largerec.models.hstu import HSTU, HSTUOptions
 from largerec.models.sasrec import SASRec, SASRecOptions
 
-Backbone = SASRec | HSTU
-AnyModelOptions = Annotated[SASRecOptions | HSTUOptions, Field(discriminator="name")]
-FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {"sasrec": (SASRecOptions, SASRec), "hstu": (HSTUOptions, HSTU)}
+FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
+    "sasrec": (SASRecOptions, SASRec),
+    "hstu": (HSTUOptions, HSTU),
+}
 
 
-def build_model(options: SASRecOptions | HSTUOptions, n_items: int, max_length: int) -> Backbone:
+def _options_of_family(given: Any) -> Any:
+    """A recipe's ``[model]`` table as the options of the family that it names."""
+    if not isinstance(given, dict):
+        return given
+    name = given.get("name")
+    if name not in FAMILIES:
+        said = "is missing" if name is None else f"is {name!r}, which there is not{nearest(str(name), FAMILIES)}"
+        raise LargeRecError(f"model.name {said} Allowed: {', '.join(FAMILIES)}.")
+    return FAMILIES[name][0].model_validate(given)
+
+
+AnyModelOptions = Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_options_of_family)]
+
+
+def build_model(options: ModelOptions, n_items: int, max_length: int) -> Backbone:
     """Build a backbone with fresh weights from torch's global random state."""
-    _, family = FAMILIES[options.name]
-    return family(options, n_items, max_length)  # type: ignore[arg-type]
+    return FAMILIES[options.name][1](options, n_items, max_length)
 
 
 def non_embedding_parameters(model: Backbone) -> int:

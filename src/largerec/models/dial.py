@@ -29,6 +29,7 @@ HEAD_WIDTH = 64
 class ModelOptions(Options):
     """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand."""
 
+    name: str = ""  # each family gives its own
     size: Size = "tiny"
     depth: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=4)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from largerec.batches import Batch
 from largerec.kernels import BucketedTime, silu_attention
 from largerec.kernels.reference import TIME_BUCKETS
-from largerec.layers import SequenceInput, dropout, init_linear
+from largerec.layers import Backbone, SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
 
@@ -46,7 +46,8 @@ class Block(nn.Module):
         self.dropout, self.scale = options.dropout, 1.0 / max_length
         self.norm = nn.LayerNorm(width)
         self.uvqk = init_linear(nn.Linear(width, 4 * width, bias=False))
-        self.gate_norm = nn.LayerNorm(width)
+        # With 1/N in front, attention over a short history is small beside the usual epsilon, which would silence it.
+        self.gate_norm = nn.LayerNorm(width, eps=1e-12)
         self.out = init_linear(nn.Linear(width, width))
         self.position_table_HN = nn.Parameter(torch.zeros(self.heads, max_length)) if options.position_bias else None
         self.time_table_HK = nn.Parameter(torch.zeros(self.heads, TIME_BUCKETS)) if options.time_bias else None
@@ -63,20 +64,16 @@ class Block(nn.Module):
         return out_TD
 
 
-class HSTU(nn.Module):
+class HSTU(Backbone):
     """The backbone: a Batch to hidden states [T, D]."""
 
     def __init__(self, options: HSTUOptions, n_items: int, max_length: int) -> None:
-        super().__init__()
+        super().__init__(options, n_items, max_length)
         depth, width, _ = options.shape
         self.query_time = options.query_time
         self.input = SequenceInput(n_items, max_length, width, options.dropout)
         self.blocks = nn.ModuleList(Block(options, max_length) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-
-    @property
-    def item_table_VD(self) -> torch.Tensor:
-        return self.input.item.weight
 
     def forward(self, batch: Batch) -> torch.Tensor:
         row_time_T = batch.time_T

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Batch
 from largerec.kernels import softmax_attention
-from largerec.layers import SequenceInput, dropout, init_linear
+from largerec.layers import Backbone, SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
 
@@ -54,19 +54,15 @@ class Block(nn.Module):
         return x_TD + dropout(self.outer(inner), self.dropout, self.training)
 
 
-class SASRec(nn.Module):
+class SASRec(Backbone):
     """The backbone: a Batch to hidden states [T, D]."""
 
     def __init__(self, options: SASRecOptions, n_items: int, max_length: int) -> None:
-        super().__init__()
+        super().__init__(options, n_items, max_length)
         depth, width, heads = options.shape
         self.input = SequenceInput(n_items, max_length, width, options.dropout)
         self.blocks = nn.ModuleList(Block(width, heads, options.feedforward, options.dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-
-    @property
-    def item_table_VD(self) -> torch.Tensor:
-        return self.input.item.weight
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x_TD = self.input(batch)
