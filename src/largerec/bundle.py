@@ -204,6 +204,9 @@ class Bundle:
         beside = self.path / f".{name}.{os.getpid()}.partial"
         try:
             write(beside)
+            beside.chmod(
+                self.path.stat().st_mode & 0o666
+            )  # safetensors writes for the owner alone; a run is as open as its folder
             with beside.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(beside, self.file(name))

@@ -96,13 +96,16 @@ class ModelScorer:
             end_W = np.zeros_like(start_W)
             np.maximum.at(end_W, window_Q, queries.end_Q)
             time_W = np.full(len(start_W), -1)
-        at_Q = np.concatenate([[0], np.cumsum(end_W - start_W)])[window_Q] + queries.end_Q - 1 - start_Q
+        order_Q = np.argsort(window_Q, kind="stable")  # queries by window, so that each pass keeps only the rows it is asked for
+        sorted_Q, parts = window_Q[order_Q], []
         with torch.no_grad():
-            blocks = [
-                self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b]))
-                for a, b in _token_blocks(end_W - start_W)
-            ]
-            return torch.cat(blocks).index_select(0, torch.from_numpy(at_Q))
+            for a, b in _token_blocks(end_W - start_W):
+                asked = order_Q[np.searchsorted(sorted_Q, a) : np.searchsorted(sorted_Q, b)]
+                offset_W = np.concatenate([[0], np.cumsum(end_W[a:b] - start_W[a:b])])
+                at = offset_W[window_Q[asked] - a] + queries.end_Q[asked] - 1 - start_W[window_Q[asked]]
+                hidden_TD = self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b]))
+                parts.append(hidden_TD.index_select(0, torch.from_numpy(at)))
+            return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)))
 
     def scores(self, queries: Queries) -> torch.Tensor:
         known_Q = queries.end_Q > queries.first_Q

@@ -1,0 +1,54 @@
+"""The README: what it promises first, and that its numbers are those of the result files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_first_lines_show_the_two_commands_and_a_picture() -> None:
+    first = "\n".join(README.splitlines()[:20])
+    assert "make demo" in first and "make test" in first
+    assert (ROOT / first.partition("](")[2].partition(")")[0]).is_file()
+
+
+@pytest.mark.parametrize("part", ["leave_one_out", "timelines"])
+def test_the_tables_are_those_of_the_result_files(part: str) -> None:
+    lines = getattr(tables(), part)()
+    assert len(lines) > 2, "there are results"
+    for line in lines:
+        assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_file_says_how_it_was_made(path: Path) -> None:
+    found = json.loads(path.read_text())
+    assert "command" in found
+    for result in found.get("results", []):
+        assert result["n_test_evaluations"] == 1, "the test part was looked at once"
+        assert {"validation", "test", "test_unmasked", "intervals", "baselines", "slices", "protocol", "seed"} <= result.keys()
+        assert "popularity" in result["baselines"]
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_the_makefile_has_what_the_readme_names(command: str) -> None:
+    target = command.removeprefix("make ")
+    assert any(line.startswith(f"{target}:") for line in (ROOT / "Makefile").read_text().splitlines())
