@@ -6,7 +6,7 @@ them ever holds a T x V or a [T, negatives, D] tensor at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -113,6 +113,85 @@ def full_softmax(
     return loss
 
 
+class Hits(NamedTuple):
+    """Negatives that are the target of a row: pairs of row (rising) and column. They are few, so no [T, K] mask is made."""
+
+    row: torch.Tensor
+    column: torch.Tensor
+
+    @classmethod
+    def of(cls, target_T: torch.Tensor, negative_K: torch.Tensor) -> Hits:
+        ordered_K, order_K = negative_K.sort()
+        first_T = torch.searchsorted(ordered_K, target_T)
+        count_T = torch.searchsorted(ordered_K, target_T, right=True) - first_T
+        row = torch.repeat_interleave(torch.arange(len(target_T)), count_T)
+        within = torch.arange(len(row)) - torch.repeat_interleave(count_T.cumsum(0) - count_T, count_T)
+        return cls(row, order_K[first_T[row] + within])
+
+
+class _SharedSoftmax(torch.autograd.Function):
+    """Mean of log(exp(positive) + sum of exp(negatives)) - positive, one set of negatives for all rows; as _ChunkedSoftmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries_TD: torch.Tensor,
+        keys_KD: torch.Tensor,
+        correction_K: torch.Tensor,
+        hits: Hits,
+        positive_T: torch.Tensor,
+        low_precision: bool,
+    ) -> torch.Tensor:
+        kind = torch.bfloat16 if low_precision else keys_KD.dtype
+        keys, correction = keys_KD.detach().to(kind), correction_K.to(kind)
+        query_gradient_TD, key_gradient_KD = torch.empty_like(queries_TD), torch.zeros_like(keys_KD)
+        positive_gradient_T = torch.empty_like(positive_T)
+        losses = []
+        rows = max(1, CHUNK_ELEMENTS // len(keys))
+        for start in range(0, len(queries_TD), rows):
+            part = slice(start, start + rows)
+            query_CD, positive_C = queries_TD.detach()[part], positive_T.detach()[part]
+            p_CK = (query_CD.to(kind) @ keys.T).add_(correction)
+            first, last = torch.searchsorted(hits.row, torch.tensor([start, start + rows])).tolist()
+            p_CK[hits.row[first:last] - start, hits.column[first:last]] = float("-inf")
+            largest_C = torch.maximum(p_CK.amax(1).float(), positive_C).to(kind)
+            p_CK.sub_(largest_C[:, None]).exp_()
+            largest_C = largest_C.float()
+            own_C = (positive_C - largest_C).exp()
+            sum_C = p_CK.sum(1).float() + own_C
+            losses.append(sum_C.log() + largest_C - positive_C)
+            share_C1 = (1 / sum_C)[:, None]
+            query_gradient_TD[part] = (p_CK @ keys).float() * share_C1
+            key_gradient_KD.add_(p_CK.T @ (query_CD * share_C1).to(kind))
+            positive_gradient_T[part] = own_C * share_C1[:, 0] - 1
+        n = len(positive_T)
+        ctx.save_for_backward(query_gradient_TD.div_(n), key_gradient_KD.div_(n), positive_gradient_T.div_(n))
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query_gradient_TD, key_gradient_KD, positive_gradient_T = ctx.saved_tensors
+        g = gradients[0]
+        return g * query_gradient_TD, g * key_gradient_KD, None, None, g * positive_gradient_T, None
+
+
+def shared_softmax(
+    queries_TD: torch.Tensor,
+    keys_KD: torch.Tensor,
+    correction_K: torch.Tensor,
+    hits: Hits,
+    positive_T: torch.Tensor,
+    low_precision: bool = False,
+) -> torch.Tensor:
+    """Mean cross-entropy of each row's positive score against the same K negatives, whose scores get ``correction_K`` added.
+
+    ``hits`` are the negatives that do not count in a row.
+    """
+    arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision)
+    loss: torch.Tensor = _SharedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
+    return loss
+
+
 def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.Tensor) -> torch.Tensor:
     return torch.einsum("cd,ckd->ck", queries_CD, F.embedding(items_CK, keys_VD))
 
@@ -134,6 +213,7 @@ class Objective:
     ) -> None:
         self.options, self.size = options, len(counts_V)
         by_count = isinstance(options, SampledSoftmaxOptions) and options.sampling == "popularity"
+        self.corrected = isinstance(options, SampledSoftmaxOptions) and options.logq
         self.cumulative_V = (counts_V.double() / counts_V.sum()).cumsum(0) if by_count else None
         self.log_q_V = (
             (counts_V.double() / counts_V.sum()).log().float() if by_count else torch.full((self.size,), -self._log_size())
@@ -156,7 +236,7 @@ class Objective:
             queries_TD: hidden states as ``ItemHead.queries`` gives them.
             keys_VD: the item table as ``ItemHead.keys`` gives it.
             target_T: the next item of each position.
-            low_precision: matrix products of the full softmax in bfloat16.
+            low_precision: the wide matrix products in bfloat16.
         """
         options = self.options
         if isinstance(options, SoftmaxOptions):
@@ -164,7 +244,7 @@ class Objective:
         queries_TD = queries_TD.float()
         positive_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
         if isinstance(options, SampledSoftmaxOptions):
-            return self._sampled_softmax(options, queries_TD, keys_VD, target_T, positive_T)
+            return self._sampled_softmax(options, queries_TD, keys_VD, target_T, positive_T, low_precision)
         negative_TK = self._negatives(len(target_T), options.negatives)
         score_TK = position_scores(queries_TD, keys_VD, negative_TK)
         power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
@@ -179,31 +259,36 @@ class Objective:
         keys_VD: torch.Tensor,
         target_T: torch.Tensor,
         positive_T: torch.Tensor,
+        low_precision: bool,
     ) -> torch.Tensor:
+        n = options.negatives
         if options.shared:
-            negative_TK = self._negatives(options.negatives)[None]
-            score_TK = queries_TD @ F.embedding(negative_TK[0], keys_VD).T
-        else:
-            negative_TK = self._negatives(len(target_T), options.negatives)
-            score_TK = position_scores(queries_TD, keys_VD, negative_TK)
-        if options.logq:
-            score_TK = score_TK - self.log_q_V[negative_TK]
+            negative_K = self._negatives(n)
+            hits = Hits.of(target_T, negative_K)
+            draws_T = n - torch.bincount(hits.row, minlength=len(target_T))
+            own_T = positive_T - self._shift(target_T, draws_T)
+            keys_KD = F.embedding(negative_K, keys_VD)
+            return shared_softmax(queries_TD, keys_KD, self._correction(negative_K), hits, own_T, low_precision)
+        negative_TK = self._negatives(len(target_T), n)
         hit_TK = negative_TK == target_T[:, None]
-        score_TK = score_TK.masked_fill(hit_TK, float("-inf"))
-        if (
-            options.logq
-        ):  # the sum over n draws from q, without the target, estimates n times the sum over the catalogue without it
-            score_TK = (
-                score_TK
-                - (options.negatives - hit_TK.sum(1, keepdim=True)).clamp_min(1).log()
-                + self._log_without_target(target_T)
-            )
-        logits_TK1 = torch.cat([positive_T[:, None], score_TK], dim=1)
-        return (torch.logsumexp(logits_TK1, dim=1) - positive_T).mean()
+        own_T = positive_T - self._shift(target_T, n - hit_TK.sum(1))
+        score_TK = position_scores(queries_TD, keys_VD, negative_TK) + self._correction(negative_TK)
+        logits_TK1 = torch.cat([own_T[:, None], score_TK.masked_fill(hit_TK, float("-inf"))], dim=1)
+        return (torch.logsumexp(logits_TK1, dim=1) - own_T).mean()
 
-    def _log_without_target(self, target_T: torch.Tensor) -> torch.Tensor:
-        """log(1 - q(target)): negatives that are the target are dropped, so q is renormalised over the others. [T, 1]"""
-        return torch.log1p(-self.log_q_V[target_T].exp().clamp_max(1 - 1e-6))[:, None]
+    def _correction(self, negatives: torch.Tensor) -> torch.Tensor:
+        """-log q of each negative where the recipe asks for it."""
+        return -self.log_q_V[negatives] if self.corrected else torch.zeros(negatives.shape)
+
+    def _shift(self, target_T: torch.Tensor, draws_T: torch.Tensor) -> torch.Tensor:
+        """What makes corrected negatives estimate the sum over the catalogue without the target: log(1 - q(target)) - log(draws).
+
+        Negatives that are the target are dropped, so q is renormalised over the others. In log(exp(positive) + exp(shift) * sum)
+        - positive, the shift of a row is moved to its positive. [T]
+        """
+        if not self.corrected:
+            return torch.zeros(len(target_T))
+        return torch.log1p(-self.log_q_V[target_T].exp().clamp_max(1 - 1e-6)) - draws_T.clamp_min(1).log()
 
 
 def gbce_power(negatives: int, size: int, calibration: float) -> float:
