@@ -13,9 +13,9 @@ SHOWN = ("recall@10", "ndcg@10", "mrr@10")
 
 
 def console() -> Console:
-    """The terminal, or 120 columns where the output goes to a file or a pipe."""
+    """The terminal, or 132 columns where the output goes to a file or a pipe."""
     to = Console(highlight=False)
-    return to if to.is_terminal else Console(highlight=False, width=120)
+    return to if to.is_terminal else Console(highlight=False, width=132)
 
 
 def _number(value: float) -> str:
