@@ -25,6 +25,7 @@ from rich.console import Console
 
 from largerec import show
 from largerec.bundle import Bundle
+from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.experiments import with_compared
 from largerec.recipe import load_recipe
@@ -51,6 +52,8 @@ def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> l
         path = Path(recipe.run.dir)
         if not (path / "result.json").is_file():
             train(recipe)
+        elif Bundle.open(path).recipe().model_copy(update={"run": recipe.run, "data": recipe.data}) != recipe.resolved():
+            raise LargeRecError(f"{path} holds a finished run of another recipe; remove it or pass another --runs folder.")
         result = Bundle.open(path).read_json("result.json")
         results.append(result if "test" in result else evaluate(path))
     return results

@@ -5,11 +5,13 @@ Every file is replaced in one step (written beside, synced, renamed), so a kill 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,12 @@ from largerec.sequences import Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
+NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path")
+"""Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
+OWN_FILES = re.compile(
+    r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+)\.parquet"
+    r"|compare|tensorboard"
+)
 BEGINNING = ("vocabulary.parquet", "histories.parquet", "lineage.json")  # written before recipe.json, which makes a folder a run
 
 
@@ -72,8 +80,9 @@ class Bundle:
         """
         bundle = cls(recipe.run.dir)
         if recipe.run.overwrite and bundle.file("recipe.json").is_file() and bundle.file("lineage.json").is_file():
-            bundle._clear()
+            bundle._clear_unless_resumable(recipe, lineage)
         if bundle.file("recipe.json").is_file():
+            bundle._lock()
             bundle._check_resumable(recipe, lineage)
             bundle._remove_partial_files()
             return bundle
@@ -83,6 +92,7 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(bundle.path)!r} cannot be made ({error}); choose another folder.") from None
         if any(file.name not in BEGINNING and not _is_partial(file) for file in bundle.path.iterdir()):
             raise LargeRecError(f"run.dir={str(bundle.path)!r} is not empty and not a LargeRec run; choose another folder.")
+        bundle._lock()
         bundle._remove_partial_files()
         bundle.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
         bundle.write_parquet("histories.parquet", sequences.frame())
@@ -90,14 +100,38 @@ class Bundle:
         bundle.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
         return bundle
 
-    def _clear(self) -> None:
-        """Remove the run; recipe.json goes last, so that a kill half-way leaves what the same command can remove."""
+    def _clear_unless_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
+        """Remove a run that is finished or another one; the unfinished run of the same command is taken up.
+
+        Only what a run writes is removed; recipe.json goes last, so that a kill half-way leaves what the same command can remove.
+        """
+        Bundle.open(self.path)  # a folder of another format is not ours to remove
+        foreign = sorted(e.name for e in self.path.iterdir() if not _is_partial(e) and not OWN_FILES.fullmatch(e.name))
+        if foreign:
+            raise LargeRecError(
+                f"run.dir={str(self.path)!r} also holds what no run writes ({', '.join(foreign[:3])}); run.overwrite=true "
+                "removes nothing there. Move it away or choose another run.dir."
+            )
+        if not self.file("result.json").is_file():
+            try:
+                return self._check_resumable(recipe, lineage)
+            except LargeRecError:
+                pass  # an unfinished run of another recipe or other data: to be replaced, as asked
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name not in ("recipe.json", *BEGINNING):
                 entry.unlink()
         self.file("recipe.json").unlink()
+
+    def _lock(self) -> None:
+        """Hold the run's folder until this object goes: two trainings in one folder would destroy each other."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)  # which also lets go of the lock
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LargeRecError(f"run.dir={str(self.path)!r} is in use by another training; wait or choose another.") from None
 
     def _remove_partial_files(self) -> None:
         """Remove what a kill in the middle of writing left beside the files."""
@@ -111,7 +145,7 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a finished run. {advice}")
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
         changed = sorted(
-            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(("run.", "threads"))
+            key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(NOT_OF_TRAINING)
         )
         if changed:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])

@@ -72,7 +72,7 @@ def evaluate(
     options = recipe_from(apply_overrides(recipe.to_json(), overrides or [])).evaluate
     result = module.evaluate(path, options)
     if against is not None:
-        result = {**result, "paired": {"against": against, **module.compare_runs(path, against)}}
+        result = {**result, "paired": {"against": against, **module.compare_runs(path, against, options=options)}}
     _print_json(result) if as_json else show.evaluated(result)
 
 

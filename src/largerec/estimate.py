@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from itertools import chain, count
 from tempfile import TemporaryDirectory
@@ -20,8 +21,8 @@ MOST_STEPS = 20
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Take up to twenty real training steps (about five seconds) in a temporary folder and scale them up.
 
-    Returns parameters, memory of weights and optimizer in MB, floating-point operations a token, tokens a second as measured, and
-    seconds an epoch and for the whole plan (without validation, and without stopping early).
+    Returns parameters, memory of weights and optimizer and the peak of the whole process in MB, floating-point operations a
+    token, tokens a second as measured, and seconds an epoch and for the whole plan (without validation and early stopping).
 
     Raises:
         LargeRecError: as :func:`largerec.train.train`.
@@ -51,7 +52,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
             "items": trainer.scorer.size,
             "params": sum(p.numel() for p in trainer.model.parameters()),
             "params_non_embedding": non_embedding_parameters(trainer.model),
-            "memory_mb": round(training_memory_bytes(trainer.model) / 1e6, 1),
+            "memory_weights_mb": round(training_memory_bytes(trainer.model) / 1e6, 1),
+            "memory_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),  # Linux counts in kB
             "flops_per_token": training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context),
             "tokens_per_second": round(rate),
             "tokens_per_epoch": per_epoch,

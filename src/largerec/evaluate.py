@@ -159,9 +159,9 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
     bundle = Bundle.open(path)
     recipe = bundle.recipe()
     options = options or recipe.evaluate
+    result = bundle.read_json("result.json")  # an unfinished run has none
     engine = load(path)
     found, ranked = evaluate_engine(engine, stage, options, recipe.seed)
-    result = bundle.read_json("result.json")
     result[stage] = found["metrics"]
     result[f"{stage}_unmasked"] = found["unmasked"]
     if stage == "test":
@@ -185,7 +185,9 @@ def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
     )
 
 
-def compare_runs(path: str | Path, other: str | Path, stage: Stage = "test", seed: int = 0) -> dict[str, dict[str, float]]:
+def compare_runs(
+    path: str | Path, other: str | Path, stage: Stage = "test", options: EvaluateOptions | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
     """Paired test of two evaluated runs on the same targets: metric -> difference (first minus second), interval, p-value.
 
     Raises:
@@ -202,7 +204,7 @@ def compare_runs(path: str | Path, other: str | Path, stage: Stage = "test", see
     if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):
         raise LargeRecError(f"{path} and {other} were not evaluated on the same targets; use runs of one log and one split.")
     user_N = first["user_id"].rank("dense").cast(pl.Int64).to_numpy()
-    options = bundles[0].recipe().evaluate
+    options = options or bundles[0].recipe().evaluate
     found = {}
     for k in options.k:
         for name, function in (("recall", metrics.recall), ("ndcg", metrics.ndcg)):

@@ -9,6 +9,7 @@ import numpy as np
 
 from largerec.bundle import Bundle
 from largerec.engine import Engine, load
+from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.recipe import Recipe
 from largerec.train import train
@@ -31,6 +32,11 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
         if not result:
             train(one, quiet=quiet)
         results.append(result if "test" in result else evaluate(one.run.dir))
+    if len({result["data"] for result in results}) > 1:
+        raise LargeRecError(
+            f"the log changed between the runs below {recipe.run.dir}, so that their rows cannot stand in one table; "
+            "pass run.overwrite=true or choose another run.dir."
+        )
     return {"rows": rows_of(results), "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": results[0]}
 
 
@@ -48,9 +54,11 @@ def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_compared(recipe: Recipe) -> list[Recipe]:
-    """The recipe, and one for each family of ``run.compare`` with its own name and folder below the recipe's."""
+    """The recipe, and one for each other family of ``run.compare`` with its own name and folder below the recipe's."""
     recipes = [recipe]
     for family in recipe.run.compare:
+        if family == recipe.model.name:
+            continue
         options = recipe.run.model_copy(update={"dir": str(Path(recipe.run.dir) / "compare" / family), "compare": ()})
         other = recipe.with_family(family)
         recipes.append(other.model_copy(update={"run": options, "name": f"{recipe.name}-{family}"}))
@@ -62,7 +70,7 @@ def _earlier(recipe: Recipe) -> dict[str, Any]:
     bundle = Bundle(recipe.run.dir)
     if recipe.run.overwrite or not bundle.file("result.json").is_file():
         return {}
-    same = bundle.recipe().model_copy(update={"run": recipe.run}) == recipe.resolved()
+    same = bundle.recipe().model_copy(update={"run": recipe.run, "threads": recipe.threads}) == recipe.resolved()
     return bundle.read_json("result.json") if same else {}
 
 

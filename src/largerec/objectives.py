@@ -86,7 +86,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
             largest_C = p_CV.amax(1)
             p_CV.sub_(largest_C[:, None]).exp_()
-            sum_C = p_CV.sum(1).float()  # summed in float32 inside, rounded once
+            sum_C = p_CV.sum(1, dtype=torch.float32)
             losses.append(sum_C.log() + largest_C.float() - at_target_C)
             share_C1 = (1 / sum_C)[:, None]
             gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
@@ -143,7 +143,10 @@ class _SharedSoftmax(torch.autograd.Function):
         low_precision: bool,
     ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_KD.dtype
-        keys, correction = keys_KD.detach().to(kind), correction_K.to(kind)
+        keys = keys_KD.detach().to(kind)
+        # The correction is a factor, not a term of the logits: bfloat16 keeps a factor to .4 %, a term of 10 only to .03.
+        top = float(correction_K.max())
+        factor_K = (correction_K - top).exp().to(kind)
         query_gradient_TD, key_gradient_KD = torch.empty_like(queries_TD), torch.zeros_like(keys_KD)
         positive_gradient_T = torch.empty_like(positive_T)
         losses = []
@@ -151,14 +154,14 @@ class _SharedSoftmax(torch.autograd.Function):
         for start in range(0, len(queries_TD), rows):
             part = slice(start, start + rows)
             query_CD, positive_C = queries_TD.detach()[part], positive_T.detach()[part]
-            p_CK = (query_CD.to(kind) @ keys.T).add_(correction)
+            p_CK = query_CD.to(kind) @ keys.T
             first, last = torch.searchsorted(hits.row, torch.tensor([start, start + rows])).tolist()
             p_CK[hits.row[first:last] - start, hits.column[first:last]] = float("-inf")
             largest_C = torch.maximum(p_CK.amax(1).float(), positive_C).to(kind)
-            p_CK.sub_(largest_C[:, None]).exp_()
-            largest_C = largest_C.float()
+            p_CK.sub_(largest_C[:, None]).exp_().mul_(factor_K)
+            largest_C = largest_C.float() + top
             own_C = (positive_C - largest_C).exp()
-            sum_C = p_CK.sum(1).float() + own_C
+            sum_C = p_CK.sum(1, dtype=torch.float32) + own_C
             losses.append(sum_C.log() + largest_C - positive_C)
             share_C1 = (1 / sum_C)[:, None]
             query_gradient_TD[part] = (p_CK @ keys).float() * share_C1
@@ -293,5 +296,5 @@ class Objective:
 
 def gbce_power(negatives: int, size: int, calibration: float) -> float:
     """beta of gBCE: alpha * (t * (1 - 1/alpha) + 1/alpha), where alpha is the sampling rate (gSASRec, eq. 15-17)."""
-    alpha = negatives / max(1, size - 1)
+    alpha = min(1.0, negatives / max(1, size - 1))
     return alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,13 +11,15 @@ from torch import nn
 
 from largerec.options import Options
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimOptions(Options):
     """``learning_rate``: derived from the width when not given. ``schedule``: what follows the warm-up over the planned steps."""
 
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     warmup_steps: int = Field(100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     clip: float = Field(5.0, gt=0)

@@ -38,7 +38,7 @@ class Progress:
 
     def start(self, recipe: Recipe, path: Path, sequences: Sequences, n_items: int, n_parameters: int, notes: list[str]) -> None:
         for note in notes:
-            self.console.print(f"  [dim]note: {note}[/dim]")
+            self.console.print(f"  note: {note}", style="dim", markup=False)
         depth, width, heads = recipe.model.shape
         size = f"{sequences.n_users:,} users, {n_items:,} items, {len(sequences.item_N):,} events"
         self.console.print(

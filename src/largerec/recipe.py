@@ -9,7 +9,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from largerec.batches import BatchOptions
 from largerec.datasets import DataOptions
@@ -34,7 +34,7 @@ class TrainOptions(Options):
     max_epochs: int = Field(100, ge=1)
     max_steps: int | None = Field(None, ge=1)
     patience: int = Field(5, ge=1)
-    metric: str = Field("ndcg@10", pattern=r"^(ndcg|recall|mrr)@\d+$")
+    metric: str = Field("ndcg@10", pattern=r"^(ndcg|recall|mrr)@[1-9]\d*$")
     evaluate_every: int | None = Field(None, ge=1)
     validation_targets: int = Field(25_000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
@@ -67,6 +67,12 @@ class Recipe(Options):
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     run: RunOptions = RunOptions()
+
+    @model_validator(mode="after")
+    def _compared_families_exist(self) -> Self:
+        for family in self.run.compare:
+            self.with_family(family)
+        return self
 
     def resolved(self) -> Self:
         """The same recipe with every derived value written out: depth, width, heads, learning rate."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import polars as pl
+from pydantic import model_validator
 
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
@@ -37,6 +38,16 @@ class SplitOptions(Options):
     test_from: str | None = None
     test_until: str | None = None
     targets: Literal["all", "first"] = "all"
+
+    @model_validator(mode="after")
+    def _moments_belong_to_a_timeline(self) -> Self:
+        given = sorted(self.model_fields_set - {"protocol"} if self.protocol == "leave-one-out" else ())
+        given = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise LargeRecError(
+                f"split.{given[0]} says nothing under leave-one-out; add split.protocol=timeline or leave it out."
+            )
+        return self
 
 
 @dataclass(frozen=True)

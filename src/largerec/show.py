@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SHOWN = ("recall@10", "ndcg@10", "mrr@10")
@@ -72,11 +73,11 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
 
 def _label(row: dict[str, Any]) -> str:
     title = row.get("title")
-    return f"{title} ({row['item_id']})" if title else str(row["item_id"])
+    return escape(f"{title} ({row['item_id']})" if title else str(row["item_id"]))
 
 
 def _example(example: dict[str, Any]) -> Table:
-    table = Table(title=f"user {example['user_id']}", title_justify="left", title_style="bold")
+    table = Table(title=escape(f"user {example['user_id']}"), title_justify="left", title_style="bold")
     table.add_column("last in the history, oldest first", overflow="fold")
     table.add_column("recommended, best first", overflow="fold")
     table.add_column("score", justify="right")
@@ -122,7 +123,7 @@ def frame(found: pl.DataFrame) -> None:
     for name in found.columns:
         table.add_column(name, justify="right" if name in ("score", "rank") else "left")
     for row in found.iter_rows(named=True):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values()))
     console().print(table)
 
 
@@ -132,9 +133,8 @@ def fields(found: dict[str, Any], title: str) -> None:
     table.add_column("field")
     table.add_column("value", overflow="fold")
     for name, value in found.items():
-        table.add_row(
-            name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-        )
+        counted = isinstance(value, int | float) and not isinstance(value, bool)
+        table.add_row(escape(name.replace("_", " ")), f"{value:,}" if counted else escape(str(value)))
     console().print(table)
 
 

@@ -76,7 +76,8 @@ class Trainer:
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
-        self.total_steps = self.options.max_steps or self.options.max_epochs * len(self.batches.windows_of(0))
+        whole = self.options.max_epochs * len(self.batches.windows_of(0))
+        self.total_steps = min(self.options.max_steps or whole, whole)
         self.state = State()
         notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
         progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
@@ -89,7 +90,7 @@ class Trainer:
         """One optimizer step; returns the mean loss a token.
 
         Raises:
-            LargeRecError: the loss is not finite.
+            LargeRecError: the loss or its gradient is not finite.
         """
         recipe, state = self.recipe, self.state
         # Dropout and negatives of a step depend on nothing that came before it.
@@ -106,15 +107,20 @@ class Trainer:
         loss = self.objective(queries_TD, keys_VD, batch.target_T[batch.loss_mask_T], low_precision=low_precision)
         value = float(loss.detach())
         if not np.isfinite(value):
-            raise LargeRecError(
-                f"the loss of step {state.step} is {value}: training diverged. Lower optim.learning_rate (now {rate:.2g}) or "
-                "optim.clip, or use train.precision=fp32. The run's last checkpoint is kept."
-            )
+            raise self._diverged("loss", value, rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip))
+        if not np.isfinite(norm):
+            raise self._diverged("gradient", norm, rate)
         self.optimizer.step()
         return value
+
+    def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
+        return LargeRecError(
+            f"the {what} of step {self.state.step} is {value}: training diverged. Lower optim.learning_rate (now {rate:.2g}) or "
+            "optim.clip, or use train.precision=fp32. The run's last checkpoint is kept."
+        )
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -200,10 +206,16 @@ class Trainer:
             log.unlink(missing_ok=True)
             return
         tensors, metadata = self.bundle.read_tensors("state.safetensors")
-        self.state = State(**json.loads(metadata["state"]))
-        self.model.load_state_dict(
-            {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        )
+        try:
+            self.state = State(**json.loads(metadata["state"]))
+            self.model.load_state_dict(
+                {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise LargeRecError(
+                f"{self.bundle.file('state.safetensors')} is no state of this run ({str(error).splitlines()[0]}); remove it to "
+                "train from the start."
+            ) from None
         for index, parameter in enumerate(self.model.parameters()):
             prefix = f"optimizer.{index}."
             self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -214,6 +226,11 @@ class Trainer:
         )
         self.bundle.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
         self.progress.resumed(self.state.step)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
     def result(self) -> dict[str, Any]:
         """The document ``result.json`` begins with; validation is measured on the best weights and all validation targets."""
@@ -256,7 +273,10 @@ def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     """
     with Progress(quiet=quiet) as progress:
         trainer = Trainer(recipe, progress)
-        trainer.run()
+        try:
+            trainer.run()
+        finally:
+            trainer.close()
         result = trainer.result()
         trainer.bundle.write_json("result.json", result)
         progress.finished(result)

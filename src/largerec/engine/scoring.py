@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from largerec.batches import TokenRows, pack_histories, ranges
+from largerec.errors import LargeRecError
 from largerec.heads import ItemHead
 from largerec.models import Backbone
 
@@ -140,8 +141,14 @@ def mask_seen(scores_QV: torch.Tensor, queries: Queries) -> None:
 
 
 def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
-    """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q]."""
+    """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q].
+
+    Raises:
+        LargeRecError: a target's score is NaN.
+    """
     own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
+    if torch.isnan(own_Q1).any():
+        raise LargeRecError("the model's scores are NaN: its weights diverged. Train again with a lower optim.learning_rate.")
     rows = max(1, CACHE_BLOCK // scores_QV.shape[1])
     pieces = list(zip(torch.split(scores_QV, rows), torch.split(own_Q1, rows), strict=True))
     greater_Q = torch.cat([(scores > own).sum(1) for scores, own in pieces])

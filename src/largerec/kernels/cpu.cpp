@@ -373,14 +373,19 @@ struct Held {  // tensors that a Problem points into
   at::Tensor offsets, position, time, row_time, column_time;
 };
 
-Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& offsets, double scale, const std::optional<at::Tensor>& position,
+Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets, double scale, const std::optional<at::Tensor>& position,
                    const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& row_time,
                    const std::optional<at::Tensor>& column_time, Held& held) {
   Problem p{softmax, scale, q.size(1), q.size(2), 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  TORCH_CHECK(q.dim() == 3 && k.sizes() == q.sizes() && v.sizes() == q.sizes(), "q, k and v must have one shape [T, H, K]");
+  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k and v must have one type");
   held.offsets = offsets.to(at::kLong).contiguous();
   p.offsets = held.offsets.data_ptr<int64_t>();
   TORCH_CHECK(held.offsets.numel() >= 1 && p.offsets[held.offsets.numel() - 1] == q.size(0), "offsets must end at the number of tokens");
+  for (int64_t b = 0; b < held.offsets.numel(); b++)
+    TORCH_CHECK(p.offsets[b] >= (b ? p.offsets[b - 1] : 0) && (b || p.offsets[b] == 0), "offsets must start at 0 and not fall");
   if (position) {
+    TORCH_CHECK(position->dim() == 2 && position->size(0) == q.size(1), "the position table must be [H, L]");
     held.position = position->to(at::kFloat).contiguous();
     p.position = held.position.data_ptr<float>();
     p.longest_table = held.position.size(1);
@@ -389,7 +394,9 @@ Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& offsets,
   }
   if (time) {
     TORCH_CHECK(row_time && column_time, "a time table needs row and column times");
-    TORCH_CHECK(time->size(1) == UNKNOWN_BUCKET + 1, "the time table must have 32 buckets");
+    TORCH_CHECK(time->size(0) == q.size(1) && time->size(1) == UNKNOWN_BUCKET + 1, "the time table must be [H, 32]");
+    TORCH_CHECK(row_time->numel() == q.size(0) && column_time->numel() == q.size(0), "times must be [T]");
+    TORCH_CHECK(row_time->scalar_type() == at::kLong && column_time->scalar_type() == at::kLong, "times must be int64");
     held.time = time->to(at::kFloat).contiguous();
     held.row_time = row_time->contiguous();
     held.column_time = column_time->contiguous();
@@ -405,7 +412,7 @@ at::Tensor forward(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor&
                    const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
   const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
   Held held;
-  const Problem p = problem_of(softmax, q, offsets, scale, position, time, row_time, column_time, held);
+  const Problem p = problem_of(softmax, q, k, v, offsets, scale, position, time, row_time, column_time, held);
   at::Tensor out = at::empty_like(v);
   const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
   LARGEREC_FLOAT_TYPES(q.scalar_type(), "largerec::attention", [&] {
@@ -425,7 +432,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
   const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous(), d_out = d_out_.to(v_.scalar_type()).contiguous();
   Held held;
-  const Problem p = problem_of(softmax, q, offsets, scale, position, time, row_time, column_time, held);
+  const Problem p = problem_of(softmax, q, k, v, offsets, scale, position, time, row_time, column_time, held);
   at::Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
   const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
   const int64_t n_chunks = static_cast<int64_t>(chunks.size()), buckets = UNKNOWN_BUCKET + 1;

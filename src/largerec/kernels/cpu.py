@@ -24,7 +24,7 @@ FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapp
 # Instruction sets of each level of x86-64 that the code gains from, best first.
 LEVELS = {
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "x86-64-v3": {"avx2", "bmi1", "bmi2", "fma", "f16c", "movbe"},
+    "x86-64-v3": {"abm", "avx2", "bmi1", "bmi2", "fma", "f16c", "movbe"},
 }
 
 

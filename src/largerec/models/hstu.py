@@ -12,13 +12,15 @@ of event i+1.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import nn
 from torch.nn import functional as F
 
 from largerec.batches import Batch
+from largerec.errors import LargeRecError
 from largerec.kernels import BucketedTime, silu_attention
 from largerec.kernels.reference import TIME_BUCKETS
 from largerec.layers import Backbone, SequenceInput, dropout, init_linear
@@ -32,6 +34,12 @@ class HSTUOptions(ModelOptions):
     position_bias: bool = True
     time_bias: bool = True
     query_time: bool = False
+
+    @model_validator(mode="after")
+    def _query_time_needs_the_time_bias(self) -> Self:
+        if self.query_time and not self.time_bias:
+            raise LargeRecError("model.query_time=true works through the time bias; set model.time_bias=true or leave it out.")
+        return self
 
     def block_parameters(self, width: int) -> int:
         return 5 * width**2 + width + 4 * width
