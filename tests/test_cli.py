@@ -143,7 +143,7 @@ def test_evaluate_options_and_a_paired_test(largerec: Command, recipe: Path, tmp
     result = largerec("evaluate", run, "evaluate.k=[3]", "--against", other, "--json").document
     assert "recall@3" in result["test"] and "recall@10" not in result["test"]
     assert result["paired"]["against"] == str(other)
-    assert result["paired"]["recall@10"].keys() == {"difference", "low", "high", "p_value"}
+    assert result["paired"]["recall@3"].keys() == {"difference", "low", "high", "p_value"}
     itself = largerec("evaluate", run, "--against", run, "--json").document["paired"]
     assert {test["p_value"] for name, test in itself.items() if name != "against"} == {1.0}
     assert "paired" not in json.loads((run / "result.json").read_text())
@@ -189,7 +189,17 @@ def test_estimate(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     found = largerec("estimate", recipe, "--json").document
     assert found.keys() == {
-        *("name", "model", "users", "items", "params", "params_non_embedding", "memory_mb", "flops_per_token"),
+        *(
+            "name",
+            "model",
+            "users",
+            "items",
+            "params",
+            "params_non_embedding",
+            "memory_weights_mb",
+            "memory_peak_mb",
+            "flops_per_token",
+        ),
         *("tokens_per_second", "tokens_per_epoch", "seconds_per_epoch", "planned_steps", "seconds_at_most"),
     }
     trained = json.loads((trained_run() / "result.json").read_text())
@@ -197,7 +207,7 @@ def test_estimate(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: 
     assert found["planned_steps"] == trained["steps"]
     assert found["flops_per_token"] * trained["train_tokens"] == pytest.approx(trained["train_flops"])
     assert found["tokens_per_second"] > 0
-    assert found["memory_mb"] == round(16 * found["params"] / 1e6, 1)
+    assert found["memory_weights_mb"] == round(16 * found["params"] / 1e6, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.toml"], "it leaves nothing behind"
     said = largerec("estimate", recipe, "batch.tokens=100000")  # one batch an epoch
     assert said.code == 0 and "tokens per second" in said.out

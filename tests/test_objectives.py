@@ -184,8 +184,8 @@ def test_negatives_that_are_all_the_target_say_nothing(monkeypatch: pytest.Monke
     drawn = torch.full((4,), 5) if shared else torch.full((TOKENS, 4), 5)
     loss = objective_with(sampled(shared=shared, negatives=4, logq=logq), drawn, monkeypatch)(queries_TD, keys_VD, target_T)
     value, *gradients = value_and_gradients(loss, queries_TD, keys_VD)
-    assert value == 0
-    assert all((gradient == 0).all() for gradient in gradients)
+    assert abs(value) < 1e-6
+    assert all(float(gradient.abs().max()) < 1e-6 for gradient in gradients)
 
 
 def test_a_catalogue_of_one_item() -> None:

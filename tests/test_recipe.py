@@ -140,7 +140,20 @@ def test_overrides(override: str, path: str, value: Any) -> None:
     for key in path.split("."):
         found = found[key]
     assert found == value and type(found) is type(value)
-    recipe_from(document)
+    recipe_from(apply_overrides(document, ["split.protocol=timeline"] if path.startswith("split.") else []))
+
+
+@pytest.mark.parametrize("override", ["split.test_from=90%", "split.targets=first"])
+def test_options_of_a_timeline_are_refused_under_leave_one_out(override: str) -> None:
+    name = override.partition("=")[0]
+    with pytest.raises(LargeRecError, match=rf"{name} says nothing under leave-one-out; add split\.protocol=timeline"):
+        recipe_from(apply_overrides({}, [override]))
+    recipe_from(recipe_from({}).to_json())  # the defaults written out are no choice
+
+
+def test_query_time_without_the_time_bias_is_refused() -> None:
+    with pytest.raises(LargeRecError, match=r"model\.query_time=true works through the time bias"):
+        recipe_from({"model": {"name": "hstu", "query_time": True, "time_bias": False}})
 
 
 def test_overrides_keep_what_they_do_not_name_and_the_last_one_wins() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -297,3 +298,41 @@ def test_run_goes_on_with_the_families_that_are_missing(tmp_path: Path, monkeypa
     assert json.loads(before)["n_test_evaluations"] == found["result"]["n_test_evaluations"] == 1
     with pytest.raises(LargeRecError, match="holds a finished run"):
         run_recipe(recipe, quiet=True)
+
+
+def test_overwrite_takes_up_the_unfinished_run_of_the_same_command(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    (folder / "result.json").unlink()
+    before = (folder / "state.safetensors").stat().st_mtime_ns
+    train(tiny_recipe(folder, "run.overwrite=true"), quiet=True)
+    assert (folder / "state.safetensors").stat().st_mtime_ns == before, "all steps were done already"
+    assert_same_training(folder, unbroken)
+
+
+def test_overwrite_removes_nothing_where_a_run_is_not_alone(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(LargeRecError, match=r"also holds what no run writes \(notes\.txt\)"):
+        train(tiny_recipe(folder, "run.overwrite=true", "train.max_epochs=1"), quiet=True)
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / "result.json").is_file()
+
+
+def test_a_folder_in_use_is_refused(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    (folder / "result.json").unlink()
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(LargeRecError, match="is in use by another training"):
+            train(tiny_recipe(folder), quiet=True)
+    finally:
+        os.close(descriptor)
+    train(tiny_recipe(folder), quiet=True)
+
+
+def test_a_foreign_state_is_named(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    (folder / "result.json").unlink()
+    shutil.copy(folder / "model.safetensors", folder / "state.safetensors")
+    with pytest.raises(LargeRecError, match=r"state\.safetensors is no state of this run"):
+        train(tiny_recipe(folder), quiet=True)

@@ -269,7 +269,11 @@ def test_frame_reads_back(tmp_path_factory: pytest.TempPathFactory, log: EventLo
         st.lists(st.sampled_from(["view", "buy", "like", None]), min_size=len(log.events), max_size=len(log.events))
     )
     log = replace(log, events=log.events.with_columns(pl.Series("behavior", names, dtype=pl.String)))
-    sequences = build_sequences(log, SplitOptions(targets="first"))
+    split = SplitOptions(protocol="timeline", validation_from="60%", test_from="80%", targets="first")
+    try:
+        sequences = build_sequences(log, split)
+    except LargeRecError:
+        assume(False)  # a cut that leaves a part empty
     path = Path(tmp_path_factory.getbasetemp()) / "histories.parquet"
     sequences.frame().write_parquet(path)
     back = from_frame(pl.read_parquet(path), log.time_kind, "first")

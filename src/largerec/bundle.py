@@ -143,6 +143,9 @@ class Bundle:
         advice = "Pass run.overwrite=true to replace it, or choose another run.dir."
         if self.file("result.json").is_file():
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a finished run. {advice}")
+        missing = [name for name in ("vocabulary.parquet", "histories.parquet") if not self.file(name).is_file()]
+        if missing:
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
         changed = sorted(
             key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(NOT_OF_TRAINING)
