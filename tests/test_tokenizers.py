@@ -95,7 +95,7 @@ def test_save_and_load(tmp_path: Path, as_text: bool) -> None:
     kind = str if as_text else int
     log = log_of([(user, kind(item), time) for user, item, time in HISTORY])
     tokenizer = fitted(log, ITEMS.with_columns(pl.col("item_id").cast(pl.String)) if as_text else ITEMS)
-    tokenizer.save(tmp_path / "vocabulary.parquet")
-    loaded = AtomicTokenizer.load(tmp_path / "vocabulary.parquet")
+    tokenizer.vocabulary.write_parquet(tmp_path / "vocabulary.parquet")
+    loaded = AtomicTokenizer(pl.read_parquet(tmp_path / "vocabulary.parquet"))
     assert_frame_equal(loaded.vocabulary, tokenizer.vocabulary)
     assert loaded.encode(pl.Series([30, 7])).tolist() == [0, -1]

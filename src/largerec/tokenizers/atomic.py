@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -52,10 +51,3 @@ class AtomicTokenizer:
     def decode(self, tokens: np.ndarray) -> pl.DataFrame:
         """Rows of the vocabulary for tokens (any shape, flattened)."""
         return self.vocabulary[tokens.reshape(-1)]
-
-    def save(self, path: Path) -> None:
-        self.vocabulary.write_parquet(path)
-
-    @classmethod
-    def load(cls, path: Path) -> AtomicTokenizer:
-        return cls(pl.read_parquet(path))
