@@ -126,7 +126,7 @@ def test_two_processes_that_build_at_once_do_not_harm_each_other(tmp_path: Path,
     source.write_text('extern "C" int largerec_answer() { return 42; }\n')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = (
-        "import ctypes, pathlib, sys; from largerec.kernels import cpu; cpu.SOURCE = pathlib.Path(sys.argv[1]); "
+        "import ctypes, pathlib, sys; from largerec.kernels import cpu; cpu.SOURCES = (pathlib.Path(sys.argv[1]),); "
         "path, says = cpu.library(); assert ctypes.CDLL(str(path)).largerec_answer() == 42, says"
     )
     children = [subprocess.Popen([sys.executable, "-c", program, str(source)]) for _ in range(2)]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largerec import objectives
+from largerec.kernels import cpu, losses
 from largerec.objectives import (
     BCEOptions,
     GBCEOptions,
@@ -19,7 +20,6 @@ from largerec.objectives import (
     SoftmaxOptions,
     full_softmax,
     gbce_power,
-    position_scores,
 )
 
 TOKENS, ITEMS, WIDTH = 23, 37, 8
@@ -215,27 +215,22 @@ def test_draws_follow_the_global_seed() -> None:
     assert found[0] == found[1] != found[2]
 
 
-# --- scores of each position
-
-
-@pytest.mark.parametrize("chunk", [1, 2 * 5 * WIDTH, 10**6])
-def test_position_scores_are_the_plain_gather(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", chunk)
-    queries_TD, keys_VD, _ = inputs()
-    item_TK = torch.randint(ITEMS, (TOKENS, 5), generator=torch.Generator().manual_seed(1))
-    found, wanted = position_scores(queries_TD, keys_VD, item_TK), (queries_TD[:, None] * keys_VD[item_TK]).sum(2)
-    torch.testing.assert_close(found, wanted)
-    assert_same((found**2).sum(), (wanted**2).sum(), queries_TD, keys_VD)
+# --- negatives of each position
 
 
 @pytest.mark.parametrize("options", [sampled(negatives=10, shared=False), BCEOptions(negatives=10), GBCEOptions(negatives=10)])
-def test_negatives_of_each_position_are_never_gathered_at_once(monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
+@pytest.mark.parametrize("plain", [True, False])
+def test_negatives_of_each_position_are_never_gathered_at_once(
+    monkeypatch: pytest.MonkeyPatch, options: Any, plain: bool
+) -> None:
     tokens, items, chunk = 500, 100, 8_000
-    monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", chunk)
+    if plain:
+        monkeypatch.setattr(cpu, "usable", lambda *_: False)
     queries_TD, keys_VD, target_T = inputs(tokens, items)
     with Largest() as largest:
         Objective(options, torch.ones(items))(queries_TD, keys_VD, target_T).backward()
-    assert 5_000 <= largest.numel <= chunk  # all scores, a chunk of the gather; the whole gather would be 40,000
+    assert 5_000 <= largest.numel <= chunk  # the items drawn, a chunk of the gather; the whole gather would be 40,000
 
 
 # --- binary losses

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from largerec.kernels import exp_rows_, sampled_loss
 from largerec.options import Options
 
 CHUNK_ELEMENTS = 4_000_000
@@ -84,10 +84,8 @@ class _ChunkedSoftmax(torch.autograd.Function):
         ):
             p_CV = q_CD.to(kind) @ keys.T
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
-            largest_C = p_CV.amax(1)
-            p_CV.sub_(largest_C[:, None]).exp_()
-            sum_C = p_CV.sum(1, dtype=torch.float32)
-            losses.append(sum_C.log() + largest_C.float() - at_target_C)
+            largest_C, sum_C = exp_rows_(p_CV)
+            losses.append(sum_C.log() + largest_C - at_target_C)
             share_C1 = (1 / sum_C)[:, None]
             gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
             if kind == keys_VD.dtype:
@@ -157,11 +155,10 @@ class _SharedSoftmax(torch.autograd.Function):
             p_CK = query_CD.to(kind) @ keys.T
             first, last = torch.searchsorted(hits.row, torch.tensor([start, start + rows])).tolist()
             p_CK[hits.row[first:last] - start, hits.column[first:last]] = float("-inf")
-            largest_C = torch.maximum(p_CK.amax(1).float(), positive_C).to(kind)
-            p_CK.sub_(largest_C[:, None]).exp_().mul_(factor_K)
-            largest_C = largest_C.float() + top
+            largest_C, sum_C = exp_rows_(p_CK, factor_K, positive_C)
+            largest_C = largest_C + top
             own_C = (positive_C - largest_C).exp()
-            sum_C = p_CK.sum(1, dtype=torch.float32) + own_C
+            sum_C = sum_C + own_C
             losses.append(sum_C.log() + largest_C - positive_C)
             share_C1 = (1 / sum_C)[:, None]
             query_gradient_TD[part] = (p_CK @ keys).float() * share_C1
@@ -193,19 +190,6 @@ def shared_softmax(
     arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision)
     loss: torch.Tensor = _SharedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
-
-
-def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("cd,ckd->ck", queries_CD, F.embedding(items_CK, keys_VD))
-
-
-def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
-    """Scores [T, K] of K items a position; a chunk's gather is made, used, and made again for the backward pass."""
-    rows = max(1, CHUNK_ELEMENTS // (items_TK.shape[1] * keys_VD.shape[1]))
-    chunks = zip(torch.split(queries_TD, rows), torch.split(items_TK, rows), strict=True)
-    return torch.cat(
-        [checkpoint(_scores_of, q, keys_VD, items, use_reentrant=False, preserve_rng_state=False) for q, items in chunks]
-    )
 
 
 class Objective:
@@ -245,39 +229,21 @@ class Objective:
         if isinstance(options, SoftmaxOptions):
             return full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
         queries_TD = queries_TD.float()
-        positive_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
-        if isinstance(options, SampledSoftmaxOptions):
-            return self._sampled_softmax(options, queries_TD, keys_VD, target_T, positive_T, low_precision)
-        negative_TK = self._negatives(len(target_T), options.negatives)
-        score_TK = position_scores(queries_TD, keys_VD, negative_TK)
-        power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
-        other_TK = negative_TK != target_T[:, None]  # a negative that is the target says nothing
-        loss: torch.Tensor = power * F.softplus(-positive_T).mean() + (F.softplus(score_TK) * other_TK).sum(1).mean()
-        return loss
-
-    def _sampled_softmax(
-        self,
-        options: SampledSoftmaxOptions,
-        queries_TD: torch.Tensor,
-        keys_VD: torch.Tensor,
-        target_T: torch.Tensor,
-        positive_T: torch.Tensor,
-        low_precision: bool,
-    ) -> torch.Tensor:
         n = options.negatives
-        if options.shared:
+        if isinstance(options, SampledSoftmaxOptions) and options.shared:
             negative_K = self._negatives(n)
             hits = Hits.of(target_T, negative_K)
             draws_T = n - torch.bincount(hits.row, minlength=len(target_T))
+            positive_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
             own_T = positive_T - self._shift(target_T, draws_T)
             keys_KD = F.embedding(negative_K, keys_VD)
             return shared_softmax(queries_TD, keys_KD, self._correction(negative_K), hits, own_T, low_precision)
         negative_TK = self._negatives(len(target_T), n)
-        hit_TK = negative_TK == target_T[:, None]
-        own_T = positive_T - self._shift(target_T, n - hit_TK.sum(1))
-        score_TK = position_scores(queries_TD, keys_VD, negative_TK) + self._correction(negative_TK)
-        logits_TK1 = torch.cat([own_T[:, None], score_TK.masked_fill(hit_TK, float("-inf"))], dim=1)
-        return (torch.logsumexp(logits_TK1, dim=1) - own_T).mean()
+        if isinstance(options, SampledSoftmaxOptions):
+            log_q_V = self.log_q_V if self.corrected else None
+            return sampled_loss(queries_TD, keys_VD, target_T, negative_TK, log_q_V, softmax=True)
+        power = gbce_power(n, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
+        return sampled_loss(queries_TD, keys_VD, target_T, negative_TK, softmax=False, power=power)
 
     def _correction(self, negatives: torch.Tensor) -> torch.Tensor:
         """-log q of each negative where the recipe asks for it."""

@@ -1,4 +1,4 @@
-"""Sequence kernels over packed tokens, one signature an operator; the implementation is chosen here.
+"""Kernels over packed tokens, one signature an operator; the implementation is chosen here.
 
 On a CPU with a C++ compiler the compiled twin runs (``cpu``), elsewhere the plain path (``padded``); ``reference`` is the truth
 that both are tested against.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 
 from largerec.kernels import cpu, padded
+from largerec.kernels.losses import exp_rows_, sampled_loss
 from largerec.kernels.reference import BucketedTime
 
-__all__ = ["BucketedTime", "describe", "silu_attention", "softmax_attention"]
+__all__ = ["BucketedTime", "describe", "exp_rows_", "sampled_loss", "silu_attention", "softmax_attention"]
 
 
 def _compiled(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and cpu.available()[0]
+    return x.dtype in (torch.float32, torch.bfloat16) and cpu.usable(x)
 
 
 def describe() -> str:

@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs: built with g++ on first use and cached; see cpu.cpp for how it works.
+"""The compiled twin of the reference for CPUs: built with g++ on first use and cached; see attention.cpp and loss.cpp.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.
@@ -19,8 +19,9 @@ import torch
 
 from largerec.kernels.reference import TIME_BUCKETS, BucketedTime
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "loss.cpp"))
+HEADER = Path(__file__).with_name("cpu.h")
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 # Instruction sets of each level of x86-64 that the code gains from, best first.
 LEVELS = {
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -71,23 +72,38 @@ def library() -> tuple[Path | None, str]:
     # The lower-case abi flag of this torch build must match, or symbols are not found.
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     says = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), torch.__version__, says, *flags]).encode()).hexdigest()[:20]
-    path = _cache_folder() / f"attention-{level or 'baseline'}-{key}.so"
+    texts = [path.read_text() for path in (HEADER, *SOURCES)]
+    key = hashlib.sha256("\0".join([*texts, torch.__version__, says, *flags]).encode()).hexdigest()[:20]
+    path = _cache_folder() / f"kernels-{level or 'baseline'}-{key}.so"
     if path.is_file():
         return path, f"compiled for {level or 'the baseline'}"
+    wrong = _build(program, flags, path)
+    if wrong:
+        return None, f"plain torch, because the kernels did not compile: {wrong}"
+    return path, f"compiled for {level or 'the baseline'}"
+
+
+def _build(program: str, flags: list[str], path: Path) -> str:
+    """Compile the sources side by side and link them; returns the first error, or nothing."""
     root = Path(torch.__file__).parent
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    command = [program, *flags, *includes, str(SOURCE), "-o", str(beside), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            return None, f"plain torch, because the kernels did not compile: {first}"
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path, f"compiled for {level or 'the baseline'}"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES]
+        jobs = [
+            subprocess.Popen([program, *flags, *includes, "-c", str(source), "-o", made], stderr=subprocess.PIPE, text=True)
+            for source, made in zip(SOURCES, objects, strict=True)
+        ]
+        said = [job.communicate()[1] for job in jobs]
+        codes = [job.returncode for job in jobs]
+        if not any(codes):
+            beside = str(Path(folder) / path.name)
+            command = [program, *flags, "-shared", *objects, "-o", beside, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+            linked = subprocess.run(command, capture_output=True, text=True, check=False)
+            said, codes = [linked.stderr], [linked.returncode]
+            if not any(codes):
+                os.replace(beside, path)
+    text = "\n".join(said)
+    return next((line for line in text.splitlines() if "error" in line), text[:200] or "?") if any(codes) else ""
 
 
 @cache
@@ -102,6 +118,11 @@ def available() -> tuple[bool, str]:
         return False, f"plain torch, because the compiled kernels did not load: {error}"
     _register()
     return True, says
+
+
+def usable(*tensors: torch.Tensor) -> bool:
+    """Whether the compiled kernels are there and these tensors lie where they can work on them."""
+    return all(x.device.type == "cpu" for x in tensors) and available()[0]
 
 
 def attention(
@@ -123,7 +144,7 @@ def attention(
 
 
 def _register() -> None:
-    """Tell torch the shapes (fake tensors) and the gradient of the operator."""
+    """Tell torch the shapes (fake tensors) and the gradients of the operators."""
 
     def fake(q, k, v, offsets, softmax, scale, position, time, row, column):  # type: ignore[no-untyped-def]
         return torch.empty_like(v)
@@ -147,6 +168,22 @@ def _register() -> None:
         d_time = None if time is None else d_time.to(time.dtype)
         return d_q, d_k, d_v, None, None, None, d_position, d_time, None, None
 
+    def fake_loss(queries, keys, target, items, log_q, softmax, power):  # type: ignore[no-untyped-def]
+        return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys)
+
+    def fake_rows(logits, factor, own):  # type: ignore[no-untyped-def]
+        return tuple(logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
+
+    def setup_loss(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(output[1], output[2])  # the gradients were made beside the loss
+
+    def backward_loss(ctx, d_loss, _d_queries, _d_keys):  # type: ignore[no-untyped-def]
+        d_queries, d_keys = ctx.saved_tensors
+        return d_loss * d_queries, d_loss * d_keys, None, None, None, None, None
+
+    torch.library.register_fake("largerec::sampled_loss", fake_loss)
+    torch.library.register_fake("largerec::exp_rows_", fake_rows)
+    torch.library.register_autograd("largerec::sampled_loss", backward_loss, setup_context=setup_loss)
     torch.library.register_fake("largerec::attention", fake)
     torch.library.register_fake("largerec::attention_backward", fake_backward)
     torch.library.register_autograd("largerec::attention", backward, setup_context=setup)

@@ -1,7 +1,7 @@
-"""The truth, in plain torch: causal attention over packed tokens, by padding to the longest history of the batch.
+"""The truth, in plain torch: causal attention over packed tokens by padding, and losses over sampled items by gathering.
 
-Shapes: T tokens, B users, H heads, K width of a head, N longest history. Padding exists only in this file. Histories are
-padded on the right, so that under a causal mask no real token ever sees padding.
+Shapes: T tokens, B users, H heads, K width of a head (of a loss: negatives), N longest history, V items, D width. Histories are
+padded on the right, so that under a causal mask no real token ever sees padding; padding exists only here.
 """
 
 from __future__ import annotations
@@ -103,3 +103,48 @@ def silu_attention(
     causal_NN = torch.ones(longest, longest, dtype=q.dtype, device=q.device).tril()
     out_BHNK = (F.silu(score_BHNN) * (causal_NN * scale)).to(v.dtype) @ v
     return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
+
+
+def loss_of_scores(
+    own_T: torch.Tensor,
+    score_TK: torch.Tensor,
+    target_T: torch.Tensor,
+    items_TK: torch.Tensor,
+    log_q_V: torch.Tensor | None,
+    *,
+    softmax: bool,
+    power: float,
+) -> torch.Tensor:
+    """Loss of each position from the scores of its target and its negatives; see :func:`sampled_loss`. [T]"""
+    hit_TK = items_TK == target_T[:, None]  # a negative that is the target says nothing
+    if not softmax:
+        return power * F.softplus(-own_T) + (F.softplus(score_TK) * ~hit_TK).sum(1)
+    if log_q_V is not None:
+        # Hits are dropped, so q is renormalised over the other items, and the draws that are left are counted.
+        draws_T = (~hit_TK).sum(1).clamp_min(1)
+        own_T = own_T - (torch.log1p(-log_q_V[target_T].exp().clamp_max(1 - 1e-6)) - draws_T.log())
+        score_TK = score_TK - log_q_V[items_TK]
+    logits_TK1 = torch.cat([own_T[:, None], score_TK.masked_fill(hit_TK, float("-inf"))], dim=1)
+    return torch.logsumexp(logits_TK1, dim=1) - own_T
+
+
+def sampled_loss(
+    queries_TD: torch.Tensor,
+    keys_VD: torch.Tensor,
+    target_T: torch.Tensor,
+    items_TK: torch.Tensor,
+    log_q_V: torch.Tensor | None = None,
+    *,
+    softmax: bool,
+    power: float = 1.0,
+) -> torch.Tensor:
+    """Mean loss of each position's target against its own K negatives; negatives that are the target do not count.
+
+    With ``softmax``: cross-entropy of the target among itself and the negatives. ``log_q_V`` corrects for how negatives were
+    drawn (log-probability of each item): the sum over negatives then estimates the sum over the catalogue without the target,
+    which is log(1 - q(target)) - log(draws) beside the plain correction -log q. Else binary cross-entropy, with the positive's
+    probability to ``power`` (gSASRec, Petrov & Macdonald 2023, eq. 12).
+    """
+    own_T = (queries_TD * keys_VD[target_T]).sum(1)
+    score_TK = (queries_TD[:, None] * keys_VD[items_TK]).sum(2)
+    return loss_of_scores(own_T, score_TK, target_T, items_TK, log_q_V, softmax=softmax, power=power).mean()

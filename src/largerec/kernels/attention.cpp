@@ -3,87 +3,13 @@
 // Both kinds read rows of scores s = q k^T (+ position bias + bucketed time bias) and never hold an N x N matrix: a block of ROWS
 // rows of scores is made, turned into weights and used. One task is one user and one head; tasks are cut into as many fixed chunks
 // as there are threads, each chunk sums its bias gradients in its own buffer, and the buffers are added in order, so equal thread
-// counts give bitwise equal results.
-//
-// All products are one micro-kernel: C[8 x 32] += A[8 x depth] B[depth x 32], with any strides for A, on GCC's portable vectors
-// (the compiler lowers them to what the machine has). Rows are padded to whole tiles, columns to 32.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
-#include <algorithm>
-#include <cstring>
-#include <vector>
-
-#define LARGEREC_FLOAT_TYPES(TYPE, NAME, ...) \
-  AT_DISPATCH_SWITCH(TYPE, NAME, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
+// counts give bitwise equal results. Rows are padded to whole tiles, columns to 32.
+#include "cpu.h"
 
 namespace {
 
-typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t VI __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t LANES = 16, TILE_ROWS = 8, TILE_COLUMNS = 32, ROWS = 32;
+constexpr int64_t ROWS = 32;
 constexpr int64_t UNKNOWN_BUCKET = 31;  // reference.UNKNOWN_TIME_BUCKET
-
-inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
-inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
-inline V all(float x) { return V{} + x; }
-inline int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-inline float total(V v) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += v[i];
-  return sum;
-}
-
-// exp to about 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2].
-inline V exp(V x) {
-  const V high = all(88.0f), low = all(-87.0f), magic = all(12582912.0f);
-  x = x > high ? high : x;
-  x = x < low ? low : x;
-  V shifted = x * 1.44269504f + magic;
-  V n = shifted - magic;
-  V r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  V p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  V y = p * r * r + r + 1.0f;
-  VI power = (reinterpret_cast<VI&>(shifted) - reinterpret_cast<const VI&>(magic)) << 23;
-  VI bits = reinterpret_cast<VI&>(y) + power;
-  return reinterpret_cast<V&>(bits);
-}
-
-// C[8 x 32] (+)= A[8 x depth] B[depth x 32]; A's element (r, k) is a[r * row + k * step].
-inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  V acc[TILE_ROWS][2];
-  for (int r = 0; r < TILE_ROWS; r++) {
-    acc[r][0] = add ? load(c + r * ldc) : V{};
-    acc[r][1] = add ? load(c + r * ldc + LANES) : V{};
-  }
-  for (int64_t k = 0; k < depth; k++) {
-    const V b0 = load(b + k * ldb), b1 = load(b + k * ldb + LANES);
-#pragma GCC unroll 8
-    for (int r = 0; r < TILE_ROWS; r++) {
-      const V x = all(a[r * row + k * step]);
-      acc[r][0] += x * b0;
-      acc[r][1] += x * b1;
-    }
-  }
-  for (int r = 0; r < TILE_ROWS; r++) {
-    store(c + r * ldc, acc[r][0]);
-    store(c + r * ldc + LANES, acc[r][1]);
-  }
-}
-
-// C[rows x columns] (+)= A B over whole tiles.
-inline void product(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb,
-                    float* c, int64_t ldc, bool add) {
-  for (int64_t j = 0; j < columns; j += TILE_COLUMNS)
-    for (int64_t i = 0; i < rows; i += TILE_ROWS) tile(depth, a + i * row, row, step, b + j, ldb, c + i * ldc + j, ldc, add);
-}
 
 struct Problem {
   bool softmax;
@@ -190,12 +116,11 @@ void weights_row(const Problem& p, float* s, int64_t padded) {
     const V x = load(s + j);
     top = x > top ? x : top;
   }
-  float highest = top[0];
-  for (int l = 1; l < LANES; l++) highest = std::max(highest, top[l]);
+  const float most = highest(top);
   V sum = {};
   for (int64_t j = 0; j < padded; j += LANES) {
     const V x = load(s + j);
-    const V e = x > all(-1e29f) ? exp(x - highest) : V{};
+    const V e = x <= all(-1e29f) ? V{} : exp(x - most);
     store(s + j, e);
     sum += e;
   }
@@ -456,7 +381,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
 
 }  // namespace
 
-TORCH_LIBRARY(largerec, m) {
+TORCH_LIBRARY_FRAGMENT(largerec, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor offsets, bool softmax, float scale, Tensor? position, Tensor? time, "
       "Tensor? row_time, Tensor? column_time) -> Tensor");

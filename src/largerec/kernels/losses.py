@@ -1,0 +1,69 @@
+"""Losses of each position against its own sampled items, and rows of a softmax; what runs is chosen here.
+
+Shapes: T tokens, D width, V rows of the item table, K negatives a position, C rows of a block of logits. On a CPU with a compiler
+the compiled twin of ``reference.sampled_loss`` runs (loss.cpp), elsewhere plain torch in chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from largerec.kernels import cpu, reference
+
+CHUNK_ELEMENTS = 4_000_000
+
+
+def sampled_loss(
+    queries_TD: torch.Tensor,
+    keys_VD: torch.Tensor,
+    target_T: torch.Tensor,
+    items_TK: torch.Tensor,
+    log_q_V: torch.Tensor | None = None,
+    *,
+    softmax: bool,
+    power: float = 1.0,
+) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.sampled_loss`, without its [T, K, D] tensor."""
+    if cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
+        loss: torch.Tensor = torch.ops.largerec.sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax, power)[0]
+        return loss
+    if len(queries_TD) == 0:
+        return queries_TD.sum() + 0 * keys_VD.sum()
+    score_TK = position_scores(queries_TD, keys_VD, items_TK)
+    own_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
+    return reference.loss_of_scores(own_T, score_TK, target_T, items_TK, log_q_V, softmax=softmax, power=power).mean()
+
+
+def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("cd,ckd->ck", queries_CD, F.embedding(items_CK, keys_VD))
+
+
+def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: torch.Tensor) -> torch.Tensor:
+    """Scores [T, K] of K items a position; a chunk's gather is made, used, and made again for the backward pass."""
+    rows = max(1, CHUNK_ELEMENTS // max(1, items_TK.shape[1] * keys_VD.shape[1]))
+    chunks = zip(torch.split(queries_TD, rows), torch.split(items_TK, rows), strict=True)
+    return torch.cat(
+        [checkpoint(_scores_of, q, keys_VD, items, use_reentrant=False, preserve_rng_state=False) for q, items in chunks]
+    )
+
+
+def exp_rows_(
+    logits_CK: torch.Tensor, factor_K: torch.Tensor | None = None, own_C: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn each row into ``exp(logit - largest) * factor``, in place; returns the rows' largest logit and sum, float32.
+
+    ``own_C``: one more logit a row, which counts for the largest but is not in the sum. Not differentiable.
+    """
+    if cpu.usable(logits_CK) and logits_CK.dtype in (torch.float32, torch.bfloat16) and logits_CK.is_contiguous():
+        found: tuple[torch.Tensor, torch.Tensor] = torch.ops.largerec.exp_rows_(logits_CK, factor_K, own_C)
+        return found
+    largest_C = logits_CK.amax(1)
+    if own_C is not None:
+        largest_C = torch.maximum(largest_C, own_C.to(largest_C.dtype))
+    logits_CK.sub_(largest_C[:, None]).exp_()
+    if factor_K is not None:
+        logits_CK.mul_(factor_K)
+    wide = torch.promote_types(logits_CK.dtype, torch.float32)
+    return largest_C.to(wide), logits_CK.sum(1, dtype=wide)
