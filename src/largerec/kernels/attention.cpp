@@ -22,53 +22,80 @@ struct Problem {
   const int64_t* column_time;
 };
 
-struct Run {
-  int64_t end;
-  int bucket;
-};
+typedef double VD __attribute__((vector_size(64), aligned(8), may_alias));
+typedef int64_t VL __attribute__((vector_size(64), aligned(8), may_alias));
+typedef int32_t VH32 __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr double NO_TIME = 1e300;
 
-inline int bucket_of(int64_t row, int64_t column) {
-  if (row < 0 || column < 0) return UNKNOWN_BUCKET;
-  const int64_t elapsed = row - column;
-  if (elapsed < 2000) return 0;
-  return std::min<int>(63 - __builtin_clzll(elapsed / 1000), UNKNOWN_BUCKET - 1);
+// Times as doubles, which hold milliseconds exactly. An unknown one lies so far away that its exponent tells it from all others.
+inline double row_clock(int64_t time) { return time < 0 ? NO_TIME : static_cast<double>(time); }
+inline double column_clock(int64_t time) { return time < 0 ? -NO_TIME : static_cast<double>(time); }
+
+// floor(log2(max(1, seconds))) of 8 columns is the exponent of a double; unknown times have one above 900.
+inline VH32 buckets_of_8(double row, const double* columns) {
+  VD elapsed = row - *reinterpret_cast<const VD*>(columns);
+  elapsed = elapsed > 1000.0 ? elapsed : VD{} + 1000.0;
+  elapsed *= 0.001;  // exact where it matters: no product of a whole number of milliseconds is rounded across a power of two
+  const VL exponent = (reinterpret_cast<VL&>(elapsed) >> 52) - 1023;
+  const VL last_known = VL{} + (UNKNOWN_BUCKET - 1);
+  return __builtin_convertvector((exponent > last_known ? last_known : exponent) - (exponent > VL{} + 500), VH32);
 }
 
-// Columns 0..count of one row as runs of equal bucket. Times of a history rise, so a run ends where a binary search says.
-void runs_of(int64_t row, const int64_t* column, int64_t count, bool rising, std::vector<Run>& runs) {
-  runs.clear();
-  int64_t j = 0;
-  while (j < count) {
-    const int bucket = bucket_of(row, column[j]);
-    int64_t end = j + 1;
-    if (rising) {
-      if (row < 0) end = count;
-      else if (bucket == UNKNOWN_BUCKET) end = std::lower_bound(column + j, column + count, int64_t{0}) - column;
-      else if (bucket == 0) end = count;
-      else end = std::upper_bound(column + j, column + count, row - (int64_t{1000} << bucket)) - column;
-    } else {
-      while (end < count && bucket_of(row, column[end]) == bucket) end++;
+inline VI buckets_of(double row, const double* columns) {
+  const VH32 first = buckets_of_8(row, columns), second = buckets_of_8(row, columns + 8);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  VI both;
+  std::memcpy(&both, &first, sizeof first);
+  std::memcpy(reinterpret_cast<char*>(&both) + sizeof first, &second, sizeof second);
+  return both;
+#endif
+}
+
+// Entries of a table of 32 floats.
+inline V looked_up(const float* table, VI index) {
+#if defined(__clang__)
+  V x;
+  for (int l = 0; l < LANES; l++) x[l] = table[index[l]];
+  return x;
+#else
+  return __builtin_shuffle(load(table), load(table + LANES), index);
+#endif
+}
+
+// Adds 16 gradients to the sums of their buckets: 16 sums a bucket, one a lane.
+inline void add_by_bucket(V d, VI bucket, bool falling, float* sums) {
+  if (falling) {  // times of a history rise, so buckets fall
+    for (int b = bucket[0]; b >= bucket[LANES - 1]; b--) {
+      const V kept = bucket == VI{} + b ? d : V{};
+      store(sums + b * LANES, load(sums + b * LANES) + kept);
     }
-    runs.push_back({end, bucket});
-    j = end;
+    return;
   }
+  for (int l = 0; l < LANES; l++) sums[bucket[l] * LANES + l] += d[l];
 }
 
 // Scratch of one chunk, grown as needed and reused from task to task.
 struct Scratch {
-  std::vector<float> q, k, v, kt, vt, d_out, score, d_score, out, d_k, d_v, reversed, d_reversed;
-  std::vector<Run> runs;
+  std::vector<float> q, k, v, kt, vt, d_out, score, d_score, out, d_k, d_v, reversed;
+  std::vector<double> clock;
 };
 
-float* sized(std::vector<float>& buffer, int64_t n) {
+template <typename T>
+T* sized(std::vector<T>& buffer, int64_t n) {
   if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(n);
   return buffer.data();
 }
 
 template <typename T>
 void pack(const T* x, int64_t n, int64_t width, int64_t stride, float* rows, int64_t ld, int64_t n_padded) {
-  for (int64_t i = 0; i < n_padded; i++)
-    for (int64_t c = 0; c < ld; c++) rows[i * ld + c] = i < n && c < width ? static_cast<float>(x[i * stride + c]) : 0.0f;
+  for (int64_t i = 0; i < n; i++) {
+    float* row = rows + i * ld;
+    for (int64_t c = 0; c < width; c++) row[c] = static_cast<float>(x[i * stride + c]);
+    for (int64_t c = width; c < ld; c++) row[c] = 0;
+  }
+  std::fill(rows + n * ld, rows + n_padded * ld, 0.0f);
 }
 
 void transpose(const float* rows, int64_t ld, int64_t width, int64_t n_padded, float* columns) {
@@ -82,74 +109,90 @@ void unpack(const float* rows, int64_t ld, int64_t n, int64_t width, int64_t str
     for (int64_t c = 0; c < width; c++) x[i * stride + c] = static_cast<T>(rows[i * ld + c]);
 }
 
-// Adds the biases to one row of raw scores (columns 0..i) and puts -inf-like values behind them, up to `padded`.
-void biased_row(const Problem& p, int64_t head, int64_t i, const float* reversed, const std::vector<Run>& runs, float* s, int64_t padded) {
-  const float scale = p.softmax ? static_cast<float>(p.scale) : 1.0f;
-  const float* position = reversed ? reversed + p.longest_table - 1 - i : nullptr;
-  for (int64_t j = 0; j <= i; j += LANES) {
-    V x = load(s + j) * scale;
+// The biases of one row: what the position table and the clock add to columns j..j+15.
+struct RowBias {
+  const float* position;  // reversed and shifted, or null
+  const float* time;      // 32 entries, or null
+  double row;
+  const double* columns;
+
+  V at(int64_t j) const {
+    V x = {};
     if (position) x += load(position + j);
-    store(s + j, x);
+    if (time) x += looked_up(time, buckets_of(row, columns + j));
+    return x;
   }
-  if (p.time) {
-    int64_t j = 0;
-    for (const Run& run : runs) {
-      const float bias = p.time[head * (UNKNOWN_BUCKET + 1) + run.bucket];
-      for (; j < run.end; j++) s[j] += bias;
-    }
+};
+
+// Where one row's gradients of the biases are added; null where there is no table.
+struct RowBiasGradient {
+  float* position;  // reversed and shifted
+  float* time;      // [32, LANES]
+  bool rising;
+
+  void add(const RowBias& bias, int64_t j, V d) const {
+    if (position) store(position + j, load(position + j) + d);
+    if (time) add_by_bucket(d, buckets_of(bias.row, bias.columns + j), rising, time);
   }
-  for (int64_t j = i + 1; j < padded; j++) s[j] = -1e30f;
+};
+
+// In the functions of a row, columns behind i are written as zeros up to `padded`; j runs over whole vectors.
+inline void clear_behind(float* s, int64_t i, int64_t padded) { std::fill(s + i + 1, s + padded, 0.0f); }
+
+inline void silu_row(const RowBias& bias, float scale, float* s, int64_t i, int64_t padded) {
+  for (int64_t j = 0; j <= i; j += LANES) {
+    const V x = load(s + j) + bias.at(j);
+    store(s + j, x * scale / (exp(-x) + 1.0f));
+  }
+  clear_behind(s, i, padded);
 }
 
-// Weights of one row, in place.
-void weights_row(const Problem& p, float* s, int64_t padded) {
-  if (!p.softmax) {
-    const float scale = static_cast<float>(p.scale);
-    for (int64_t j = 0; j < padded; j += LANES) {
-      const V x = load(s + j);
-      store(s + j, x * scale / (exp(-x) + 1.0f));
-    }
-    return;
-  }
-  V top = all(-1e30f);
-  for (int64_t j = 0; j < padded; j += LANES) {
-    const V x = load(s + j);
+inline void softmax_row(const RowBias& bias, float scale, float* s, int64_t i, int64_t padded) {
+  V top = all(-INFINITY);
+  for (int64_t j = 0; j <= i; j += LANES) {
+    V x = load(s + j) * scale + bias.at(j);
+    if (j + LANES > i + 1)
+      for (int64_t l = i + 1 - j; l < LANES; l++) x[l] = -INFINITY;
+    store(s + j, x);
     top = x > top ? x : top;
   }
   const float most = highest(top);
   V sum = {};
-  for (int64_t j = 0; j < padded; j += LANES) {
-    const V x = load(s + j);
-    const V e = x <= all(-1e29f) ? V{} : exp(x - most);
+  for (int64_t j = 0; j <= i; j += LANES) {
+    const V x = load(s + j), e = x == all(-INFINITY) ? V{} : exp(x - most);
     store(s + j, e);
     sum += e;
   }
   const float inverse = 1.0f / total(sum);
-  for (int64_t j = 0; j < padded; j += LANES) store(s + j, load(s + j) * inverse);
+  for (int64_t j = 0; j <= i; j += LANES) store(s + j, load(s + j) * inverse);
+  clear_behind(s, i, padded);
 }
 
-// SiLU of padding: x / (1 + exp(-x)) at -1e30 is -1e30 / huge, which exp's clamp leaves at about -1e-8: put exact zeros instead.
-void clear_behind(float* s, int64_t i, int64_t padded) { std::fill(s + i + 1, s + padded, 0.0f); }
-
-// From score row s and d_weight row d: weights into s and d_score into d.
-void weights_and_gradient_row(const Problem& p, float* s, float* d, int64_t i, int64_t padded) {
-  if (!p.softmax) {
-    const float scale = static_cast<float>(p.scale);
-    for (int64_t j = 0; j < padded; j += LANES) {
-      const V x = load(s + j);
-      const V gate = all(1.0f) / (exp(-x) + 1.0f);
-      store(d + j, load(d + j) * scale * gate * ((all(1.0f) - gate) * x + 1.0f));
-      store(s + j, x * gate * scale);
-    }
-    clear_behind(s, i, padded);
-    clear_behind(d, i, padded);
-    return;
+// From a row of scores s and of weight gradients d: weights into s, score gradients into d and into the sums of the biases.
+inline void silu_gradient_row(const RowBias& bias, const RowBiasGradient& sums, float scale, float* s, float* d, int64_t i, int64_t padded) {
+  clear_behind(d, i, padded);
+  for (int64_t j = 0; j <= i; j += LANES) {
+    const V x = load(s + j) + bias.at(j);
+    const V gate = all(1.0f) / (exp(-x) + 1.0f);
+    const V gradient = load(d + j) * scale * gate * ((all(1.0f) - gate) * x + 1.0f);
+    store(s + j, x * gate * scale);
+    store(d + j, gradient);
+    sums.add(bias, j, gradient);
   }
-  weights_row(p, s, padded);
+  clear_behind(s, i, padded);
+}
+
+inline void softmax_gradient_row(const RowBias& bias, const RowBiasGradient& sums, float scale, float* s, float* d, int64_t i, int64_t padded) {
+  softmax_row(bias, scale, s, i, padded);
+  clear_behind(d, i, padded);
   V sum = {};
-  for (int64_t j = 0; j < padded; j += LANES) sum += load(s + j) * load(d + j);
+  for (int64_t j = 0; j <= i; j += LANES) sum += load(s + j) * load(d + j);
   const float mean = total(sum);
-  for (int64_t j = 0; j < padded; j += LANES) store(d + j, load(s + j) * (load(d + j) - mean));
+  for (int64_t j = 0; j <= i; j += LANES) {
+    const V gradient = load(s + j) * (load(d + j) - mean);
+    store(d + j, gradient);
+    sums.add(bias, j, gradient);
+  }
 }
 
 struct Task {
@@ -182,6 +225,7 @@ struct Prepared {
   int64_t n, first, n_padded, ld, stride;
   float *q, *k, *v, *kt;
   float* reversed;
+  double* clock;
   bool rising;
 
   Prepared(const Problem& p, const Task& task, const T* q_all, const T* k_all, const T* v_all, Scratch& scratch) {
@@ -205,17 +249,20 @@ struct Prepared {
       for (int64_t d = 0; d < p.longest_table; d++) reversed[p.longest_table - 1 - d] = p.position[task.head * p.longest_table + d];
       std::fill(reversed + p.longest_table, reversed + p.longest_table + LANES, 0.0f);
     }
-    rising = p.time && std::is_sorted(p.column_time + first, p.column_time + first + n);
+    clock = nullptr;
+    rising = false;
+    if (p.time) {
+      clock = sized(scratch.clock, n_padded);
+      for (int64_t j = 0; j < n; j++) clock[j] = column_clock(p.column_time[first + j]);
+      // Padding counts as at the last event's time: its gradient is zero, and the buckets of a vector still fall.
+      std::fill(clock + n, clock + n_padded, clock[n - 1]);
+      rising = std::is_sorted(clock, clock + n);
+    }
   }
 
-  // Scores with biases of rows i0..i0+ROWS over columns 0..columns.
-  void scores(const Problem& p, const Task& task, int64_t i0, int64_t columns, Scratch& scratch, float* score) const {
-    product(ROWS, columns, p.width, q + i0 * ld, ld, 1, kt, n_padded, score, columns, false);
-    for (int64_t r = 0; r < ROWS; r++) {
-      const int64_t i = std::min(i0 + r, n - 1);
-      if (p.time) runs_of(p.row_time[first + i], p.column_time + first, i + 1, rising, scratch.runs);
-      biased_row(p, task.head, i, reversed, scratch.runs, score + r * columns, columns);
-    }
+  RowBias bias(const Problem& p, const Task& task, int64_t i) const {
+    return {reversed ? reversed + p.longest_table - 1 - i : nullptr, p.time ? p.time + task.head * (UNKNOWN_BUCKET + 1) : nullptr,
+            p.time ? row_clock(p.row_time[first + i]) : 0, clock};
   }
 };
 
@@ -223,14 +270,15 @@ template <typename T>
 void forward_task(const Problem& p, const Task& task, const T* q, const T* k, const T* v, T* out, Scratch& scratch) {
   if (p.offsets[task.user + 1] == p.offsets[task.user]) return;
   const Prepared<T> x(p, task, q, k, v, scratch);
+  const float scale = static_cast<float>(p.scale);
   float* score = sized(scratch.score, ROWS * x.n_padded);
   float* rows = sized(scratch.out, ROWS * x.ld);
   for (int64_t i0 = 0; i0 < x.n; i0 += ROWS) {
     const int64_t columns = i0 + ROWS;
-    x.scores(p, task, i0, columns, scratch, score);
+    product(ROWS, columns, p.width, x.q + i0 * x.ld, x.ld, 1, x.kt, x.n_padded, score, columns, false);
     for (int64_t r = 0; r < ROWS; r++) {
-      weights_row(p, score + r * columns, columns);
-      clear_behind(score + r * columns, std::min(i0 + r, x.n - 1), columns);
+      const int64_t i = std::min(i0 + r, x.n - 1);  // rows behind the history repeat its last one and are not kept
+      (p.softmax ? softmax_row : silu_row)(x.bias(p, task, i), scale, score + r * columns, i, columns);
     }
     product(ROWS, x.ld, std::min(columns, x.n), score, columns, 1, x.v, x.ld, rows, x.ld, false);
     const int64_t count = std::min(ROWS, x.n - i0);
@@ -243,6 +291,7 @@ void backward_task(const Problem& p, const Task& task, const T* d_out_all, const
                    float* d_position, float* d_time, Scratch& scratch) {
   if (p.offsets[task.user + 1] == p.offsets[task.user]) return;
   const Prepared<T> x(p, task, q, k, v, scratch);
+  const float scale = static_cast<float>(p.scale);
   const int64_t at = x.first * x.stride + task.head * p.width;
   float* vt = sized(scratch.vt, p.width * x.n_padded);
   float* d_out = sized(scratch.d_out, x.n_padded * x.ld);
@@ -257,25 +306,12 @@ void backward_task(const Problem& p, const Task& task, const T* d_out_all, const
   std::fill(dv, dv + x.n_padded * x.ld, 0.0f);
   for (int64_t i0 = 0; i0 < x.n; i0 += ROWS) {
     const int64_t columns = i0 + ROWS, count = std::min(ROWS, x.n - i0);
-    x.scores(p, task, i0, columns, scratch, score);
+    product(ROWS, columns, p.width, x.q + i0 * x.ld, x.ld, 1, x.kt, x.n_padded, score, columns, false);
     product(ROWS, columns, p.width, d_out + i0 * x.ld, x.ld, 1, vt, x.n_padded, d_score, columns, false);
     for (int64_t r = 0; r < count; r++) {
-      const int64_t i = i0 + r;
-      float* d = d_score + r * columns;
-      weights_and_gradient_row(p, score + r * columns, d, i, columns);
-      if (d_position) {  // reversed like the table: column j of row i is distance i - j
-        float* sums = d_position + p.longest_table - 1 - i;
-        for (int64_t j = 0; j <= i; j++) sums[j] += d[j];
-      }
-      if (d_time) {
-        runs_of(p.row_time[x.first + i], p.column_time + x.first, i + 1, x.rising, scratch.runs);
-        int64_t j = 0;
-        for (const Run& run : scratch.runs) {
-          float sum = 0;
-          for (; j < run.end; j++) sum += d[j];
-          d_time[run.bucket] += sum;
-        }
-      }
+      const int64_t i = i0 + r;  // reversed like the table: column j of row i is distance i - j
+      const RowBiasGradient sums{d_position ? d_position + p.longest_table - 1 - i : nullptr, d_time, x.rising};
+      (p.softmax ? softmax_gradient_row : silu_gradient_row)(x.bias(p, task, i), sums, scale, score + r * columns, d_score + r * columns, i, columns);
     }
     for (int64_t r = count; r < ROWS; r++) {
       std::fill(score + r * columns, score + (r + 1) * columns, 0.0f);
@@ -283,13 +319,13 @@ void backward_task(const Problem& p, const Task& task, const T* d_out_all, const
     }
     product(ROWS, x.ld, std::min(columns, x.n), d_score, columns, 1, x.k, x.ld, rows, x.ld, false);
     if (p.softmax)
-      for (int64_t e = 0; e < ROWS * x.ld; e++) rows[e] *= static_cast<float>(p.scale);
+      for (int64_t e = 0; e < ROWS * x.ld; e++) rows[e] *= scale;
     unpack(rows, x.ld, count, p.width, x.stride, d_q + at + i0 * x.stride);
     product(columns, x.ld, ROWS, d_score, 1, columns, x.q + i0 * x.ld, x.ld, dk, x.ld, true);
     product(columns, x.ld, ROWS, score, 1, columns, d_out + i0 * x.ld, x.ld, dv, x.ld, true);
   }
   if (p.softmax)
-    for (int64_t e = 0; e < x.n_padded * x.ld; e++) dk[e] *= static_cast<float>(p.scale);
+    for (int64_t e = 0; e < x.n_padded * x.ld; e++) dk[e] *= scale;
   unpack(dk, x.ld, x.n, p.width, x.stride, d_k + at);
   unpack(dv, x.ld, x.n, p.width, x.stride, d_v + at);
 }
@@ -361,8 +397,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   at::Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
   const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
   const int64_t n_chunks = static_cast<int64_t>(chunks.size()), buckets = UNKNOWN_BUCKET + 1;
-  at::Tensor d_position = at::zeros({n_chunks, p.heads, p.longest_table}, at::kFloat);
-  at::Tensor d_time = at::zeros({n_chunks, p.heads, p.time ? buckets : 0}, at::kFloat);
+  const int64_t distances = p.position ? p.longest_table + LANES : 0;  // whole vectors are added
+  at::Tensor d_position = at::zeros({n_chunks, p.heads, distances}, at::kFloat);
+  at::Tensor d_time = at::zeros({n_chunks, p.heads, p.time ? buckets : 0, LANES}, at::kFloat);
   LARGEREC_FLOAT_TYPES(q.scalar_type(), "largerec::attention_backward", [&] {
     at::parallel_for(0, n_chunks, 1, [&](int64_t begin, int64_t end) {
       Scratch scratch;
@@ -370,12 +407,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
         for (const Task& task : chunks[c])
           backward_task(p, task, d_out.data_ptr<scalar_t>(), q.data_ptr<scalar_t>(), k.data_ptr<scalar_t>(), v.data_ptr<scalar_t>(),
                         d_q.data_ptr<scalar_t>(), d_k.data_ptr<scalar_t>(), d_v.data_ptr<scalar_t>(),
-                        p.position ? d_position.data_ptr<float>() + (c * p.heads + task.head) * p.longest_table : nullptr,
-                        p.time ? d_time.data_ptr<float>() + (c * p.heads + task.head) * buckets : nullptr, scratch);
+                        p.position ? d_position.data_ptr<float>() + (c * p.heads + task.head) * distances : nullptr,
+                        p.time ? d_time.data_ptr<float>() + (c * p.heads + task.head) * buckets * LANES : nullptr, scratch);
     });
   });
   // Chunks are added in order; the position sums were kept reversed.
-  at::Tensor position_sum = d_position.sum(0).flip(1), time_sum = d_time.sum(0);
+  at::Tensor position_sum = d_position.sum(0).narrow(1, 0, p.longest_table).flip(1), time_sum = d_time.sum(0).sum(2);
   return {d_q, d_k, d_v, position_sum, time_sum};
 }
 
