@@ -213,6 +213,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sampled_loss(const at::Tensor& qu
   const int64_t tokens = queries.size(0), negatives = items.size(1);
   at::Tensor loss = at::zeros({tokens}, queries.options()), d_queries = at::zeros_like(queries), d_keys = at::zeros_like(keys);
   if (tokens == 0 || queries.size(1) == 0) return {loss.sum(), d_queries, d_keys};
+  // Rows that start and end with a cache line are read and written in fewer pieces; a copy of the table pays where each is used often.
+  const int64_t width = queries.size(1), extra = up(width, LANES) - width;
+  if (extra && tokens * negatives > 4 * keys.size(0)) {
+    const auto [mean, d_wide, d_table] = sampled_loss(at::constant_pad_nd(queries, {0, extra}), at::constant_pad_nd(keys, {0, extra}), target, items,
+                                                      log_q_, softmax, power);
+    return {mean, d_wide.narrow(1, 0, width).contiguous(), d_table.narrow(1, 0, width).contiguous()};
+  }
   const auto in_range = [&](const at::Tensor& x) { return x.numel() == 0 || (x.min().item<int64_t>() >= 0 && x.max().item<int64_t>() < keys.size(0)); };
   TORCH_CHECK_INDEX(in_range(target) && in_range(items), "an item is outside the table");
   at::Tensor weight = at::empty({tokens, negatives}, queries.options()), own_weight = at::empty({tokens}, queries.options());
