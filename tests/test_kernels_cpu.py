@@ -92,6 +92,17 @@ def test_torch_accepts_the_operator() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("softmax", [True, False])
+def test_views_into_one_projection_are_read_where_they_lie(softmax: bool) -> None:
+    assert cpu.available()[0]
+    x = inputs([4, 0, 40], 2, 5, torch.float32, True)
+    wide = torch.cat([x[name].detach().flatten(1) for name in "qkv"], dim=1).requires_grad_()
+    views = dict(zip("qkv", (part.unflatten(1, (2, 5)) for part in wide.chunk(3, dim=1)), strict=True))
+    for found, wanted in zip(outputs(x | views, softmax, True, True), outputs(x, softmax, True, True), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@needs_compiler
 def test_a_history_longer_than_the_table_is_refused() -> None:
     assert cpu.available()[0]
     x = inputs([4], 1, 4, torch.float32, True)

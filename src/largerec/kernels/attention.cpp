@@ -20,6 +20,7 @@ struct Problem {
   const float* time;      // [H, 32] or null
   const int64_t* row_time;
   const int64_t* column_time;
+  int64_t q_stride, k_stride, v_stride;  // from token to token
 };
 
 typedef double VD __attribute__((vector_size(64), aligned(8), may_alias));
@@ -234,14 +235,14 @@ struct Prepared {
     n_padded = up(n, ROWS);
     ld = up(p.width, TILE_COLUMNS);
     stride = p.heads * p.width;
-    const int64_t at = first * stride + task.head * p.width;
+    const int64_t head = task.head * p.width;
     q = sized(scratch.q, n_padded * ld);
     k = sized(scratch.k, n_padded * ld);
     v = sized(scratch.v, n_padded * ld);
     kt = sized(scratch.kt, p.width * n_padded);
-    pack(q_all + at, n, p.width, stride, q, ld, n_padded);
-    pack(k_all + at, n, p.width, stride, k, ld, n_padded);
-    pack(v_all + at, n, p.width, stride, v, ld, n_padded);
+    pack(q_all + first * p.q_stride + head, n, p.width, p.q_stride, q, ld, n_padded);
+    pack(k_all + first * p.k_stride + head, n, p.width, p.k_stride, k, ld, n_padded);
+    pack(v_all + first * p.v_stride + head, n, p.width, p.v_stride, v, ld, n_padded);
     transpose(k, ld, p.width, n_padded, kt);
     reversed = nullptr;
     if (p.position) {
@@ -337,7 +338,7 @@ struct Held {  // tensors that a Problem points into
 Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& offsets, double scale, const std::optional<at::Tensor>& position,
                    const std::optional<at::Tensor>& time, const std::optional<at::Tensor>& row_time,
                    const std::optional<at::Tensor>& column_time, Held& held) {
-  Problem p{softmax, scale, q.size(1), q.size(2), 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Problem p{softmax, scale, q.size(1), q.size(2), 0, nullptr, nullptr, nullptr, nullptr, nullptr, q.stride(0), k.stride(0), v.stride(0)};
   TORCH_CHECK(q.dim() == 3 && k.sizes() == q.sizes() && v.sizes() == q.sizes(), "q, k and v must have one shape [T, H, K]");
   TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k and v must have one type");
   held.offsets = offsets.to(at::kLong).contiguous();
@@ -368,13 +369,18 @@ Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& k, const
   return p;
 }
 
+// Views into one wide projection are read where they lie: only the heads of a token must lie side by side.
+at::Tensor readable(const at::Tensor& x) {
+  return x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) ? x : x.contiguous();
+}
+
 at::Tensor forward(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& offsets, bool softmax, double scale,
                    const std::optional<at::Tensor>& position, const std::optional<at::Tensor>& time,
                    const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
-  const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous();
+  const at::Tensor q = readable(q_), k = readable(k_), v = readable(v_);
   Held held;
   const Problem p = problem_of(softmax, q, k, v, offsets, scale, position, time, row_time, column_time, held);
-  at::Tensor out = at::empty_like(v);
+  at::Tensor out = at::empty(v.sizes(), v.options());
   const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
   LARGEREC_FLOAT_TYPES(q.scalar_type(), "largerec::attention", [&] {
     at::parallel_for(0, chunks.size(), 1, [&](int64_t begin, int64_t end) {
@@ -391,10 +397,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& d_out_, const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& offsets, bool softmax,
     double scale, const std::optional<at::Tensor>& position, const std::optional<at::Tensor>& time,
     const std::optional<at::Tensor>& row_time, const std::optional<at::Tensor>& column_time) {
-  const at::Tensor q = q_.contiguous(), k = k_.contiguous(), v = v_.contiguous(), d_out = d_out_.to(v_.scalar_type()).contiguous();
+  const at::Tensor q = readable(q_), k = readable(k_), v = readable(v_), d_out = d_out_.to(v_.scalar_type()).contiguous();
   Held held;
   const Problem p = problem_of(softmax, q, k, v, offsets, scale, position, time, row_time, column_time, held);
-  at::Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
+  at::Tensor d_q = at::empty(q.sizes(), q.options()), d_k = at::empty_like(d_q), d_v = at::empty_like(d_q);
   const auto chunks = chunks_of(p.offsets, held.offsets.numel() - 1, p.heads);
   const int64_t n_chunks = static_cast<int64_t>(chunks.size()), buckets = UNKNOWN_BUCKET + 1;
   const int64_t distances = p.position ? p.longest_table + LANES : 0;  // whole vectors are added

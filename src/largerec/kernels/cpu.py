@@ -147,13 +147,13 @@ def _register() -> None:
     """Tell torch the shapes (fake tensors) and the gradients of the operators."""
 
     def fake(q, k, v, offsets, softmax, scale, position, time, row, column):  # type: ignore[no-untyped-def]
-        return torch.empty_like(v)
+        return v.new_empty(v.shape)
 
     def fake_backward(d_out, q, k, v, offsets, softmax, scale, position, time, row, column):  # type: ignore[no-untyped-def]
         heads = q.shape[1]
         d_position = q.new_empty(heads, 0 if position is None else position.shape[1], dtype=torch.float32)
         d_time = q.new_empty(heads, 0 if time is None else TIME_BUCKETS, dtype=torch.float32)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), d_position, d_time
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), d_position, d_time
 
     def setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
         q, k, v, offsets, ctx.softmax, ctx.scale, position, time, row, column = inputs
