@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from largerec import recipe as recipe_module
 from largerec.errors import LargeRecError
 from largerec.models import FAMILIES
 from largerec.optim import derived_learning_rate
-from largerec.recipe import Recipe, apply_overrides, load_recipe, recipe_from
+from largerec.recipe import Recipe, TrainOptions, apply_overrides, load_recipe, recipe_from
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
 SMALL = 'name = "small one"\nseed = 3\n[model]\nname = "sasrec"\nsize = "nano"\n[train]\nmax_epochs = 2\n'
@@ -279,3 +280,12 @@ def test_another_family_has_its_own_defaults() -> None:
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(LargeRecError, match=r"unknown model family 'hsut'; did you mean 'hstu'.*Allowed: .*sasrec"):
         Recipe().with_family("hsut")
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_what_the_processor_is_good_at(monkeypatch: pytest.MonkeyPatch, native: bool, wanted: str) -> None:
+    monkeypatch.setattr(recipe_module, "native_bf16", lambda: native)
+    asked = Recipe(train=TrainOptions(precision="auto"))
+    assert asked.resolved().train.precision == wanted
+    for given in ("bf16", "fp32"):
+        assert Recipe(train=TrainOptions(precision=given)).resolved().train.precision == given

@@ -15,6 +15,7 @@ from largerec.batches import BatchOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
 from largerec.heads import HeadOptions
+from largerec.kernels import native_bf16
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
@@ -29,6 +30,7 @@ class TrainOptions(Options):
     Training stops after ``max_epochs`` passes or ``max_steps`` steps, or when ``metric`` on validation (seen items masked) has
     not risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at
     most ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
+    ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
     """
 
     max_epochs: int = Field(100, ge=1)
@@ -39,7 +41,7 @@ class TrainOptions(Options):
     validation_targets: int = Field(25_000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     tensorboard: bool = False
 
 
@@ -75,12 +77,15 @@ class Recipe(Options):
         return self
 
     def resolved(self) -> Self:
-        """The same recipe with every derived value written out: depth, width, heads, learning rate."""
+        """The same recipe with every derived value written out: depth, width, heads, learning rate, precision."""
         model = self.model.resolved()
         optim = self.optim
         if optim.learning_rate is None:
             optim = optim.model_copy(update={"learning_rate": derived_learning_rate(model.shape[1])})
-        return self.model_copy(update={"model": model, "optim": optim})
+        train = self.train
+        if train.precision == "auto":
+            train = train.model_copy(update={"precision": "bf16" if native_bf16() else "fp32"})
+        return self.model_copy(update={"model": model, "optim": optim, "train": train})
 
     def with_family(self, family: str) -> Recipe:
         """The same recipe for another model family: what the two families share is kept."""

@@ -29,19 +29,27 @@ LEVELS = {
 }
 
 
+def _flags() -> set[str]:
+    """Instruction sets by the names that Linux gives them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.lower().startswith(("flags", "features")):  # x86, ARM
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
 def instruction_set() -> str | None:
     """The ``-march`` of this machine, or None for the compiler's own baseline."""
-    info = Path("/proc/cpuinfo")
-    flags = set()
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("flags"):
-                flags = set(line.split(":", 1)[1].split())
-                break
+    flags = _flags()
     for level, needed in LEVELS.items():
         if needed <= flags and LEVELS["x86-64-v3"] <= flags:
             return level
     return None
+
+
+def native_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 in hardware; elsewhere such products are several times slower than float32's."""
+    return bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def compiler() -> str | None:
