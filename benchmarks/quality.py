@@ -1,6 +1,6 @@
 """Train and evaluate one recipe with several seeds and write one result file: what the README's quality table is made from.
 
-    python benchmarks/quality.py recipes/amazon-beauty.toml --seeds 0 1 2 data.path=<folder>
+    python benchmarks/quality.py recipes/amazon-beauty.toml data.path=<folder> --seeds 0 1 2
 
 Each seed is a run in runs/quality/NAME-SEED. A finished seed is not trained again and an interrupted one is taken up, so the
 command can be repeated. The result goes to benchmarks/results/NAME.json: every seed's result document, the mean over seeds,
