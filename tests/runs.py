@@ -63,7 +63,7 @@ def copy_of_run(to: Path, *overrides: str) -> Path:
 def log_lines(run: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says, without the wall clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "waited")} for line in lines]
 
 
 def assert_same_training(run: Path, other: Path) -> None:

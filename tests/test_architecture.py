@@ -33,6 +33,7 @@ LEVELS = (
     "train",
     "experiments",
     "scaling update report serve doctor estimate show",
+    "bench",
     "cli",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

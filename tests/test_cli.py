@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
+import torch
 from runs import copy_of_run, trained_run, write_tiny
 
 from largerec import cli
 from largerec.engine import load
 from largerec.simulate import SimulateOptions, simulate
 
-VERBS = ("run", "train", "evaluate", "recommend", "data", "estimate", "doctor")
+VERBS = ("run", "train", "evaluate", "recommend", "data", "estimate", "bench", "doctor")
 
 
 class Said(NamedTuple):
@@ -76,7 +77,7 @@ def test_every_verb_explains_itself(largerec: Command, verb: str) -> None:
     said = largerec(verb, "--help")
     assert said.code == 0
     assert re.match(rf"Usage: .*largerec {verb}\b", said.out)
-    if verb != "data":
+    if verb not in ("data", "bench"):
         assert "--json" in said.out
 
 
@@ -213,6 +214,20 @@ def test_estimate(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: 
     assert said.code == 0 and "tokens per second" in said.out
 
 
+def test_bench_train(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = largerec("bench", "train", recipe, "train.precision=bf16", "--steps", 3, "--warmup", 1, "--json").document
+    low, high = found["tokens_per_s_quartiles"]
+    assert 0 < low <= found["tokens_per_s"] <= high
+    assert list(found["seconds_by_part"]) == ["data", "forward", "loss", "backward", "optimizer"]
+    assert all(seconds >= 0 for seconds in found["seconds_by_part"].values())
+    assert (found["precision"], found["threads"]) == ("bf16", torch.get_num_threads())
+    assert found["gflops_done"] > 0 and found["gflops_of_matrix_products"] > 0
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.toml"], "it leaves nothing behind"
+    said = largerec("bench", "train", recipe, "--steps", 2)
+    assert said.code == 0 and "seconds by part.backward" in said.out and "kernels" in said.out
+
+
 def test_doctor(largerec: Command) -> None:
     found = largerec("doctor", "--json").document
     assert found["status"] in ("ok", "warn", "fail")
@@ -222,7 +237,7 @@ def test_doctor(largerec: Command) -> None:
 
 
 def test_each_verb_is_a_function_of_its_name() -> None:
-    for verb in ("run", "train", "evaluate", "recommend", "estimate", "doctor", "data_describe"):
+    for verb in ("run", "train", "evaluate", "recommend", "estimate", "bench_train", "doctor", "data_describe"):
         assert callable(getattr(cli, verb)), verb
 
 

@@ -17,6 +17,8 @@ from largerec.errors import LargeRecError
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Look at event logs.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast this machine is at your recipe.")
+app.add_typer(bench_app, name="bench")
 
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="a TOML recipe")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run's directory")]
@@ -118,6 +120,22 @@ def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 
     found = module.estimate(load_recipe(recipe, overrides or []))
     _print_json(found) if as_json else show.fields(found, "Estimate")
+
+
+@bench_app.command("train")
+def bench_train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps to measure")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="steps before them")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Training speed of a recipe on its own log: tokens a second, seconds by part, and how far the machine's limit is."""
+    from largerec import bench, show
+    from largerec.recipe import load_recipe
+
+    found = bench.bench_train(load_recipe(recipe, overrides or []), steps, warmup)
+    _print_json(found) if as_json else show.fields(found, "Training speed")
 
 
 @app.command()

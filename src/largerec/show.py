@@ -128,22 +128,21 @@ def frame(found: pl.DataFrame) -> None:
 
 
 def fields(found: dict[str, Any], title: str) -> None:
-    """A flat document as two columns."""
+    """A document as two columns; what is in a group is shown as group.name."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column("field")
     table.add_column("value", overflow="fold")
+    flat: dict[str, Any] = {}
     for name, value in found.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    for name, value in flat.items():
         counted = isinstance(value, int | float) and not isinstance(value, bool)
         table.add_row(escape(name.replace("_", " ")), f"{value:,}" if counted else escape(str(value)))
     console().print(table)
 
 
 def described(description: dict[str, Any]) -> None:
-    """Nested groups of a log's description, flattened to dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in description.items():
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    notes = flat.pop("notes", [])
-    fields(flat, "Event log")
-    for note in notes:
+    """A log's description, and what was noticed while it was read."""
+    fields({name: value for name, value in description.items() if name != "notes"}, "Event log")
+    for note in description.get("notes", []):
         console().print(f"note: {note}", highlight=False, markup=False)

@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -48,6 +48,7 @@ class State:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
     best: float = -1.0
@@ -86,8 +87,8 @@ class Trainer:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch) -> float:
-        """One optimizer step; returns the mean loss a token.
+    def step(self, batch: Batch, done: Callable[[str], None] = lambda part: None) -> float:
+        """One optimizer step; returns the mean loss a token. ``done`` is told the name of each part that has ended.
 
         Raises:
             LargeRecError: the loss or its gradient is not finite.
@@ -103,17 +104,21 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             hidden_TD = self.model(batch)
         queries_TD = self.scorer.head.queries(hidden_TD[batch.loss_mask_T].float())
+        done("forward")
         keys_VD = self.scorer.head.keys(self.model.item_table_VD)
         loss = self.objective(queries_TD, keys_VD, batch.target_T[batch.loss_mask_T], low_precision=low_precision)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise self._diverged("loss", value, rate)
+        done("loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip))
         if not np.isfinite(norm):
             raise self._diverged("gradient", norm, rate)
+        done("backward")
         self.optimizer.step()
+        done("optimizer")
         return value
 
     def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
@@ -136,6 +141,7 @@ class Trainer:
         n_batches = len(self.batches.windows_of(state.epoch))
         started = time.perf_counter()
         for batch in self.batches.epoch(state.epoch, state.batch):
+            state.waited += time.perf_counter() - started  # for the batch
             loss = self.step(batch)
             state.step, state.batch, state.tokens = state.step + 1, state.batch + 1, state.tokens + batch.n_tokens
             state.loss_sum, state.loss_count = state.loss_sum + loss * batch.n_tokens, state.loss_count + batch.n_tokens
@@ -162,7 +168,8 @@ class Trainer:
 
     def _log_loss(self) -> None:
         state = self.state
-        self._log({"loss": state.loss_sum / max(1, state.loss_count), "lr": self.optimizer.param_groups[0]["lr"]})
+        rate, waited = self.optimizer.param_groups[0]["lr"], round(state.waited, 3)
+        self._log({"loss": state.loss_sum / max(1, state.loss_count), "lr": rate, "waited": waited})
         state.loss_sum, state.loss_count = 0.0, 0
 
     def _validate(self) -> None:
