@@ -10,7 +10,9 @@ what a run does, in the same order: pack a batch in the background, seed, forwar
 The rate is the median over the steps after the first 20.
 
 ``loss_300`` is the mean loss of steps 291 to 300; ``loss_300_reference`` the same from a second process on plain torch
-(LARGEREC_KERNELS=plain), which takes some twenty times as long; --no-reference leaves it out. --out FILE keeps the document.
+(LARGEREC_KERNELS=plain), which takes some ten times as long; --no-reference leaves it out. --out FILE keeps the document.
+--depth, --heads, --width, --items change the preset; with --length every history is that long and a step holds 16,384 tokens
+(benchmarks/train_sweeps.py uses these).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,22 +44,46 @@ from largerec.models.hstu import HSTUOptions
 from largerec.objectives import Objective, SampledSoftmaxOptions
 from largerec.optim import OptimOptions, build_optimizer, learning_rate_at
 
-PRESETS = {"ml-1m-hstu": (2, 1), "ml-1m-hstu-large": (8, 2)}  # blocks, heads
-ITEMS, WIDTH, LENGTH, USERS_A_STEP, NEGATIVES = 3416, 50, 200, 128, 128
+ITEMS_OF_ML_1M, NEGATIVES, TOKENS_A_STEP = 3416, 128, 16_384
 # Inputs of MovieLens-1M's users (training events less one, at most 200) at every twentieth of the users.
 QUANTILES = (15, 20, 24, 29, 34, 41, 48, 57, 67, 78, 93, 106, 123, 145, 170, 200, 200, 200, 200, 200, 200)
 USERS, WARMUP, TAIL = 2000, 20, 10
 
 
-def synthetic_rows(seed: int = 0) -> tuple[TokenRows, np.ndarray]:
+@dataclass(frozen=True)
+class Shape:
+    """What a step works on; ``length``: that of every history, or None for MovieLens-1M's."""
+
+    depth: int
+    heads: int
+    width: int = 50
+    items: int = ITEMS_OF_ML_1M
+    length: int | None = None
+
+    @property
+    def users_a_step(self) -> int:
+        return 128 if self.length is None else max(1, TOKENS_A_STEP // self.length)
+
+    @property
+    def longest(self) -> int:
+        return self.length or QUANTILES[-1]
+
+
+PRESETS = {"ml-1m-hstu": Shape(depth=2, heads=1), "ml-1m-hstu-large": Shape(depth=8, heads=2)}
+
+
+def synthetic_rows(shape: Shape, seed: int = 0) -> tuple[TokenRows, np.ndarray]:
     """Packed events of all users, one more than inputs, and the users' offsets."""
     rng = np.random.default_rng(seed)
-    length_U = np.interp(rng.random(USERS), np.linspace(0, 1, len(QUANTILES)), QUANTILES).round().astype(np.int64) + 1
+    users = USERS if shape.length is None else 4 * shape.users_a_step
+    length_U = np.interp(rng.random(users), np.linspace(0, 1, len(QUANTILES)), QUANTILES).round().astype(np.int64) + 1
+    if shape.length is not None:
+        length_U[:] = shape.length + 1
     offsets_U1 = np.concatenate([[0], np.cumsum(length_U)])
     total = int(offsets_U1[-1])
-    weight = 1 / (np.arange(ITEMS) + 30.0)
-    token = rng.choice(ITEMS, size=total, p=weight / weight.sum())
-    successor, follows = rng.permutation(ITEMS), rng.random(total) < 0.4
+    weight = 1 / (np.arange(shape.items) + 30.0)
+    token = rng.choice(shape.items, size=total, p=weight / weight.sum())
+    successor, follows = rng.permutation(shape.items), rng.random(total) < 0.4
     for i in np.flatnonzero(follows):  # a walk: some events are the fixed successor of the one before
         token[i] = successor[token[i - 1]]
     gap_ms = np.exp(rng.normal(3.0, 2.5, total)) * 1000
@@ -64,19 +91,20 @@ def synthetic_rows(seed: int = 0) -> tuple[TokenRows, np.ndarray]:
     return TokenRows(token, time_ms, None, np.arange(total + 1)), offsets_U1
 
 
-def train(preset: str, shared: bool, precision: str, steps: int, threads: int) -> dict[str, Any]:
+def train(shape: Shape, shared: bool, precision: str, steps: int, threads: int) -> dict[str, Any]:
     """Train for some steps; returns rates, seconds by part and the last losses."""
     torch.set_num_threads(threads)
-    depth, heads = PRESETS[preset]
-    rows, offsets_U1 = synthetic_rows()
+    rows, offsets_U1 = synthetic_rows(shape)
     torch.manual_seed(0)
-    model = build_model(HSTUOptions(depth=depth, width=WIDTH, heads=heads, dropout=0.2), ITEMS, LENGTH).train()
+    model = build_model(
+        HSTUOptions(depth=shape.depth, width=shape.width, heads=shape.heads, dropout=0.2), shape.items, shape.longest
+    ).train()
     head = ItemHead(HeadOptions())
-    objective = Objective(SampledSoftmaxOptions(negatives=NEGATIVES, shared=shared), torch.ones(ITEMS))
+    objective = Objective(SampledSoftmaxOptions(negatives=NEGATIVES, shared=shared), torch.ones(shape.items))
     options = OptimOptions(learning_rate=0.001)
     optimizer = build_optimizer(model, options)
     rng = np.random.default_rng(1)
-    users = [rng.choice(USERS, USERS_A_STEP, replace=False) for _ in range(steps)]
+    users = [rng.choice(len(offsets_U1) - 1, shape.users_a_step, replace=False) for _ in range(steps)]
     batches = prefetch((lambda u=u: pack_training(rows, offsets_U1[u], offsets_U1[u + 1] - 1)) for u in users)
     low_precision = precision == "bf16"
     parts: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "optimizer")}
@@ -129,13 +157,17 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PRESETS), required=True)
     parser.add_argument("--shared", action="store_true", help="one set of negatives a step instead of one a position")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    for name in ("depth", "heads", "width", "items", "length"):
+        parser.add_argument(f"--{name}", type=int, help=f"another {name} than the preset's")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="also train on plain torch")
     parser.add_argument("--json", action="store_true", help="one JSON document on the last line")
     parser.add_argument("--out", type=Path, help="also write the document to this file")
     given = parser.parse_args()
-    found = train(given.preset, given.shared, given.precision, given.steps, given.threads)
+    changes = {name: value for name in ("depth", "heads", "width", "items", "length") if (value := getattr(given, name))}
+    shape = replace(PRESETS[given.preset], **changes)
+    found = train(shape, given.shared, given.precision, given.steps, given.threads)
     if given.reference:
         command = [
             sys.executable,
@@ -148,6 +180,7 @@ def main() -> None:
             str(given.steps),
         ]
         command += ["--threads", str(given.threads), *(["--shared"] if given.shared else []), "--no-reference", "--json"]
+        command += [word for name, value in changes.items() for word in (f"--{name}", str(value))]
         child = subprocess.run(
             command, env=os.environ | {"LARGEREC_KERNELS": "plain"}, check=True, capture_output=True, text=True
         )
@@ -156,6 +189,7 @@ def main() -> None:
         found["tokens_per_s_reference"] = reference["tokens_per_s"]
     found |= {
         "preset": given.preset,
+        **asdict(shape),
         "negatives": "shared" if given.shared else "per position",
         "precision": given.precision,
         "threads": given.threads,

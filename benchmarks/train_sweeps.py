@@ -1,0 +1,72 @@
+"""Training speed over history length, catalogue, depth, width and threads: a table, a JSON file and a picture.
+
+    python benchmarks/train_sweeps.py
+
+Each point is a run of benchmarks/train_speed.py in its own process (25 steps, the first 12 not counted); points that the result
+file already holds are not measured again, so the command can be repeated. Beside the speed stands the arithmetic of a token: its
+floating-point operations by formula, and what share of this machine's rate of plain matrix products that is. Catalogues are
+measured with shared negatives, all else with 128 negatives of each position.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largerec.doctor import matrix_gflops
+
+RESULT = Path(__file__).parent / "results" / "train-sweeps.json"
+SPEED = Path(__file__).with_name("train_speed.py")
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "length": (200, 500, 1000, 2048, 4096, 8192),
+    "items": (10_000, 100_000, 1_000_000),
+    "depth": (1, 2, 4, 8),
+    "width": (32, 64, 128, 256),
+    "threads": (1, 2),
+}
+
+
+def flops_per_token(point: dict[str, Any], mean_context: float) -> float:
+    """Forward and backward of the blocks' matrices, attention over the context, and 129 scores; as ``accounting`` counts."""
+    width, depth = point["width"], point["depth"]
+    return 3 * (2 * depth * 5 * width**2 + 4 * depth * width * mean_context + 2 * width * 129)
+
+
+def measure(sweep: str, value: int) -> dict[str, Any]:
+    """One point in a process of its own."""
+    command = [sys.executable, str(SPEED), "--preset", "ml-1m-hstu", "--steps", "25", "--no-reference", "--json"]
+    command += ["--width", "64", *(["--shared"] if sweep == "items" else []), f"--{sweep}", str(value)]
+    child = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"sweep": sweep, "value": value, **json.loads(child.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    points = json.loads(RESULT.read_text())["points"] if RESULT.is_file() else []
+    there = {(point["sweep"], point["value"]) for point in points}
+    for sweep, values in SWEEPS.items():
+        for value in values:
+            if (sweep, value) in there:
+                continue
+            point = measure(sweep, value)
+            context = point["length"] / 2 if point["length"] else 77.0  # 77: the mean over MovieLens-1M's lengths
+            point["mflops_per_token"] = round(flops_per_token(point, context) / 1e6, 3)
+            points.append(point)
+            document = {"gflops_of_matrix_products": round(matrix_gflops(torch, torch.float32, 2), 1), "points": points}
+            RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    limit = json.loads(RESULT.read_text())["gflops_of_matrix_products"]
+    print("| sweep | value | tokens a second | microseconds a token | MFLOP a token | share of the matrix rate | peak MB |")
+    print("|---|---|---|---|---|---|---|")
+    for point in points:
+        rate = point["tokens_per_s"]
+        share = rate * point["mflops_per_token"] / 1e3 / limit
+        cells = (point["sweep"], f"{point['value']:,}", f"{rate:,.0f}", f"{1e6 / rate:.1f}", point["mflops_per_token"])
+        print(f"| {' | '.join(map(str, cells))} | {share:.0%} | {point['peak_memory_mb']:,} |")
+
+
+if __name__ == "__main__":
+    main()
