@@ -283,3 +283,43 @@ def test_a_missing_tensorboard_is_one_clear_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(LargeRecError, match=r"needs TensorBoard.*largerec\[tracking\]"):
         train(tiny_recipe(tmp_path / "run", "train.tensorboard=true"), quiet=True)
+
+
+# --- the item table by rows -----------------------------------------------------------------------------------------------
+
+OBJECTIVES = (
+    'objective={name = "sampled-softmax", negatives = 16, sampling = "popularity"}',
+    'objective={name = "sampled-softmax", negatives = 8, shared = false}',
+    'objective={name = "gbce", negatives = 8}',
+)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_rows_give_the_loss_and_gradient_of_the_whole_table(tmp_path: Path, objective: str, similarity: str) -> None:
+    """Adam's first step is the sign of the gradient nearly everywhere: equal tables after it, and rows without one are untouched."""
+    found = {}
+    for table in ("adamw", "lazy-adam"):
+        given = (objective, f"head.similarity={similarity}", "model.dropout=0.0", "optim.warmup_steps=0", f"optim.table={table}")
+        with Progress(quiet=True) as progress:
+            trainer = Trainer(tiny_recipe(tmp_path / table, *given), progress)
+        batch = next(iter(trainer.batches.epoch(0)))
+        losses = [trainer.step(batch)]
+        found[table] = (losses, {name: value.detach().clone() for name, value in trainer.model.state_dict().items()})
+    assert found["lazy-adam"][0] == pytest.approx(found["adamw"][0], rel=1e-6)
+    for name, wanted in found["adamw"][1].items():
+        torch.testing.assert_close(found["lazy-adam"][1][name], wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("table", ["lazy-adam", "rowwise-adagrad"])
+def test_a_table_by_rows_learns(tmp_path: Path, table: str) -> None:
+    rate = 0.1 if table == "rowwise-adagrad" else 0.01
+    given = (OBJECTIVES[0], f"optim.table={table}", f"optim.learning_rate={rate}", "train.max_epochs=8")
+    result = train(tiny_recipe(tmp_path / "run", *given), quiet=True)
+    found = losses(tmp_path / "run")
+    assert found[-1] < 0.97 * found[0] and result["best_step"] > 0
+
+
+def test_the_full_softmax_has_no_unused_rows(tmp_path: Path) -> None:
+    with pytest.raises(LargeRecError, match=r"optim\.table='lazy-adam' updates only .* Choose objective\.name = sampled-softmax"):
+        tiny_recipe(tmp_path / "run", "optim.table=lazy-adam", 'objective={name = "softmax"}')

@@ -214,8 +214,23 @@ class Objective:
             return torch.randint(self.size, shape)
         return torch.searchsorted(self.cumulative_V, torch.rand(shape, dtype=torch.float64)).clamp_max(self.size - 1)
 
+    def draw(self, tokens: int) -> torch.Tensor | None:
+        """Negatives of one step: [K] items for all positions, [tokens, K], or None where the objective draws none."""
+        options = self.options
+        if isinstance(options, SoftmaxOptions):
+            return None
+        shared = isinstance(options, SampledSoftmaxOptions) and options.shared
+        return self._negatives(options.negatives) if shared else self._negatives(tokens, options.negatives)
+
     def __call__(
-        self, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
+        self,
+        queries_TD: torch.Tensor,
+        keys_VD: torch.Tensor,
+        target_T: torch.Tensor,
+        *,
+        negatives: torch.Tensor | None = None,
+        rows_V: torch.Tensor | None = None,
+        low_precision: bool = False,
     ) -> torch.Tensor:
         """Mean loss a token.
 
@@ -223,41 +238,41 @@ class Objective:
             queries_TD: hidden states as ``ItemHead.queries`` gives them.
             keys_VD: the item table as ``ItemHead.keys`` gives it.
             target_T: the next item of each position.
+            negatives: what ``draw`` gave, or None to draw now.
+            rows_V: the items of the rows of ``keys_VD`` where it is a part of the table; targets and negatives then name rows.
             low_precision: the wide matrix products in bfloat16.
         """
         options = self.options
         if isinstance(options, SoftmaxOptions):
             return full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
         queries_TD = queries_TD.float()
-        n = options.negatives
+        if negatives is None:
+            negatives = self.draw(len(target_T))
+            assert negatives is not None
+        log_q_V = None
+        if self.corrected:
+            log_q_V = self.log_q_V if rows_V is None else self.log_q_V[rows_V]
         if isinstance(options, SampledSoftmaxOptions) and options.shared:
-            negative_K = self._negatives(n)
-            hits = Hits.of(target_T, negative_K)
-            draws_T = n - torch.bincount(hits.row, minlength=len(target_T))
-            positive_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
-            own_T = positive_T - self._shift(target_T, draws_T)
-            keys_KD = F.embedding(negative_K, keys_VD)
-            return shared_softmax(queries_TD, keys_KD, self._correction(negative_K), hits, own_T, low_precision)
-        negative_TK = self._negatives(len(target_T), n)
+            hits = Hits.of(target_T, negatives)
+            own_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
+            correction_K = torch.zeros(len(negatives))
+            if log_q_V is not None:
+                draws_T = len(negatives) - torch.bincount(hits.row, minlength=len(target_T))
+                own_T, correction_K = own_T - _shift(log_q_V[target_T], draws_T), -log_q_V[negatives]
+            return shared_softmax(queries_TD, F.embedding(negatives, keys_VD), correction_K, hits, own_T, low_precision)
         if isinstance(options, SampledSoftmaxOptions):
-            log_q_V = self.log_q_V if self.corrected else None
-            return sampled_loss(queries_TD, keys_VD, target_T, negative_TK, log_q_V, softmax=True)
-        power = gbce_power(n, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
-        return sampled_loss(queries_TD, keys_VD, target_T, negative_TK, softmax=False, power=power)
+            return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True)
+        power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
+        return sampled_loss(queries_TD, keys_VD, target_T, negatives, softmax=False, power=power)
 
-    def _correction(self, negatives: torch.Tensor) -> torch.Tensor:
-        """-log q of each negative where the recipe asks for it."""
-        return -self.log_q_V[negatives] if self.corrected else torch.zeros(negatives.shape)
 
-    def _shift(self, target_T: torch.Tensor, draws_T: torch.Tensor) -> torch.Tensor:
-        """What makes corrected negatives estimate the sum over the catalogue without the target: log(1 - q(target)) - log(draws).
+def _shift(log_q_T: torch.Tensor, draws_T: torch.Tensor) -> torch.Tensor:
+    """What makes corrected negatives estimate the sum over the catalogue without the target: log(1 - q(target)) - log(draws).
 
-        Negatives that are the target are dropped, so q is renormalised over the others. In log(exp(positive) + exp(shift) * sum)
-        - positive, the shift of a row is moved to its positive. [T]
-        """
-        if not self.corrected:
-            return torch.zeros(len(target_T))
-        return torch.log1p(-self.log_q_V[target_T].exp().clamp_max(1 - 1e-6)) - draws_T.clamp_min(1).log()
+    Negatives that are the target are dropped, so q is renormalised over the others. In log(exp(positive) + exp(shift) * sum)
+    - positive, the shift of a row is moved to its positive. [T]
+    """
+    return torch.log1p(-log_q_T.exp().clamp_max(1 - 1e-6)) - draws_T.clamp_min(1).log()
 
 
 def gbce_power(negatives: int, size: int, calibration: float) -> float:

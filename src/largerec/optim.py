@@ -1,4 +1,4 @@
-"""AdamW, its learning-rate schedule and the rule that derives a learning rate from a model's width."""
+"""AdamW, its learning-rate schedule, the rule that derives a learning rate from a width, and updates of an item table by rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimOptions(Options):
-    """``learning_rate``: derived from the width when not given. ``schedule``: what follows the warm-up over the planned steps."""
+    """``learning_rate``: derived from the width when not given. ``schedule``: what follows the warm-up over the planned steps.
+
+    ``table``: how the item table learns. ``adamw`` updates all of it each step; ``lazy-adam`` and ``rowwise-adagrad`` only the
+    rows that the step used, so that a step costs the same with ten thousand items and with a million.
+    """
 
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -23,6 +27,7 @@ class OptimOptions(Options):
     warmup_steps: int = Field(100, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     clip: float = Field(5.0, gt=0)
+    table: Literal["adamw", "lazy-adam", "rowwise-adagrad"] = "adamw"
 
 
 def derived_learning_rate(width: int) -> float:
@@ -40,9 +45,61 @@ def learning_rate_at(step: int, total_steps: int, options: OptimOptions, peak: f
     return peak * (1 - done if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def build_optimizer(model: nn.Module, options: OptimOptions) -> torch.optim.AdamW:
-    """AdamW (fused); weight decay falls on matrices and tables, not on biases and norms."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
+def build_optimizer(model: nn.Module, options: OptimOptions, without: frozenset[torch.Tensor] = frozenset()) -> torch.optim.AdamW:
+    """AdamW (fused); weight decay falls on matrices and tables, not on biases and norms. ``without``: what others update."""
+    parameters = [p for p in model.parameters() if p not in without]
+    decayed = [p for p in parameters if p.dim() > 1]
+    plain = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=options.betas, fused=True)
+
+
+class RowOptimizer:
+    """Updates the rows of a table that a step used; all other rows, and their moments, stay as they are.
+
+    ``lazy-adam``: AdamW's rule, with moments that decay only when a row is used and the bias correction of the step at hand; weight
+    decay falls on used rows alone. ``rowwise-adagrad``: one sum of mean squared gradients a row (as in DLRM's tables) instead
+    of Adam's two numbers for each weight; without weight decay.
+
+    Attributes:
+        state: the tensors that a checkpoint must hold.
+    """
+
+    EPSILON = 1e-8
+
+    def __init__(self, table_VD: torch.Tensor, options: OptimOptions) -> None:
+        self.table_VD, self.options = table_VD, options
+        self.state: dict[str, torch.Tensor]
+        if options.table == "lazy-adam":
+            self.state = {name: torch.zeros_like(table_VD, requires_grad=False) for name in ("moment", "square")}
+        else:
+            self.state = {"sum": torch.zeros(len(table_VD))}
+        self._used_V = torch.zeros(len(table_VD), dtype=torch.bool)
+        self._place_V = torch.zeros(len(table_VD), dtype=torch.long)
+
+    def rows_of(self, *items: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The distinct items, rising [R], and each given tensor with an item's place among them instead of the item."""
+        for each in items:
+            self._used_V[each.flatten()] = True
+        rows_R = self._used_V.nonzero()[:, 0]
+        self._used_V[rows_R] = False
+        self._place_V[rows_R] = torch.arange(len(rows_R))
+        return rows_R, [self._place_V[each] for each in items]
+
+    @torch.no_grad()
+    def step(self, rows_R: torch.Tensor, gradient_RD: torch.Tensor, rate: float, step: int) -> None:
+        """Apply the gradient of the distinct rows; ``step`` counts from 0."""
+        value_RD = self.table_VD[rows_R]
+        if self.options.table == "lazy-adam":
+            first, second = self.options.betas
+            moment_RD = self.state["moment"][rows_R].lerp_(gradient_RD, 1 - first)
+            square_RD = self.state["square"][rows_R].mul_(second).addcmul_(gradient_RD, gradient_RD, value=1 - second)
+            self.state["moment"][rows_R], self.state["square"][rows_R] = moment_RD, square_RD
+            value_RD.mul_(1 - rate * self.options.weight_decay)
+            scale_RD = square_RD.div(1 - second ** (step + 1)).sqrt_().add_(self.EPSILON)
+            value_RD.addcdiv_(moment_RD, scale_RD, value=-rate / (1 - first ** (step + 1)))
+        else:
+            sum_R = self.state["sum"][rows_R] + gradient_RD.square().mean(1)
+            self.state["sum"][rows_R] = sum_R
+            value_RD.addcdiv_(gradient_RD, sum_R.sqrt()[:, None] + self.EPSILON, value=-rate)
+        self.table_VD[rows_R] = value_RD

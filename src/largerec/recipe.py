@@ -76,6 +76,15 @@ class Recipe(Options):
             self.with_family(family)
         return self
 
+    @model_validator(mode="after")
+    def _rows_need_an_objective_that_uses_few(self) -> Self:
+        if self.optim.table != "adamw" and isinstance(self.objective, SoftmaxOptions):
+            raise LargeRecError(
+                f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
+                "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."
+            )
+        return self
+
     def resolved(self) -> Self:
         """The same recipe with every derived value written out: depth, width, heads, learning rate, precision."""
         model = self.model.resolved()

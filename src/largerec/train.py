@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.func import functional_call
 
 from largerec import metrics
 from largerec.accounting import training_flops_per_token
@@ -32,7 +33,7 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
-from largerec.optim import build_optimizer, learning_rate_at
+from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
 from largerec.progress import Progress
 from largerec.recipe import Recipe
 from largerec.sequences import build_sequences
@@ -75,7 +76,10 @@ class Trainer:
         self.engine = Engine(self.scorer, tokenizer, sequences)
         self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
-        self.optimizer = build_optimizer(self.model, recipe.optim)
+        by_rows = recipe.optim.table != "adamw"
+        table_VD = self.model.input.item.weight
+        self.table = RowOptimizer(table_VD, recipe.optim) if by_rows else None
+        self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([table_VD] if by_rows else []))
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
@@ -101,23 +105,36 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         low_precision = self.options.precision == "bf16"
+        target_T, negatives, rows_R = batch.target_T[batch.loss_mask_T], None, None
+        table_KD: torch.Tensor = self.model.item_table_VD
+        if self.table is not None:  # a part of the table, by places in it, stands for the whole
+            drawn = self.objective.draw(len(target_T))
+            assert drawn is not None
+            rows_R, (item_T, target_T, negatives) = self.table.rows_of(batch.item_T, target_T, drawn)
+            batch, table_KD = replace(batch, item_T=item_T), table_KD.detach()[rows_R].requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-            hidden_TD = self.model(batch)
+            parts = {} if self.table is None else {"input.item.weight": table_KD}
+            hidden_TD = functional_call(self.model, parts, (batch,))
         queries_TD = self.scorer.head.queries(hidden_TD[batch.loss_mask_T].float())
         done("forward")
-        keys_VD = self.scorer.head.keys(self.model.item_table_VD)
-        loss = self.objective(queries_TD, keys_VD, batch.target_T[batch.loss_mask_T], low_precision=low_precision)
+        loss = self.objective(
+            queries_TD, self.scorer.head.keys(table_KD), target_T, negatives=negatives, rows_V=rows_R, low_precision=low_precision
+        )
         value = float(loss.detach())
         if not np.isfinite(value):
             raise self._diverged("loss", value, rate)
         done("loss")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip))
+        learned = [p for p in self.model.parameters() if p is not self.model.item_table_VD]
+        norm = float(torch.nn.utils.clip_grad_norm_([table_KD, *learned], recipe.optim.clip))
         if not np.isfinite(norm):
             raise self._diverged("gradient", norm, rate)
         done("backward")
         self.optimizer.step()
+        if self.table is not None:
+            assert rows_R is not None and table_KD.grad is not None
+            self.table.step(rows_R, table_KD.grad, rate, state.step)
         done("optimizer")
         return value
 
@@ -204,6 +221,8 @@ class Trainer:
         for index, parameter in enumerate(self.model.parameters()):
             for name, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{index}.{name}"] = tensor
+        if self.table is not None:
+            tensors |= {f"table.{name}": tensor for name, tensor in self.table.state.items()}
         self.bundle.write_tensors("state.safetensors", tensors, {"state": json.dumps(asdict(self.state))})
 
     def _resume(self) -> None:
@@ -226,6 +245,8 @@ class Trainer:
         for index, parameter in enumerate(self.model.parameters()):
             prefix = f"optimizer.{index}."
             self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if self.table is not None:
+            self.table.state = {name: tensors[f"table.{name}"] for name in self.table.state}
         kept = (
             [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
             if log.is_file()
