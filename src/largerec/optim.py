@@ -57,9 +57,9 @@ def build_optimizer(model: nn.Module, options: OptimOptions, without: frozenset[
 class RowOptimizer:
     """Updates the rows of a table that a step used; all other rows, and their moments, stay as they are.
 
-    ``lazy-adam``: AdamW's rule, with moments that decay only when a row is used and the bias correction of the step at hand; weight
-    decay falls on used rows alone. ``rowwise-adagrad``: one sum of mean squared gradients a row (as in DLRM's tables) instead
-    of Adam's two numbers for each weight; without weight decay.
+    ``lazy-adam``: AdamW's rule, with moments that decay only when a row is used and the bias correction of the step at hand;
+    weight decay falls on used rows alone. ``rowwise-adagrad``: one sum of mean squared gradients a row (as in DLRM's tables)
+    instead of Adam's two numbers for each weight; without weight decay.
 
     Attributes:
         state: the tensors that a checkpoint must hold.
