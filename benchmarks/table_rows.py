@@ -3,7 +3,8 @@
     python benchmarks/table_rows.py
 
 HSTU of width 64, 4,096 tokens and 8,192 shared negatives a step (at most 16,384 rows), on a generated log of 1.2 million
-events in which every item occurs. Each point is `largerec bench train` on that log. The result goes to benchmarks/results/table-rows.json.
+events in which every item occurs. Each point is `largerec bench train` on that log. The result goes to
+benchmarks/results/table-rows.json.
 """
 
 from __future__ import annotations

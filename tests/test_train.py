@@ -297,7 +297,7 @@ OBJECTIVES = (
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_rows_give_the_loss_and_gradient_of_the_whole_table(tmp_path: Path, objective: str, similarity: str) -> None:
-    """Adam's first step is the sign of the gradient nearly everywhere: equal tables after it, and rows without one are untouched."""
+    """Adam's first step follows the sign of the gradient: equal tables after it, and rows without a gradient are untouched."""
     found = {}
     for table in ("adamw", "lazy-adam"):
         given = (objective, f"head.similarity={similarity}", "model.dropout=0.0", "optim.warmup_steps=0", f"optim.table={table}")
