@@ -110,6 +110,17 @@ def test_a_history_longer_than_the_table_is_refused() -> None:
         cpu.attention(x["q"], x["k"], x["v"], x["offsets"], False, 1.0, torch.zeros(1, 3), None)
 
 
+@needs_compiler
+def test_the_kernels_run_on_several_threads_of_torch_s_own_runtime() -> None:
+    path, says = cpu.library()
+    assert path is not None, says
+    assert b"GOMP_parallel" in path.read_bytes()
+    assert cpu.available()[0]
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        assert len({line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}) == 1
+
+
 def test_plain_torch_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LARGEREC_KERNELS", "plain")
     path, says = cpu.library()

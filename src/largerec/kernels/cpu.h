@@ -11,6 +11,10 @@
 #include <cstring>
 #include <vector>
 
+#ifndef _OPENMP
+#error "compile with -fopenmp: without it at::parallel_for runs on one thread and says nothing"
+#endif
+
 #define LARGEREC_FLOAT_TYPES(TYPE, NAME, ...) \
   AT_DISPATCH_SWITCH(TYPE, NAME, AT_DISPATCH_CASE(at::kFloat, __VA_ARGS__) AT_DISPATCH_CASE(at::kBFloat16, __VA_ARGS__))
 

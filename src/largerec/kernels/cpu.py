@@ -21,7 +21,9 @@ from largerec.kernels.reference import TIME_BUCKETS, BucketedTime
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "loss.cpp"))
 HEADER = Path(__file__).with_name("cpu.h")
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+# Compiled with it, not linked: torch brings the OpenMP runtime whose threads it counts, and a second one must not come in.
+OPENMP = "-fopenmp"
+FLAGS = ("-O3", "-std=c++20", "-fPIC", OPENMP, "-fno-math-errno", "-fno-trapping-math")
 # Instruction sets of each level of x86-64 that the code gains from, best first.
 LEVELS = {
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
@@ -105,7 +107,8 @@ def _build(program: str, flags: list[str], path: Path) -> str:
         codes = [job.returncode for job in jobs]
         if not any(codes):
             beside = str(Path(folder) / path.name)
-            command = [program, *flags, "-shared", *objects, "-o", beside, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+            linking = [flag for flag in flags if flag != OPENMP]
+            command = [program, *linking, "-shared", *objects, "-o", beside, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
             linked = subprocess.run(command, capture_output=True, text=True, check=False)
             said, codes = [linked.stderr], [linked.returncode]
             if not any(codes):
