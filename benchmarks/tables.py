@@ -22,6 +22,9 @@ TIMELINES = {
     "globo-timeline": "Globo.com news, test on 16 October 2017",
 }
 
+# Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
+PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
+
 
 def read(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
@@ -74,5 +77,19 @@ def timelines() -> list[str]:
     return lines
 
 
+def speed() -> list[str]:
+    lines = ["| training, tokens a second on 2 cores | 2 blocks | 8 blocks, 2 heads |", "|---|---|---|"]
+    lines += [f"| {name} | {base} | {large} |" for name, (base, large) in PEERS.items()]
+    base, large = read("train-speed-base"), read("train-speed-large")
+    if base is None or large is None:
+        return lines
+    if "tokens_per_s_reference" in base:
+        lines.append(f"| LargeRec on plain torch, no compiler | {base['tokens_per_s_reference']:,.0f} | |")
+    lines.append(f"| **LargeRec** | **{base['tokens_per_s']:,.0f}** | **{large['tokens_per_s']:,.0f}** |")
+    if (shared := read("train-speed-base--shared")) is not None:
+        lines.append(f"| LargeRec, negatives shared by a step | {shared['tokens_per_s']:,.0f} | |")
+    return lines
+
+
 if __name__ == "__main__":
-    print("\n".join([*leave_one_out(), "", *timelines()]))
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *speed()]))
