@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logs import START_MS, log_of, logs, random_log
+from logs import START_MS, chain_log, log_of, logs, random_log
 
 from largerec.batches import Batch, BatchOptions, TokenRows, TrainingBatches, pack_histories, prefetch, ranges
 from largerec.events import EventLog, TimeKind
@@ -95,10 +95,53 @@ def test_batches_fill_the_budget_and_do_not_pass_it(log: EventLog, length: int, 
     lengths = batches.end_W - batches.start_W
     groups = batches.windows_of(0)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    made = batches.epoch(0)
     for group, after in zip(groups, [*groups[1:], None], strict=True):
         assert lengths[group].sum() <= tokens or len(group) == 1
         assert after is None or lengths[group].sum() + lengths[after[0]] > tokens
-        assert batches.batch(group).n_tokens == lengths[group].sum()
+        assert next(made).n_tokens == lengths[group].sum()
+
+
+# --- stochastic length
+
+
+def thinned(alpha: float | None, tokens: int = 64, seed: int = 3) -> TrainingBatches:
+    """Histories of about 40 events, at most 25 inputs."""
+    log = chain_log(users=60, length=45)
+    return TrainingBatches(*prepared(log), BatchOptions(max_length=25, tokens=tokens, stochastic_length=alpha), seed)
+
+
+def test_stochastic_length_thins_as_often_as_the_paper_says() -> None:
+    batches = thinned(1.4)
+    short, whole = round(25**0.7), 25
+    lengths = np.concatenate([batches.lengths_of(epoch) for epoch in range(100)])
+    assert set(lengths.tolist()) == {short, whole}
+    assert (lengths == whole).mean() == pytest.approx(25**1.4 / 25**2, abs=0.02)
+
+
+def test_what_stays_is_in_order_and_predicts_what_truly_followed() -> None:
+    whole = {inputs[0]: (inputs, targets) for b in thinned(None).epoch(0) for inputs, targets in slices(b)}
+    pairs = {pair for inputs, targets in whole.values() for pair in zip(inputs, targets, strict=True)}
+    chosen = set()
+    for epoch in range(5):
+        for batch in thinned(1.2).epoch(epoch):
+            for inputs, targets in slices(batch):
+                assert set(zip(inputs, targets, strict=True)) <= pairs
+                chosen.add(inputs)
+            assert batch.offsets_B1[-1] == batch.n_tokens <= 64
+            for first, last in itertools.pairwise(batch.offsets_B1.tolist()):
+                assert (batch.time_T[first:last].diff() > 0).all()
+    assert len(chosen) > 100, "other inputs for each user and pass"
+
+
+def test_alpha_two_thins_nothing() -> None:
+    assert all(equal(a, b) for a, b in zip(thinned(2.0).epoch(1), thinned(None).epoch(1), strict=True))
+
+
+def test_thinned_epochs_resume_exactly() -> None:
+    whole = list(thinned(1.3).epoch(2))
+    for first in range(len(whole) + 1):
+        assert all(equal(a, b) for a, b in zip(thinned(1.3).epoch(2, first), whole[first:], strict=True))
 
 
 # --- order and resuming

@@ -140,6 +140,25 @@ def test_the_same_seed_gives_the_same_model_and_the_same_step(family: str) -> No
 
 
 @each_family
+def test_recompute_keeps_less_and_gives_the_same_numbers(family: str) -> None:
+    """What is kept for the backward pass is counted by its hooks; dropout must repeat its mask."""
+    batch, found, kept = random_batch(LENGTHS), [], []
+    for recompute in (False, True):
+        torch.manual_seed(5)
+        model = build_model(options_of(family, depth=3, dropout=0.5), N_ITEMS, MAX_LENGTH).train()
+        model.recompute = recompute
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, into=saved: into.append(x.numel()) or x, lambda x: x):  # type: ignore[misc]
+            out = model(batch)
+        kept.append(sum(saved))
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@each_family
 def test_dropout_only_when_training(family: str) -> None:
     model, batch = model_of(family, dropout=0.5), random_batch(LENGTHS)
     assert torch.equal(hidden(model, batch), hidden(model, batch))

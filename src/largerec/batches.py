@@ -25,11 +25,16 @@ class BatchOptions(Options):
 
     ``max_length`` (L): inputs kept of a history, the last ones. ``tokens``: tokens a training step. ``window``: a longer
     training history gives its ``last`` L inputs, or ``all`` of it in consecutive windows of at most L.
+
+    ``stochastic_length`` (alpha; Zhai et al. 2024, arXiv 2402.17152, section 3.2): a window of n > L**(alpha / 2) inputs is
+    thinned to L**(alpha / 2) of them with probability 1 - L**alpha / n**2, anew each pass, in training only. Which ones stay is
+    uniform, they stay in order, and each still predicts the event that truly followed it.
     """
 
     max_length: int = Field(50, ge=1)
     tokens: int = Field(4096, ge=1)
     window: Literal["last", "all"] = "last"
+    stochastic_length: float | None = Field(None, gt=1, le=2)
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,20 @@ def ranges(start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
     return rows
 
 
-def pack_training(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> Batch:
-    """Pack the slices start..end of the rows as inputs; row t predicts row t + 1, which must be of the same user."""
-    batch, index_T = _pack(rows, start_B, end_B)
+def pack_training(
+    rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, kept_B: np.ndarray | None = None, seed: int = 0
+) -> Batch:
+    """Pack the slices start..end of the rows as inputs; row t predicts row t + 1, which must be of the same user.
+
+    ``kept_B``: how many inputs of each slice stay (all, when not given); ``seed`` then chooses which.
+    """
+    length_B = end_B - start_B
+    index_T = ranges(start_B, length_B)
+    if kept_B is not None:
+        order_T = np.lexsort((np.random.default_rng(seed).random(len(index_T)), np.repeat(np.arange(len(length_B)), length_B)))
+        first_B = np.cumsum(length_B) - length_B
+        index_T, length_B = index_T[np.sort(order_T[ranges(first_B, kept_B)])], kept_B
+    batch = _pack(rows, index_T, length_B)
     return replace(
         batch,
         target_T=torch.from_numpy(rows.token_M[index_T + 1]),
@@ -107,22 +123,20 @@ def pack_training(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> Ba
 
 def pack_histories(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, query_time_B: np.ndarray) -> Batch:
     """Pack histories that ask for what comes next; ``query_time_B`` is the moment of asking (ms UTC, -1 unknown)."""
-    batch, index_T = _pack(rows, start_B, end_B)
+    index_T = ranges(start_B, end_B - start_B)
+    batch = _pack(rows, index_T, end_B - start_B)
     query_time_T = rows.time_M[np.minimum(index_T + 1, len(rows.time_M) - 1)]
     query_time_T[np.cumsum(end_B - start_B) - 1] = query_time_B
     return replace(batch, query_time_T=torch.from_numpy(query_time_T))
 
 
-def _pack(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray) -> tuple[Batch, np.ndarray]:
-    length_B = end_B - start_B
-    index_T = ranges(start_B, length_B)
-    batch = Batch(
+def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
+    return Batch(
         item_T=torch.from_numpy(rows.token_M[index_T]),
         time_T=torch.from_numpy(rows.time_M[index_T]),
         offsets_B1=torch.from_numpy(np.concatenate([[0], np.cumsum(length_B)])),
         behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
     )
-    return batch, index_T
 
 
 def _windows(
@@ -148,31 +162,51 @@ class TrainingBatches:
         kept_N1 = self.rows.kept_N1
         first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W = _windows(first_U, end_U, options.max_length, options.window)
-        self.tokens, self.seed = options.tokens, seed
+        self.options, self.seed = options, seed
 
     @property
     def tokens_per_epoch(self) -> int:
-        return int((self.end_W - self.start_W).sum())
+        return int(self.lengths_of(0).sum())
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens that a token attends to, itself among them, averaged over tokens."""
+        length_W = self.lengths_of(0).astype(float)
+        return float((length_W**2).sum() / (2 * length_W.sum()))
+
+    def lengths_of(self, epoch: int) -> np.ndarray:
+        """Inputs of each window in an epoch: all, or what stochastic length leaves. [W]"""
+        length_W: np.ndarray = self.end_W - self.start_W
+        if (alpha := self.options.stochastic_length) is None:
+            return length_W
+        longest = self.options.max_length
+        short = max(1, round(longest ** (alpha / 2)))
+        whole_W = np.random.default_rng([self.seed, epoch, 1]).random(len(length_W)) < longest**alpha / length_W**2
+        return np.where((length_W > short) & ~whole_W, short, length_W)
 
     def windows_of(self, epoch: int) -> list[np.ndarray]:
         """The windows of each batch of an epoch: as many as fit the budget, at least one."""
         order_W = np.random.default_rng([self.seed, epoch]).permutation(len(self.start_W))
-        total_W = np.cumsum((self.end_W - self.start_W)[order_W])
+        total_W = np.cumsum(self.lengths_of(epoch)[order_W])
         batches, first = [], 0
         while first < len(order_W):
             before = total_W[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(total_W, before + self.tokens, side="right")))
+            last = max(first + 1, int(np.searchsorted(total_W, before + self.options.tokens, side="right")))
             batches.append(order_W[first:last])
             first = last
         return batches
 
-    def batch(self, windows: np.ndarray) -> Batch:
-        return pack_training(self.rows, self.start_W[windows], self.end_W[windows])
-
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Batches ``first``, ``first + 1``, ... of an epoch, built ahead of their use by one thread."""
-        windows = self.windows_of(epoch)[first:]
-        return prefetch((lambda w=w: self.batch(w)) for w in windows)  # type: ignore[misc]
+        kept_W = None if self.options.stochastic_length is None else self.lengths_of(epoch)
+
+        def batch(number: int, windows: np.ndarray) -> Batch:
+            kept_B = None if kept_W is None else kept_W[windows]
+            seed = int(np.random.SeedSequence([self.seed, epoch, 2, number]).generate_state(1)[0])
+            return pack_training(self.rows, self.start_W[windows], self.end_W[windows], kept_B, seed)
+
+        numbered = list(enumerate(self.windows_of(epoch)))[first:]
+        return prefetch((lambda n=number, w=windows: batch(n, w)) for number, windows in numbered)  # type: ignore[misc]
 
 
 def prefetch(makers: Iterator[Callable[[], Batch]], ahead: int = 4) -> Iterator[Batch]:

@@ -52,8 +52,7 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
                 break
         whole = np.sum([seconds[part] for part in PARTS], axis=0)[warmup:]
         low, median, high = np.quantile(np.array(tokens)[warmup:] / whole, (0.25, 0.5, 0.75))
-        lengths = (trainer.batches.end_W - trainer.batches.start_W).astype(float)
-        context = float((lengths**2).sum() / (2 * lengths.sum()))
+        context = trainer.batches.mean_context
         flops = training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context)
         precision = trainer.recipe.train.precision
         kind = torch.bfloat16 if precision == "bf16" else torch.float32

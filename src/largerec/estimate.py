@@ -43,8 +43,6 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         seconds = max(time.perf_counter() - started, 1e-9)
         per_epoch = trainer.batches.tokens_per_epoch
         rate = tokens / seconds
-        lengths = (trainer.batches.end_W - trainer.batches.start_W).astype(float)
-        context = float((lengths**2).sum() / (2 * lengths.sum()))
         return {
             "name": recipe.name,
             "model": moved.model.resolved().model_dump(mode="json"),
@@ -54,7 +52,9 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
             "params_non_embedding": non_embedding_parameters(trainer.model),
             "memory_weights_mb": round(training_memory_bytes(trainer.model) / 1e6, 1),
             "memory_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),  # Linux counts in kB
-            "flops_per_token": training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context),
+            "flops_per_token": training_flops_per_token(
+                trainer.recipe, trainer.model, trainer.scorer.size, trainer.batches.mean_context
+            ),
             "tokens_per_second": round(rate),
             "tokens_per_epoch": per_epoch,
             "seconds_per_epoch": round(per_epoch / rate, 1),

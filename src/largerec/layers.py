@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from largerec.batches import Batch
 
@@ -32,9 +33,19 @@ class Backbone(nn.Module):
     """What every model family is: built from (options, n_items, max_length); ``forward(batch)`` gives hidden states [T, D]."""
 
     input: SequenceInput
+    recompute = False
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()
+
+    def through(self, block: nn.Module, *given: torch.Tensor) -> torch.Tensor:
+        """Apply a block; with ``recompute``, in training, without keeping what it makes on the way (Chen et al. 2016)."""
+        if not (self.recompute and self.training):
+            out: torch.Tensor = block(*given)
+            return out
+        # The state of the random generator is kept, so dropout repeats its mask.
+        kept: torch.Tensor = checkpoint(block, *given, use_reentrant=False)
+        return kept
 
     @property
     def item_table_VD(self) -> torch.Tensor:

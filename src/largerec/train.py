@@ -73,6 +73,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.scorer = build_scorer(recipe, tokenizer)
         self.model = self.scorer.model
+        self.model.recompute = self.options.recompute
         self.engine = Engine(self.scorer, tokenizer, sequences)
         self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
@@ -267,8 +268,7 @@ class Trainer:
         rows = self.engine.sequences.targets("validation")
         found = measure(self.engine, rows)
         recipe, state = self.recipe, self.state
-        lengths = (self.batches.end_W - self.batches.start_W).astype(float)
-        context = float((lengths**2).sum() / (2 * lengths.sum()))
+        context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
             "name": recipe.name,

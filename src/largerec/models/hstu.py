@@ -90,6 +90,6 @@ class HSTU(Backbone):
             row_time_T = batch.query_time_T
         x_TD = self.input(batch)
         for block in self.blocks:
-            x_TD = block(x_TD, batch.offsets_B1, row_time_T, batch.time_T)
+            x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T)
         hidden_TD: torch.Tensor = self.norm(x_TD)
         return hidden_TD

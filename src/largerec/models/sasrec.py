@@ -67,6 +67,6 @@ class SASRec(Backbone):
     def forward(self, batch: Batch) -> torch.Tensor:
         x_TD = self.input(batch)
         for block in self.blocks:
-            x_TD = block(x_TD, batch.offsets_B1)
+            x_TD = self.through(block, x_TD, batch.offsets_B1)
         hidden_TD: torch.Tensor = self.norm(x_TD)
         return hidden_TD
