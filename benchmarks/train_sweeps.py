@@ -1,6 +1,6 @@
 """Training speed over history length, catalogue, depth, width and threads: a table, a JSON file and a picture.
 
-    python benchmarks/train_sweeps.py
+    python benchmarks/train_sweeps.py           (or some of: length items depth width threads)
 
 Each point is a run of benchmarks/train_speed.py in its own process (25 steps, the first 12 not counted); points that the result
 file already holds are not measured again, so the command can be repeated. Beside the speed stands the arithmetic of a token: its
@@ -48,8 +48,8 @@ def measure(sweep: str, value: int) -> dict[str, Any]:
 def main() -> None:
     points = json.loads(RESULT.read_text())["points"] if RESULT.is_file() else []
     there = {(point["sweep"], point["value"]) for point in points}
-    for sweep, values in SWEEPS.items():
-        for value in values:
+    for sweep in sys.argv[1:] or SWEEPS:
+        for value in SWEEPS[sweep]:
             if (sweep, value) in there:
                 continue
             point = measure(sweep, value)

@@ -102,6 +102,17 @@ def test_batches_fill_the_budget_and_do_not_pass_it(log: EventLog, length: int, 
         assert next(made).n_tokens == lengths[group].sum()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+def test_pieces_are_the_batch_in_whole_histories(count: int) -> None:
+    for batch in batches_of(random_log(), length=5, tokens=40).epoch(0):
+        pieces = batch.pieces(count)
+        assert 1 <= len(pieces) <= count and all(piece.n_tokens for piece in pieces)
+        assert [history for piece in pieces for history in slices(piece)] == slices(batch)
+        for name in ("time_T", "query_time_T", "loss_mask_T"):
+            assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+        assert max(piece.n_tokens for piece in pieces) <= batch.n_tokens / count + 5
+
+
 # --- stochastic length
 
 

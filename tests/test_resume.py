@@ -171,7 +171,12 @@ def test_killed_before_and_after_the_first_checkpoint(unbroken: Path, tmp_path: 
         ('objective={name = "sampled-softmax", negatives = 8, shared = false, sampling = "popularity"}', "batch.window=all"),
         ("train.precision=bf16", "train.evaluate_every=5", "optim.schedule=cosine"),
         ("train.patience=1", "optim.learning_rate=0.1", "train.max_epochs=30"),
-        ("optim.table=lazy-adam", 'objective={name = "sampled-softmax", negatives = 8}'),
+        (
+            "optim.table=lazy-adam",
+            "train.accumulate=2",
+            "batch.stochastic_length=1.5",
+            'objective={name = "sampled-softmax", negatives = 8}',
+        ),
         ("optim.table=rowwise-adagrad", 'objective={name = "bce", negatives = 4}'),
     ],
 )

@@ -311,6 +311,25 @@ def test_rows_give_the_loss_and_gradient_of_the_whole_table(tmp_path: Path, obje
         torch.testing.assert_close(found["lazy-adam"][1][name], wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("table", ["adamw", "lazy-adam"])
+def test_a_step_in_parts_is_the_same_step(tmp_path: Path, table: str) -> None:
+    """All items as negatives of everyone, so that the parts draw the same: an objective without chance."""
+    found = []
+    for accumulate in (1, 3):
+        given = ("model.dropout=0.0", "optim.warmup_steps=0", f"optim.table={table}", f"train.accumulate={accumulate}")
+        with Progress(quiet=True) as progress:
+            trainer = Trainer(tiny_recipe(tmp_path / f"{accumulate}", OBJECTIVES[0], *given), progress)
+        every_item = torch.arange(trainer.scorer.size)
+        trainer.objective.draw = lambda tokens, drawn=every_item: drawn  # type: ignore[method-assign, misc]
+        parts: list[str] = []
+        loss = trainer.step(next(iter(trainer.batches.epoch(0))), parts.append)
+        assert parts.count("forward") == parts.count("backward") == accumulate
+        found.append((loss, {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for name, wanted in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], wanted, rtol=1e-3, atol=2e-4)
+
+
 @pytest.mark.parametrize("table", ["lazy-adam", "rowwise-adagrad"])
 def test_a_table_by_rows_learns(tmp_path: Path, table: str) -> None:
     rate = 0.1 if table == "rowwise-adagrad" else 0.01

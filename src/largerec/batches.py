@@ -6,6 +6,7 @@ pure function of (seed, epoch, number), so a position in training is two integer
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -63,6 +64,23 @@ class Batch:
         """Position of each token within its own history, from 0."""
         starts_T = torch.repeat_interleave(self.offsets_B1[:-1], self.lengths_B, output_size=self.n_tokens)
         return torch.arange(self.n_tokens) - starts_T
+
+    def pieces(self, count: int) -> list[Batch]:
+        """The batch as at most ``count`` batches of whole histories with about equal numbers of tokens; none is empty."""
+        if count == 1:
+            return [self]
+        cuts = sorted(set(torch.searchsorted(self.offsets_B1, torch.arange(count + 1) * self.n_tokens // count).tolist()))
+        pieces = []
+        for first, last in itertools.pairwise(cuts):
+            begin, end = int(self.offsets_B1[first]), int(self.offsets_B1[last])
+            cut = {
+                name: value[begin:end]
+                for name in ("item_T", "time_T", "behaviour_T", "target_T", "query_time_T", "loss_mask_T")
+                if (value := getattr(self, name)) is not None
+            }
+            features = {name: value[begin:end] for name, value in self.features.items()}
+            pieces.append(replace(self, **cut, offsets_B1=self.offsets_B1[first : last + 1] - begin, features=features))
+        return pieces
 
 
 @dataclass(frozen=True)

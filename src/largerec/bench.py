@@ -25,7 +25,7 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
     """Train ``warmup`` and then ``steps`` real steps in a temporary folder and measure the latter.
 
     Returns tokens a second (median and quartiles over steps), median seconds a step by part (``data`` is the wait for the batch,
-    ``backward`` includes clipping), the peak memory of the process in MB, floating-point operations a second by formula beside
+    ``optimizer`` includes clipping), the peak memory of the process in MB, floating-point operations a second by formula beside
     the rate of square matrix products measured on this machine in the same precision, and which kernels ran.
 
     Raises:
@@ -41,10 +41,12 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         def done(part: str) -> None:
             nonlocal started
             now = time.perf_counter()
-            seconds[part].append(now - started)
+            seconds[part][-1] += now - started
             started = now
 
         for number, batch in enumerate(chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count()), 1):
+            for values in seconds.values():
+                values.append(0.0)
             done("data")
             trainer.step(batch, done)
             tokens.append(batch.n_tokens)

@@ -31,6 +31,7 @@ class TrainOptions(Options):
     not risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at
     most ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
     ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
+    ``accumulate``: work through the batch of a step in this many parts of whole histories and add up their gradients.
     ``recompute``: keep only what enters each block and make the rest again in the backward pass; the numbers stay the same.
     """
 
@@ -43,6 +44,7 @@ class TrainOptions(Options):
     checkpoint_every: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    accumulate: int = Field(1, ge=1)
     recompute: bool = False
     tensorboard: bool = False
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,14 @@ class State:
     best_step: int = 0
     bad: int = 0
     finished: bool = False
+
+
+class _Part(NamedTuple):
+    """What one pass forward and backward works on; items are named by token, or by place among the rows in use."""
+
+    batch: Batch
+    target_T: torch.Tensor
+    negatives: torch.Tensor | None
 
 
 class Trainer:
@@ -105,39 +113,61 @@ class Trainer:
         rate = learning_rate_at(state.step, self.total_steps, recipe.optim, recipe.optim.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        low_precision = self.options.precision == "bf16"
-        target_T, negatives, rows_R = batch.target_T[batch.loss_mask_T], None, None
-        table_KD: torch.Tensor = self.model.item_table_VD
-        if self.table is not None:  # a part of the table, by places in it, stands for the whole
-            drawn = self.objective.draw(len(target_T))
-            assert drawn is not None
-            rows_R, (item_T, target_T, negatives) = self.table.rows_of(batch.item_T, target_T, drawn)
-            batch, table_KD = replace(batch, item_T=item_T), table_KD.detach()[rows_R].requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-            parts = {} if self.table is None else {"input.item.weight": table_KD}
-            hidden_TD = functional_call(self.model, parts, (batch,))
-        queries_TD = self.scorer.head.queries(hidden_TD[batch.loss_mask_T].float())
-        done("forward")
-        loss = self.objective(
-            queries_TD, self.scorer.head.keys(table_KD), target_T, negatives=negatives, rows_V=rows_R, low_precision=low_precision
-        )
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise self._diverged("loss", value, rate)
-        done("loss")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        parts, table_KD, rows_R = self._parts(batch)
+        value, count = 0.0, int(batch.loss_mask_T.sum())
+        for part in parts:
+            loss = self._loss(part, table_KD, rows_R, done) * (len(part.target_T) / count)
+            value += float(loss.detach())
+            if not np.isfinite(value):
+                raise self._diverged("loss", value, rate)
+            done("loss")
+            loss.backward()  # type: ignore[no-untyped-call]
+            done("backward")
         learned = [p for p in self.model.parameters() if p is not self.model.item_table_VD]
         norm = float(torch.nn.utils.clip_grad_norm_([table_KD, *learned], recipe.optim.clip))
         if not np.isfinite(norm):
             raise self._diverged("gradient", norm, rate)
-        done("backward")
         self.optimizer.step()
         if self.table is not None:
             assert rows_R is not None and table_KD.grad is not None
             self.table.step(rows_R, table_KD.grad, rate, state.step)
         done("optimizer")
         return value
+
+    def _parts(self, batch: Batch) -> tuple[list[_Part], torch.Tensor, torch.Tensor | None]:
+        """The batch in parts, and the item table that they name: all of it, or the rows in use, which stand for the whole."""
+        parts = []
+        for piece in batch.pieces(self.options.accumulate):
+            assert piece.target_T is not None and piece.loss_mask_T is not None
+            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None))
+        if self.table is None:
+            return parts, self.model.item_table_VD, None
+        used: list[torch.Tensor] = []
+        for part in parts:
+            negatives = self.objective.draw(len(part.target_T))
+            assert negatives is not None  # a recipe with the full softmax was refused
+            used += [part.batch.item_T, part.target_T, negatives]
+        rows_R, places = self.table.rows_of(*used)
+        by_place = [
+            _Part(replace(part.batch, item_T=item_T), target_T, negatives)
+            for part, item_T, target_T, negatives in zip(parts, places[::3], places[1::3], places[2::3], strict=True)
+        ]
+        return by_place, self.model.item_table_VD.detach()[rows_R].requires_grad_(), rows_R
+
+    def _loss(
+        self, part: _Part, table_KD: torch.Tensor, rows_R: torch.Tensor | None, done: Callable[[str], None]
+    ) -> torch.Tensor:
+        low_precision = self.options.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+            given = {} if rows_R is None else {"input.item.weight": table_KD}
+            hidden_TD = functional_call(self.model, given, (part.batch,))
+        queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
+        done("forward")
+        keys_KD = self.scorer.head.keys(table_KD)
+        return self.objective(
+            queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
+        )
 
     def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
         return LargeRecError(
