@@ -71,6 +71,20 @@ def test_the_compiled_kernel_equals_the_reference(
 
 
 @needs_compiler
+def test_times_at_the_edge_of_a_bucket() -> None:
+    """Elapsed times of 2**b seconds, one millisecond less and one more, from now and from the year 1970."""
+    assert cpu.available()[0]
+    elapsed = [1000 * 2**b + off for b in range(31) for off in (-1, 0, 1)]
+    for start in (0, 1_764_000_000_123):
+        columns = torch.tensor([time for each in elapsed for time in (start, start + each)])
+        offsets = torch.arange(0, len(columns) + 1, 2)
+        q, v = torch.zeros(len(columns), 1, 4), torch.ones(len(columns), 1, 4)
+        time = BucketedTime(torch.arange(1.0, 1.0 + reference.TIME_BUCKETS)[None], columns, columns)
+        found = cpu.attention(q, q, v, offsets, False, 1.0, None, time)
+        torch.testing.assert_close(found, reference.silu_attention(q, q, v, offsets, 1.0, None, time))
+
+
+@needs_compiler
 @pytest.mark.parametrize("threads", [1, 2])
 def test_equal_thread_counts_give_bitwise_equal_results(threads: int) -> None:
     before = torch.get_num_threads()
