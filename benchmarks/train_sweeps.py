@@ -56,7 +56,12 @@ def main() -> None:
             context = point["length"] / 2 if point["length"] else 77.0  # 77: the mean over MovieLens-1M's lengths
             point["mflops_per_token"] = round(flops_per_token(point, context) / 1e6, 3)
             points.append(point)
-            document = {"gflops_of_matrix_products": round(matrix_gflops(torch, torch.float32, 2), 1), "points": points}
+            document = {
+                "command": "python benchmarks/train_sweeps.py",
+                **{name: point[name] for name in ("date", "hardware")},
+                "gflops_of_matrix_products": round(matrix_gflops(torch, torch.float32, 2), 1),
+                "points": points,
+            }
             RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     limit = json.loads(RESULT.read_text())["gflops_of_matrix_products"]
     print("| sweep | value | tokens a second | microseconds a token | MFLOP a token | share of the matrix rate | peak MB |")
