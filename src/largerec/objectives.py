@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from largerec.kernels import exp_rows_, sampled_loss
+from largerec.kernels import exp_rows_, sampled_loss, softmax_loss
 from largerec.options import Options
 
 CHUNK_ELEMENTS = 4_000_000
@@ -106,6 +106,8 @@ def full_softmax(
     queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
 ) -> torch.Tensor:
     """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32)."""
+    if low_precision and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
+        return fused
     arguments = (queries_TD.float(), keys_VD, target_T, low_precision)
     loss: torch.Tensor = _ChunkedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss

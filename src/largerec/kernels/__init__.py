@@ -10,10 +10,19 @@ import torch
 
 from largerec.kernels import cpu, padded
 from largerec.kernels.cpu import native_bf16
-from largerec.kernels.losses import exp_rows_, sampled_loss
+from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss
 from largerec.kernels.reference import BucketedTime
 
-__all__ = ["BucketedTime", "describe", "exp_rows_", "native_bf16", "sampled_loss", "silu_attention", "softmax_attention"]
+__all__ = [
+    "BucketedTime",
+    "describe",
+    "exp_rows_",
+    "native_bf16",
+    "sampled_loss",
+    "silu_attention",
+    "softmax_attention",
+    "softmax_loss",
+]
 
 
 def _compiled(x: torch.Tensor) -> bool:

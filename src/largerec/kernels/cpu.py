@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs: built with g++ on first use and cached; see attention.cpp and loss.cpp.
+"""The compiled twin of the reference for CPUs: built with g++ on first use and cached; see attention.cpp, loss.cpp and softmax.cpp.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.
@@ -19,7 +19,7 @@ import torch
 
 from largerec.kernels.reference import TIME_BUCKETS, BucketedTime
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "loss.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "loss.cpp", "softmax.cpp"))
 HEADER = Path(__file__).with_name("cpu.h")
 # Compiled with it, not linked: torch brings the OpenMP runtime whose threads it counts, and a second one must not come in.
 OPENMP = "-fopenmp"
@@ -54,6 +54,11 @@ def native_bf16() -> bool:
     return bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def avx512_bf16() -> bool:
+    """Whether this machine has AVX-512's products of pairs of bfloat16, which softmax.cpp is written with."""
+    return instruction_set() == "x86-64-v4" and "avx512_bf16" in _flags()
+
+
 def compiler() -> str | None:
     """The C++ compiler in use, or None."""
     return shutil.which(os.environ.get("CXX", "g++"))
@@ -78,7 +83,7 @@ def library() -> tuple[Path | None, str]:
     if program is None:
         return None, "plain torch, because there is no C++ compiler; install g++ for several times faster attention"
     level = instruction_set()
-    flags = [*FLAGS, *([f"-march={level}"] if level else [])]
+    flags = [*FLAGS, *([f"-march={level}"] if level else []), *(["-mavx512bf16"] if avx512_bf16() else [])]
     # The lower-case abi flag of this torch build must match, or symbols are not found.
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     says = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
@@ -188,13 +193,22 @@ def _register() -> None:
     def setup_loss(ctx, inputs, output):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(output[1], output[2])  # the gradients were made beside the loss
 
-    def backward_loss(ctx, d_loss, _d_queries, _d_keys):  # type: ignore[no-untyped-def]
+    def backward_loss(ctx, d_loss, *_):  # type: ignore[no-untyped-def]
         d_queries, d_keys = ctx.saved_tensors
         return d_loss * d_queries, d_loss * d_keys, None, None, None, None, None
+
+    def fake_softmax(queries, keys, target):  # type: ignore[no-untyped-def]
+        return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys), queries.new_empty(())
+
+    def backward_softmax(ctx, d_loss, *_):  # type: ignore[no-untyped-def]
+        return *backward_loss(ctx, d_loss)[:2], None
 
     torch.library.register_fake("largerec::sampled_loss", fake_loss)
     torch.library.register_fake("largerec::exp_rows_", fake_rows)
     torch.library.register_autograd("largerec::sampled_loss", backward_loss, setup_context=setup_loss)
+    if avx512_bf16():
+        torch.library.register_fake("largerec::softmax_loss", fake_softmax)
+        torch.library.register_autograd("largerec::softmax_loss", backward_softmax, setup_context=setup_loss)
     torch.library.register_fake("largerec::attention", fake)
     torch.library.register_fake("largerec::attention_backward", fake_backward)
     torch.library.register_autograd("largerec::attention", backward, setup_context=setup)

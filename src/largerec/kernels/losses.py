@@ -49,6 +49,23 @@ def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: t
     )
 
 
+AHEAD = 60.0
+"""An item this far ahead of the target is near the end of float32's range for ``softmax_loss``."""
+
+
+def softmax_loss(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor | None:
+    """Mean cross-entropy over all keys, its products in bfloat16, in one operator; None where it is not to be had.
+
+    That is: on a CPU without AVX-512 BF16 or without compiled kernels, and where some item's score is more than ``AHEAD`` above
+    the target's (softmax.cpp takes the target's score for the largest).
+    """
+    if not (cpu.avx512_bf16() and cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32):
+        return None
+    loss, _, _, ahead = torch.ops.largerec.softmax_loss(queries_TD, keys_VD, target_T)
+    found: torch.Tensor | None = None if float(ahead.detach()) > AHEAD else loss
+    return found
+
+
 def exp_rows_(
     logits_CK: torch.Tensor, factor_K: torch.Tensor | None = None, own_C: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
