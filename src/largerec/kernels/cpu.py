@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs: built with g++ on first use and cached; see attention.cpp, loss.cpp and softmax.cpp.
+"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: attention.cpp, loss.cpp, softmax.cpp.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.
@@ -201,7 +201,8 @@ def _register() -> None:
         return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys), queries.new_empty(())
 
     def backward_softmax(ctx, d_loss, *_):  # type: ignore[no-untyped-def]
-        return *backward_loss(ctx, d_loss)[:2], None
+        d_queries, d_keys = ctx.saved_tensors
+        return d_loss * d_queries, d_loss * d_keys, None
 
     torch.library.register_fake("largerec::sampled_loss", fake_loss)
     torch.library.register_fake("largerec::exp_rows_", fake_rows)
