@@ -169,3 +169,21 @@ def test_two_processes_that_build_at_once_do_not_harm_each_other(tmp_path: Path,
     assert [child.wait(timeout=100) for child in children] == [0, 0]
     kept = [path.name for path in (tmp_path / "largerec" / "kernels").iterdir()]
     assert len(kept) == 1 and kept[0].endswith(".so")
+
+
+@needs_compiler
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "silu"])
+def test_the_operator_stays_whole_under_torch_compile(softmax: bool) -> None:
+    """Captured in one graph with its gradients, also for a second batch of another size."""
+    assert cpu.available()[0]
+    attend = torch.compile(cpu.attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lengths in ([4, 0, 9], [17, 2]):
+        x = inputs(lengths, 2, 5, torch.float32, True)
+        time = BucketedTime(x["time"], x["rows"], x["columns"])
+        leaves = [x[name] for name in ("q", "k", "v", "position", "time")]
+        found = []
+        for function in (cpu.attention, attend):
+            out = function(x["q"], x["k"], x["v"], x["offsets"], softmax, 0.3, x["position"], time)
+            found.append([out, *torch.autograd.grad(out, leaves, x["gradient"])])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
