@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from largerec.evaluate import measure
 from largerec.metrics import summarise
 from largerec.optim import derived_learning_rate, learning_rate_at
 from largerec.progress import Progress
-from largerec.train import Trainer, train
+from largerec.train import Trainer, commit_of, train
 
 RESULT_KEYS = {
     "name",
@@ -342,3 +343,16 @@ def test_a_table_by_rows_learns(tmp_path: Path, table: str) -> None:
 def test_the_full_softmax_has_no_unused_rows(tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match=r"optim\.table='lazy-adam' updates only .* Choose objective\.name = sampled-softmax"):
         tiny_recipe(tmp_path / "run", "optim.table=lazy-adam", 'objective={name = "softmax"}')
+
+
+def test_lineage_names_the_commit_only_of_a_repository_that_holds_the_code(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "followed.py").write_text("")
+    (tmp_path / "ignored.py").write_text("")
+    subprocess.run([*git, "add", "followed.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    commit = commit_of(tmp_path / "followed.py")
+    assert commit is not None and len(commit) == 40
+    assert commit_of(tmp_path / "ignored.py") is None
+    assert commit_of(tmp_path / "missing" / "file.py") is None

@@ -386,11 +386,19 @@ def _tensorboard(path: Path, step: int) -> Any:
     return SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
 
 
-def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
+def commit_of(path: Path) -> str | None:
+    """The commit that is checked out where ``path`` lies, if git follows this very file: an installed copy may lie in the
+    environment of somebody else's repository, whose commit would say nothing."""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        for command in (["ls-files", "--error-unmatch", path.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(
+                ["git", "-C", str(path.parent), *command], capture_output=True, text=True, check=True, timeout=10
+            )
     except (OSError, subprocess.SubprocessError):
-        commit = None
-    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit}
+        return None
+    return done.stdout.strip()
+
+
+def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
+    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit_of(Path(__file__))}
     return {"data_hash": data, "source": source, "notes": list(notes), "code": code, "parent": None}

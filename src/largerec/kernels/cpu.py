@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -122,9 +123,17 @@ def _build(program: str, flags: list[str], path: Path) -> str:
     return next((line for line in text.splitlines() if "error" in line), text[:200] or "?") if any(codes) else ""
 
 
-@cache
+_LOADING = threading.Lock()
+
+
 def available() -> tuple[bool, str]:
     """Whether the compiled kernels are loaded, and a sentence for people. Builds them on the first call (about 15 s)."""
+    with _LOADING:  # operators can be registered once: a second thread waits for the first
+        return _loaded()
+
+
+@cache
+def _loaded() -> tuple[bool, str]:
     path, says = library()
     if path is None:
         return False, says
