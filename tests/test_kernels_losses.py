@@ -118,12 +118,32 @@ def test_the_sums_do_not_depend_on_the_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0][1:], other[1:], strict=True))
 
 
+@each_path
+@pytest.mark.parametrize("width", [1, 7, 16, 17, 50, 128])
+@pytest.mark.parametrize("rows", [0, 1, 200])
+def test_rows_of_unit_length(path: str, width: int, rows: int, on: Any) -> None:
+    on(path)
+    generator = torch.Generator().manual_seed(width)
+    x = (10 ** torch.linspace(-4, 4, max(1, rows))[:rows, None] * torch.randn(rows, width, generator=generator)).requires_grad_()
+    with torch.no_grad():
+        x[1:2] = 0  # no direction: it stays zero, and its gradient is that of the division by 1e-12
+    gradient = torch.randn(rows, width, generator=generator)
+    found, wanted = losses.unit_rows(x), torch.nn.functional.normalize(x.double(), dim=1)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=2e-6)
+    got, truth = (torch.autograd.grad(y, x, g)[0] for y, g in ((found, gradient), (wanted, gradient.double())))
+    torch.testing.assert_close(
+        got, truth, rtol=2e-5, atol=float(2e-5 * (x.detach().norm(dim=1).clamp_min(1e-12)[2:].min() ** -1 if rows > 2 else 1))
+    )
+    assert torch.equal(found[1:2], torch.zeros_like(found[1:2]))
+
+
 @needs_compiler
 def test_torch_accepts_the_operators() -> None:
     assert cpu.available()[0]
     x = inputs(9, 20, 10, 5)
     arguments = (x["queries"], x["keys"], x["target"], x["drawn"], x["log_q"], True, 1.0)
     torch.library.opcheck(torch.ops.largerec.sampled_loss, arguments)
+    torch.library.opcheck(torch.ops.largerec.unit_rows, (torch.randn(9, 20).requires_grad_(),))
     torch.library.opcheck(torch.ops.largerec.exp_rows_, (torch.randn(4, 21), torch.rand(21), torch.randn(4)))
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch.nn import functional as F
 
+from largerec.kernels import unit_rows
 from largerec.options import Options
 
 
@@ -25,8 +25,8 @@ class ItemHead:
         self.cosine, self.temperature = options.similarity == "cosine", options.temperature
 
     def queries(self, hidden_BD: torch.Tensor) -> torch.Tensor:
-        hidden_BD = F.normalize(hidden_BD, dim=-1) if self.cosine else hidden_BD
+        hidden_BD = unit_rows(hidden_BD) if self.cosine else hidden_BD
         return hidden_BD / self.temperature if self.temperature != 1.0 else hidden_BD
 
     def keys(self, table_KD: torch.Tensor) -> torch.Tensor:
-        return F.normalize(table_KD, dim=-1) if self.cosine else table_KD
+        return unit_rows(table_KD) if self.cosine else table_KD

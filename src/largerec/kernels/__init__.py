@@ -10,7 +10,7 @@ import torch
 
 from largerec.kernels import cpu, padded
 from largerec.kernels.cpu import native_bf16
-from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss
+from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "silu_attention",
     "softmax_attention",
     "softmax_loss",
+    "unit_rows",
 ]
 
 

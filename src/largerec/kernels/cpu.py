@@ -213,8 +213,17 @@ def _register() -> None:
         d_queries, d_keys = ctx.saved_tensors
         return d_loss * d_queries, d_loss * d_keys, None
 
+    def setup_unit(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*output)
+
+    def backward_unit(ctx, d_unit, _d_length):  # type: ignore[no-untyped-def]
+        return torch.ops.largerec.unit_rows_backward(d_unit, *ctx.saved_tensors)
+
     torch.library.register_fake("largerec::sampled_loss", fake_loss)
     torch.library.register_fake("largerec::exp_rows_", fake_rows)
+    torch.library.register_fake("largerec::unit_rows", lambda rows: (torch.empty_like(rows), rows.new_empty(len(rows))))
+    torch.library.register_fake("largerec::unit_rows_backward", lambda gradient, unit, length: torch.empty_like(unit))
+    torch.library.register_autograd("largerec::unit_rows", backward_unit, setup_context=setup_unit)
     torch.library.register_autograd("largerec::sampled_loss", backward_loss, setup_context=setup_loss)
     if avx512_bf16():
         torch.library.register_fake("largerec::softmax_loss", fake_softmax)

@@ -7,6 +7,8 @@
 // atomics nor a buffer a thread, and the sums have the same order with any number of threads.
 //
 // exp_rows_: maximum, exp and sum of each row of a block of logits, in place: one read and one write.
+//
+// unit_rows: each row divided by its length, and the gradient of that: one pass each over a table, where torch makes ten.
 #include "cpu.h"
 
 namespace {
@@ -283,6 +285,49 @@ std::tuple<at::Tensor, at::Tensor> exp_rows_(at::Tensor& logits, const std::opti
   return {largest, sum};
 }
 
+constexpr float SHORTEST = 1e-12f;  // a row shorter than this is divided by it, as torch does
+
+std::tuple<at::Tensor, at::Tensor> unit_rows(const at::Tensor& rows_) {
+  const at::Tensor rows = rows_.contiguous();
+  TORCH_CHECK(rows.dim() == 2 && rows.scalar_type() == at::kFloat, "rows must be float32 [V, D]");
+  const Row row(rows.size(1));
+  at::Tensor unit = at::empty_like(rows), length = at::empty({rows.size(0)}, rows.options());
+  at::parallel_for(0, rows.size(1) ? rows.size(0) : 0, 64, [&](int64_t begin, int64_t end) {
+    std::vector<V> x(row.n);
+    for (int64_t v = begin; v < end; v++) {
+      const float* in = rows.data_ptr<float>() + v * row.width;
+      row.prepare(in, 1, x.data());
+      V sum = {};
+      for (int64_t i = 0; i < row.n; i++) sum += x[i] * x[i];
+      const float size = std::sqrt(total(sum));
+      length.data_ptr<float>()[v] = size;
+      for (int64_t i = 0; i < row.n; i++) row.put(unit.data_ptr<float>() + v * row.width, i, row.get(in, i) / std::max(size, SHORTEST));
+    }
+  });
+  return {unit, length};
+}
+
+// (g - y (g . y)) / |x|; a row that was too short to matter was divided by a constant.
+at::Tensor unit_rows_backward(const at::Tensor& gradient_, const at::Tensor& unit, const at::Tensor& length) {
+  const at::Tensor gradient = gradient_.contiguous();
+  TORCH_CHECK(gradient.sizes() == unit.sizes() && gradient.scalar_type() == at::kFloat, "the gradient must be float32, of the rows' shape");
+  const Row row(unit.size(1));
+  at::Tensor out = at::empty_like(gradient);
+  at::parallel_for(0, unit.size(1) ? unit.size(0) : 0, 64, [&](int64_t begin, int64_t end) {
+    std::vector<V> y(row.n);
+    for (int64_t v = begin; v < end; v++) {
+      const float *g = gradient.data_ptr<float>() + v * row.width, *u = unit.data_ptr<float>() + v * row.width;
+      const float size = length.data_ptr<float>()[v];
+      row.prepare(u, 1, y.data());
+      V sum = {};
+      for (int64_t i = 0; i < row.n; i++) sum += row.get(g, i) * y[i];
+      const float along = size > SHORTEST ? total(sum) : 0.0f, by = std::max(size, SHORTEST);
+      for (int64_t i = 0; i < row.n; i++) row.put(out.data_ptr<float>() + v * row.width, i, (row.get(g, i) - row.get(u, i) * along) / by);
+    }
+  });
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(largerec, m) {
@@ -290,9 +335,13 @@ TORCH_LIBRARY_FRAGMENT(largerec, m) {
       "sampled_loss(Tensor queries, Tensor keys, Tensor target, Tensor items, Tensor? log_q, bool softmax, float power) -> "
       "(Tensor, Tensor, Tensor)");
   m.def("exp_rows_(Tensor(a!) logits, Tensor? factor, Tensor? own) -> (Tensor, Tensor)");
+  m.def("unit_rows(Tensor rows) -> (Tensor, Tensor)");
+  m.def("unit_rows_backward(Tensor gradient, Tensor unit, Tensor length) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(largerec, CPU, m) {
   m.impl("sampled_loss", sampled_loss);
   m.impl("exp_rows_", exp_rows_);
+  m.impl("unit_rows", unit_rows);
+  m.impl("unit_rows_backward", unit_rows_backward);
 }

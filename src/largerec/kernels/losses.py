@@ -66,6 +66,14 @@ def softmax_loss(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torc
     return found
 
 
+def unit_rows(rows_VD: torch.Tensor) -> torch.Tensor:
+    """Each row divided by its length (or by 1e-12, if that is more)."""
+    if cpu.usable(rows_VD) and rows_VD.dtype == torch.float32:
+        unit_VD: torch.Tensor = torch.ops.largerec.unit_rows(rows_VD)[0]
+        return unit_VD
+    return F.normalize(rows_VD, dim=-1)
+
+
 def exp_rows_(
     logits_CK: torch.Tensor, factor_K: torch.Tensor | None = None, own_C: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
