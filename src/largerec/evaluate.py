@@ -157,14 +157,15 @@ def calibration(engine: Engine, row_N: np.ndarray, k: int, options: EvaluateOpti
 
     The probability of an item is the softmax of the scores over the whole catalogue, seen items too: what training with the full
     softmax fits. Targets whose history holds no item of the catalogue are left out: their list is by popularity.
-    Returns ``targets``, ``k``, ``expected`` and ``observed`` (hits a list) and ``bins`` (:func:`largerec.metrics.reliability`).
+    Returns ``targets``, ``k``, ``expected`` and ``observed`` hits a list, the latter's ``interval``, and ``bins`` as of
+    :func:`largerec.metrics.reliability`.
     """
     queries = engine.queries_at(row_N)
     asked = np.flatnonzero(queries.end_Q > queries.first_Q)
     row_N, user_N = row_N[asked], np.searchsorted(engine.sequences.offsets_U1, row_N[asked], side="right") - 1
     queries = engine.queries_at(row_N)
     target_N = torch.from_numpy(engine.token_of_item[engine.sequences.item_N[row_N]])
-    probabilities, hits, users = [], [], []
+    probabilities, hits, users, found_N = [], [], [], []
     for start, block in query_blocks(queries, engine.scorer.size):
         scores_QV = engine.scorer.scores(block)
         total_Q1 = torch.logsumexp(scores_QV, 1, keepdim=True)
@@ -172,13 +173,17 @@ def calibration(engine: Engine, row_N: np.ndarray, k: int, options: EvaluateOpti
         value_QK, item_QK = top_k(scores_QV, k)
         listed_QK = ~torch.isneginf(value_QK)
         probabilities.append((value_QK - total_Q1).exp()[listed_QK].double().numpy())
-        hits.append((item_QK == target_N[start : start + len(block), None])[listed_QK].double().numpy())
+        hit_QK = (item_QK == target_N[start : start + len(block), None]) & listed_QK
+        hits.append(hit_QK[listed_QK].double().numpy())
+        found_N.append(hit_QK.any(1).double().numpy())
         users.append(np.repeat(user_N[start : start + len(block)], listed_QK.sum(1).numpy()))
-    found: dict[str, Any] = {"targets": len(row_N), "k": k, "expected": 0.0, "observed": 0.0, "bins": []}
+    found: dict[str, Any] = {"targets": len(row_N), "k": k, "expected": 0.0, "observed": 0.0, "interval": [0.0, 0.0], "bins": []}
     if not len(row_N):
         return found
     probability_M, hit_M, user_M = np.concatenate(probabilities), np.concatenate(hits), np.concatenate(users)
     found |= {"expected": float(probability_M.sum() / len(row_N)), "observed": float(hit_M.sum() / len(row_N))}
+    lists = {"hits": np.concatenate(found_N)}
+    found["interval"] = metrics.bootstrap_intervals(lists, user_N, level=options.level, samples=200, seed=seed)["hits"]
     found["bins"] = metrics.reliability(probability_M, hit_M, user_M, level=options.level, seed=seed)
     return found
 

@@ -22,6 +22,7 @@ from largerec.report.runs import (
     companions,
     cutoffs,
     groups,
+    kept_ranks,
     labelled,
     main_metric,
     paired_baselines,
@@ -32,8 +33,9 @@ from largerec.sequences import Sequences
 
 CALIBRATED = 2_000
 CELLS = 40_000_000
-"""Targets whose scores are calibrated, and scores that this may take in all: a report takes seconds on any catalogue."""
-EXAMPLE_POOL = 400
+TOKENS = 200_000
+"""Targets whose scores are calibrated, and the scores and tokens that this may take in all: a report is a matter of seconds."""
+EXAMPLE_POOL = 100
 LIST_LENGTH = 10
 HISTORY_SHOWN = 8
 
@@ -118,10 +120,11 @@ def _group(runs: list[Run], several: bool) -> Group:
         paired = [*others, *paired_baselines(main)]
     calibrated, shown = [], []
     for colour, run in enumerate(runs):
-        if not run.result or not run.bundle.file("model.safetensors").is_file():
+        if not run.result or not run.bundle.file("model.safetensors").is_file() or (run is not main and not several):
             continue
-        engine = load(run.bundle.path)
-        most = int(min(CALIBRATED, max(100, CELLS / len(runs) / engine.scorer.size)))
+        engine, sharing = load(run.bundle.path), len(runs) if several else 1
+        bound = min(CELLS / engine.scorer.size, TOKENS / run.recipe.batch.max_length) / sharing
+        most = int(min(CALIBRATED, max(100, bound)))
         rows = sample_targets(engine.sequences, run.stage, most, run.recipe.seed)
         calibrated.append((colour, run, calibration(engine, rows, LIST_LENGTH, run.recipe.evaluate, run.recipe.seed)))
         if run is main:
@@ -130,15 +133,19 @@ def _group(runs: list[Run], several: bool) -> Group:
 
 
 def _examples(engine: Engine, run: Run) -> list[dict[str, Any]]:
-    """Up to three random targets that were hit and three that were not, from a seeded sample."""
-    sequences = engine.sequences
-    rows = sample_targets(sequences, run.stage, EXAMPLE_POOL, run.recipe.seed)
-    found = measure(engine, rows, LIST_LENGTH)
+    """Up to three random targets that were hit and three that were not."""
+    sequences, rows = engine.sequences, engine.sequences.targets(run.stage)
+    rank_N = kept_ranks(run)
+    if len(rank_N) != len(rows):  # no ranks of this stage were kept
+        rows = sample_targets(sequences, run.stage, EXAMPLE_POOL, run.recipe.seed)
+        rank_N = measure(engine, rows).rank_N
     order = np.random.default_rng(run.recipe.seed).permutation(len(rows))
-    hit = found.rank_N[order] <= LIST_LENGTH
+    hit = rank_N[order] <= LIST_LENGTH
     share = run.metrics.get(f"recall@{LIST_LENGTH}", float(hit.mean()))
+    rows = rows[[*order[hit][:3], *order[~hit][:3]]]
+    found = measure(engine, rows, LIST_LENGTH)
     shown = []
-    for at in [*order[hit][:3], *order[~hit][:3]]:
+    for at in range(len(rows)):
         row, user = int(rows[at]), int(found.user_N[at])
         begin = int(sequences.offsets_U1[user])
         last = np.arange(max(begin, row - HISTORY_SHOWN), row)
@@ -186,11 +193,14 @@ def _sentences(group: Group, several: bool) -> list[str]:
 
 
 def _warnings(group: Group, several: bool) -> list[str]:
-    found = []
-    for run in group.runs if several else group.runs[:1]:
-        named = f"{page.text(run.label)}: " if several else ""
-        found += [named + one for one in summary.warnings(run, group.sequences, group.metric)]
-    return found
+    """Each warning once, with the names of the runs that it is about where there are several."""
+    if not several:
+        return summary.warnings(group.runs[0], group.sequences, group.metric)
+    about: dict[str, list[str]] = {}
+    for run in group.runs:
+        for one in summary.warnings(run, group.sequences, group.metric):
+            about.setdefault(one, []).append(page.text(run.label))
+    return [f"{', '.join(labels)}: {one}" for one, labels in about.items()]
 
 
 def _document(runs: list[Run], said: Sequence[tuple[Group, list[str]]], warned: Sequence[str], several: bool) -> str:
@@ -203,23 +213,30 @@ def _document(runs: list[Run], said: Sequence[tuple[Group, list[str]]], warned: 
             "tables below; numbers of different ones cannot be compared.</p>"
         )
     for number, (_, sentences) in enumerate(said, 1):
-        head.append(f"<h3>Part {number}</h3>" if len(found) > 1 else "")
+        head += [f"<h3>{_part(number, found)}</h3>"] if len(found) > 1 else []
         head += [f'<p class="lead">{sentence}</p>' for sentence in sentences]
     if not several:
         head.append(_cards(found[0]))
     if warned:
         said_ = "".join(f"<li>{one}</li>" for one in dict.fromkeys(warned))
         head.append(f'<div class="warnings"><strong>Before you quote these numbers</strong><ul>{said_}</ul></div>')
-    sections = []
+    parts = []
     for number, group in enumerate(found, 1):
-        mark, name = (f"-{number}", f"Part {number}: ") if len(found) > 1 else ("", "")
-        sections += [(anchor + mark, name + heading, content) for anchor, heading, content in _sections(group) if content]
+        mark = f"-{number}" if len(found) > 1 else ""
+        sections = [(anchor + mark, heading, content) for anchor, heading, content in _sections(group) if content]
+        parts.append((_part(number, found), sections))
     foot = (
         f"Made by LargeRec {escape(str(main.lineage.get('code', {}).get('largerec', '')))} from {page.text(main.bundle.path)}. "
         "This page is one file and asks for nothing outside it. It shows histories of users: share it only where you could share "
         "the log."
     )
-    return page.document(title, "".join(head), sections, foot)
+    return page.document(title, "".join(head), parts, foot)
+
+
+def _part(number: int, found: Sequence[Group]) -> str:
+    """The name of a part of the page, where there are several."""
+    labels = ", ".join(page.text(run.label) for run in found[number - 1].runs)
+    return f"Part {number}: {labels}" if len(found) > 1 else ""
 
 
 def _cards(group: Group) -> str:

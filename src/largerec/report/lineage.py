@@ -55,7 +55,7 @@ def _facts(run: Run) -> dict[str, str]:
     size = f", {result['params_non_embedding']:,} parameters beside the tables, {result['params']:,} in all" if result else ""
     trained = (
         f"{result['train_tokens']:,} events read in {result['steps']:,} steps and {result['train_seconds']:,.0f} s on "
-        f"{result['threads']} threads; about {result['train_flops']:.2g} operations"
+        f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}; about {result['train_flops']:.2g} operations"
         if result
         else "not finished"
     )
@@ -84,7 +84,9 @@ def _differences(runs: Sequence[Run]) -> str:
     rows = [[f"<code>{page.text(key)}</code>", *(page.text(_shown(one.get(key))) for one in flat)] for key in differ]
     head = ["option", *(page.text(run.label) for run in runs)]
     columns = tuple(range(1, len(runs) + 1))
-    return "<h3>Where the recipes differ</h3>" + page.table(head, rows, words=columns, label="Where the recipes differ")
+    return "<h3>Where the recipes differ</h3>" + page.table(
+        head, rows, words=columns, label="Where the recipes differ", kind="words"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,7 @@ body { margin: 0 auto; max-width: 1120px; padding: 1.5rem 1.25rem 4rem; backgrou
   overflow-wrap: break-word }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere }
 h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.75rem 0 .5rem; padding-top: .8rem; border-top: 1px solid var(--rule) }
+.part { font-size: 1.5rem; border-top: 3px solid var(--rule) }
 h3 { font-size: 1rem; margin: 1.5rem 0 .35rem; overflow-wrap: anywhere }
 p { margin: .5rem 0; max-width: 72ch }
 a { color: var(--c0) }
@@ -46,12 +47,12 @@ nav a { margin-right: .9rem; white-space: nowrap; text-decoration: none }
 .warnings ul { margin: .2rem 0; padding-left: 1.1rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 1.5rem 2rem;
   margin: 1rem 0 }
-figure { margin: 0; min-width: 0; max-width: 540px }
+figure { margin: 0; min-width: 0; max-width: 460px; display: flex; flex-direction: column }
 figcaption { font-weight: 600; font-size: .95rem }
 figcaption p { font-weight: 400; margin: .1rem 0 .3rem }
 svg { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; overflow: visible }
 svg text { fill: var(--soft); font-variant-numeric: tabular-nums }
-.chart { display: block; width: 100%; height: auto }
+.chart { display: block; width: 100%; height: auto; margin-top: auto }
 .strip { display: inline-block; width: 200px; height: auto; vertical-align: middle }
 .grid { stroke: var(--grid); fill: none } .axis { stroke: var(--soft); fill: none }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round } .thick { fill: none; stroke-width: 3; opacity: .55 }
@@ -64,16 +65,17 @@ svg text { fill: var(--soft); font-variant-numeric: tabular-nums }
 .legend span { margin-right: .9rem; display: inline-block }
 .key { width: 14px; height: 10px; margin-right: .35rem; vertical-align: -.02em }
 .scroll { overflow-x: auto; margin: .6rem 0; max-width: 100% }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
-caption { text-align: left; color: var(--soft); font-size: .9rem; padding-bottom: .3rem }
-th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid) }
+table { border-collapse: separate; border-spacing: 0; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--grid) }
 thead th { border-bottom: 1px solid var(--rule); font-weight: 600; vertical-align: bottom }
 tfoot td { border: 0; padding-top: 0 }
-th.n, td.n { text-align: right; white-space: nowrap; padding-left: .4rem }
-th[scope=row] { font-weight: 400; white-space: nowrap } tr.main th, tr.main td { font-weight: 600 }
+th.n, td.n { text-align: right; padding-left: .4rem }
+th[scope=row] { font-weight: 400; position: sticky; left: 0; background: var(--paper) }
+tr.main th, tr.main td { font-weight: 600 }
 td small, .interval { color: var(--soft); font-weight: 400; font-size: .88em; white-space: nowrap }
-.wide th[scope=row] { white-space: normal; min-width: 8rem } .words td { overflow-wrap: anywhere; min-width: 9rem }
-.share { display: block; width: 120px; height: 10px; border-radius: 2px; background: var(--grid) }
+.words td { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
+.share { display: block; width: 120px; height: 10px; margin-top: .45em; border-radius: 2px; background: var(--grid) }
 .share i { display: block; height: 10px; border-radius: 2px; background: var(--c0) }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 1rem 2.5rem }
 .beside > div { min-width: 0 }
@@ -81,18 +83,21 @@ td small, .interval { color: var(--soft); font-weight: 400; font-size: .88em; wh
 .example div { min-width: 0 }
 .example h4 { margin: .4rem 0 .1rem; font-size: .85rem; color: var(--soft); font-weight: 600 }
 ol, ul.plain { margin: 0; padding-left: 1.9rem; font-size: .94rem; overflow-wrap: anywhere }
-ul.plain { padding-left: 1.1rem } li { margin: .1rem 0 } li small { color: var(--soft) }
+ul.plain { padding-left: 1.1rem } li { margin: .1rem 0 }
+li small, p small { color: var(--soft); font-weight: 400; white-space: nowrap }
 .hit { color: var(--good); font-weight: 600 }
 pre { background: var(--panel); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.45 }
 code { font-size: .92em; overflow-wrap: anywhere } pre code { overflow-wrap: normal; font-size: 1em }
 summary { cursor: pointer; color: var(--c0); margin: .6rem 0 } footer { margin-top: 3rem }
-@media (max-width: 560px) { body { padding: 1rem 1rem 3rem } h1 { font-size: 1.4rem } .cards { grid-template-columns: 1fr 1fr } }
+@media (max-width: 560px) { body { padding: 1rem 1rem 3rem } h1 { font-size: 1.4rem } .cards { grid-template-columns: 1fr 1fr }
+  th[scope=row] { white-space: normal; max-width: 9.5rem; min-width: 7rem } }
 @media print { @page { margin: 14mm } body { max-width: none; padding: 0; font-size: 10pt; line-height: 1.4 }
   nav, summary { display: none } details::details-content { content-visibility: visible; block-size: auto }
-  .charts { grid-template-columns: 1fr 1fr } .example { grid-template-columns: 1fr 1fr } .scroll, pre { overflow: visible }
+  .charts { grid-template-columns: 1fr 1fr 1fr; gap: .8rem } .cards { grid-template-columns: repeat(5, 1fr) }
+  .beside { grid-template-columns: 1fr 1fr } .card b { font-size: 14pt } .example { grid-template-columns: 1fr 1fr } .scroll, pre { overflow: visible }
   pre { white-space: pre-wrap } table { font-size: 8.5pt } .strip { width: 130px } td, th { padding-right: .5rem }
   .bar, .dot, .share, .share i, .card, .warnings { print-color-adjust: exact; -webkit-print-color-adjust: exact }
-  figure, tr, .card, .warnings, .example { break-inside: avoid } h2, h3 { break-after: avoid } h2 { margin-top: 1.4rem } }
+  figure, tr, .card, .warnings, article { break-inside: avoid } h2, h3 { break-after: avoid } h2 { margin-top: 1.4rem } }
 """
 
 
@@ -189,10 +194,13 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{summary}</summary>{content}</details>"
 
 
-def document(title: str, head: str, sections: Sequence[tuple[str, str, str]], foot: str) -> str:
-    """The whole file. ``title`` is plain text; ``sections`` are (anchor, title, markup)."""
-    contents = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name, _ in sections)
-    body = "".join(section(*one) for one in sections)
+def document(title: str, head: str, parts: Sequence[tuple[str, Sequence[tuple[str, str, str]]]], foot: str) -> str:
+    """The whole file. ``title`` is plain text; a part is its name (or nothing) and sections of anchor, title and markup."""
+    contents = body = ""
+    for name, sections in parts:
+        links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in sections)
+        contents += f"<div>{name} {links}</div>"
+        body += (f'<h2 class="part">{name}</h2>' if name else "") + "".join(section(*one) for one in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -39,7 +39,7 @@ def training(runs: Sequence[Run]) -> str:
         xs, ys = thinned([line["tokens"] for line in loss], [line["loss"] for line in loss])
         losses.append(charts.Line(run.label, xs, ys, colour))
         validations.append(_validation_line(run, colour))
-    x = charts.Axis("events read")
+    x = charts.Axis("events read", low=0.0)
     if not any(line.xs for line in (*losses, *validations)):
         return '<p class="soft">There is no log of the training yet.</p>'
     ends = "; ".join(f"{line.name} from {line.ys[0]:.3g} to {line.ys[-1]:.3g}" for line in losses if len(line.ys))
@@ -108,7 +108,7 @@ def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
     first = next((run for run in runs if run.evaluated), runs[0])
     ks = cutoffs(first.metrics)
     k = int(metric.partition("@")[2]) if "@" in metric else (ks or [10])[-1]
-    names = list(dict.fromkeys([*(f"{kind}@{k}" for kind in SHOWN if f"{kind}@{k}" in first.metrics), metric]))
+    names = list(dict.fromkeys([metric, *(f"{kind}@{k}" for kind in SHOWN if f"{kind}@{k}" in first.metrics)]))
     rows: list[tuple[str, int | None, dict[str, Any], dict[str, Any], dict[str, list[float]]]] = [
         (name, None, found, found["unmasked"], found["intervals"]) for name, found in first.result.get("baselines", {}).items()
     ]
@@ -144,8 +144,8 @@ def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
 def _rules(run: Run) -> str:
     clock = "with query time" if run.result.get("query_time") else "without query time"
     return (
-        f"{page.text(run.recipe.split.protocol)}, {run.stage} part, full ranking over the whole catalogue, seen items masked "
-        f"unless it says unmasked, ties averaged, {clock}."
+        f"Split: {page.text(run.recipe.split.protocol)}, {run.stage} part. Full ranking over the whole catalogue, seen items "
+        f"masked unless it says unmasked, ties averaged, {clock}."
     )
 
 
@@ -273,11 +273,13 @@ def _tip(run: Run, b: Mapping[str, float]) -> str:
 
 
 def _expected(one: Mapping[str, Any]) -> str:
-    ratio = one["expected"] / one["observed"] if one["observed"] else float("inf")
-    word = "about right" if 0.9 <= ratio <= 1.1 else "too sure of itself" if ratio > 1 else "too modest"
+    expected, (low, high) = one["expected"], one["interval"]
+    word = (
+        "too sure of itself" if expected > high else "too modest" if expected < low else "right within the noise of these users"
+    )
     return (
-        f"in 100 lists of {one['k']} the scores promise {100 * one['expected']:.1f} hits, and {100 * one['observed']:.1f} came "
-        f"true: {word} ({one['targets']:,} targets)."
+        f"in 100 lists of {one['k']} the scores promise {100 * expected:.1f} hits, and {100 * one['observed']:.1f} came true "
+        f"[{100 * low:.1f}, {100 * high:.1f}]: {word} ({one['targets']:,} targets)."
     )
 
 
@@ -327,9 +329,9 @@ def examples(found: Sequence[Mapping[str, Any]], stage: str, k: int) -> str:
         best = "".join(_recommended(item, one["truth"]) for item in one["recommendations"])
         more = f" (the last {len(one['history'])} of {one['length']:,})" if one["length"] > len(one["history"]) else ""
         shown.append(
-            f'<h3>User {page.text(one["user_id"])}</h3>{truth}<div class="example">'
+            f'<article><h3>User {page.text(one["user_id"])}</h3>{truth}<div class="example">'
             f'<div><h4>History, oldest first{more}</h4><ul class="plain">{history}</ul></div>'
-            f"<div><h4>Recommended, best first</h4><ol>{best}</ol></div></div>"
+            f"<div><h4>Recommended, best first</h4><ol>{best}</ol></div></div></article>"
         )
     return "".join(shown)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from largerec import metrics
@@ -152,6 +153,14 @@ def paired_baselines(run: Run) -> list[Paired]:
         }
         found.append(Paired(run.label, name, tests))
     return found
+
+
+def kept_ranks(run: Run) -> np.ndarray:
+    """Masked ranks of all targets of :attr:`Run.stage`, as the evaluation kept them; empty if it did not."""
+    name = f"ranks-{run.stage}.parquet"
+    if not run.bundle.file(name).is_file():
+        return np.empty(0)
+    return run.bundle.read_parquet(name, ("rank",))["rank"].to_numpy()
 
 
 def cutoffs(found: dict[str, float]) -> list[int]:

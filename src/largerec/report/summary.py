@@ -27,8 +27,8 @@ def explained(metric: str) -> str:
     kind, _, k = metric.partition("@")
     return {
         "recall": f"the share of targets among the first {k}",
-        "ndcg": f"1 if the next item always came first, less the further down it stands, 0 below place {k}",
-        "mrr": f"the mean of 1 / rank, 0 below place {k}",
+        "ndcg": f"1 would mean that the next item always came first, 0 that it never was among the first {k}",
+        "mrr": f"the mean of 1 / rank, where places below {k} count 0",
     }.get(kind, "")
 
 
@@ -50,10 +50,10 @@ def sentences(run: Run, sequences: Sequences, metric: str, paired: Sequence[Pair
             f"Make them with <code>largerec evaluate {page.text(run.bundle.path)}</code>, then make this report again.",
         ]
     targets, interval = run.result["targets"], run.result["intervals"].get(metric)
-    spread = f" ({100 * level:g} % interval {page.number(interval[0])} to {page.number(interval[1])})" if interval else ""
+    spread = f"{100 * level:g} % interval {page.number(interval[0])} to {page.number(interval[1])}; " if interval else ""
     found.append(
         f"On the {targets['n']:,} test targets of {targets['users']:,} users, {page.text(metric)} is "
-        f"<strong>{page.number(run.metrics[metric])}</strong>{spread}: {explained(metric)}.{_in_hundred(run, metric)}"
+        f"<strong>{page.number(run.metrics[metric])}</strong> ({spread}{explained(metric)}).{_in_hundred(run, metric)}"
     )
     baseline = best_baseline(run, metric)
     if baseline is not None:
