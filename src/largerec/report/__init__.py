@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -96,7 +98,7 @@ def report(paths: Sequence[str | Path], to: str | Path | None = None) -> dict[st
 def _write(target: Path, markup: str) -> None:
     if target.is_dir():
         raise LargeRecError(f"--to {str(target)!r} is a folder; name a file in it, for example {str(target / 'report.html')!r}.")
-    beside = target.with_name(f".{target.name}.partial")
+    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")  # as a run names them: it clears away what a kill left
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(markup, encoding="utf-8")
@@ -106,7 +108,8 @@ def _write(target: Path, markup: str) -> None:
             f"the report cannot be written to {str(target)!r} ({error}); choose another file with --to."
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 # --- measuring

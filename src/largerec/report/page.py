@@ -92,9 +92,10 @@ summary { cursor: pointer; color: var(--c0); margin: .6rem 0 } footer { margin-t
 @media (max-width: 560px) { body { padding: 1rem 1rem 3rem } h1 { font-size: 1.4rem } .cards { grid-template-columns: 1fr 1fr }
   th[scope=row] { white-space: normal; max-width: 9.5rem; min-width: 7rem } }
 @media print { @page { margin: 14mm } body { max-width: none; padding: 0; font-size: 10pt; line-height: 1.4 }
-  nav, summary { display: none } details::details-content { content-visibility: visible; block-size: auto }
+  nav, summary { display: none } th[scope=row] { position: static }
+  details::details-content { content-visibility: visible; block-size: auto }
   .charts { grid-template-columns: 1fr 1fr 1fr; gap: .8rem } .cards { grid-template-columns: repeat(5, 1fr) }
-  .beside { grid-template-columns: 1fr 1fr } .card b { font-size: 14pt } .example { grid-template-columns: 1fr 1fr } .scroll, pre { overflow: visible }
+  .beside, .example { grid-template-columns: 1fr 1fr } .card b { font-size: 14pt } .scroll, pre { overflow: visible }
   pre { white-space: pre-wrap } table { font-size: 8.5pt } .strip { width: 130px } td, th { padding-right: .5rem }
   .bar, .dot, .share, .share i, .card, .warnings { print-color-adjust: exact; -webkit-print-color-adjust: exact }
   figure, tr, .card, .warnings, article { break-inside: avoid } h2, h3 { break-after: avoid } h2 { margin-top: 1.4rem } }
@@ -124,7 +125,7 @@ def signed(value: float) -> str:
 
 
 def p_value(value: float) -> str:
-    return "p < .001" if value < 0.001 else f"p = {number(value)[:4]}"
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)
 
 
 def share(part: float, whole: float) -> str:
