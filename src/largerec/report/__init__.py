@@ -116,7 +116,7 @@ def _write(target: Path, markup: str) -> None:
 
 
 def _group(runs: list[Run], several: bool) -> Group:
-    main, sequences, metric = runs[0], runs[0].bundle.sequences(), main_metric(runs)
+    main, metric, sequences = runs[0], main_metric(runs), None
     paired = []
     if main.evaluated:
         others = [paired_runs(other, main) if several else paired_runs(main, other) for other in runs[1:]]
@@ -131,7 +131,8 @@ def _group(runs: list[Run], several: bool) -> Group:
         rows = sample_targets(engine.sequences, run.stage, most, run.recipe.seed)
         calibrated.append((colour, run, calibration(engine, rows, LIST_LENGTH, run.recipe.evaluate, run.recipe.seed)))
         if run is main:
-            shown = _examples(engine, run)
+            sequences, shown = engine.sequences, _examples(engine, run)
+    sequences = sequences or main.bundle.sequences()  # reading a long log twice would take longer than all the rest
     return Group(runs, sequences, metric, paired, calibrated, shown)
 
 

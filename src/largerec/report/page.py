@@ -71,7 +71,7 @@ th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top; 
 thead th { border-bottom: 1px solid var(--rule); font-weight: 600; vertical-align: bottom }
 tfoot td { border: 0; padding-top: 0 }
 th.n, td.n { text-align: right; padding-left: .4rem }
-th[scope=row] { font-weight: 400; position: sticky; left: 0; background: var(--paper) }
+th[scope=row] { font-weight: 400 }
 tr.main th, tr.main td { font-weight: 600 }
 td small, .interval { color: var(--soft); font-weight: 400; font-size: .88em; white-space: nowrap }
 .words td { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
@@ -90,11 +90,10 @@ pre { background: var(--panel); border-radius: 6px; padding: .8rem 1rem; overflo
 code { font-size: .92em; overflow-wrap: anywhere } pre code { overflow-wrap: normal; font-size: 1em }
 summary { cursor: pointer; color: var(--c0); margin: .6rem 0 } footer { margin-top: 3rem }
 @media (max-width: 560px) { body { padding: 1rem 1rem 3rem } h1 { font-size: 1.4rem } .cards { grid-template-columns: 1fr 1fr }
-  th[scope=row] { white-space: normal; max-width: 9.5rem; min-width: 7rem } }
+  th[scope=row] { white-space: normal; max-width: 9.5rem; min-width: 7rem; position: sticky; left: 0; background: var(--paper) } }
 @media print { @page { margin: 14mm } body { max-width: none; padding: 0; font-size: 10pt; line-height: 1.4 }
-  nav, summary { display: none } th[scope=row] { position: static }
-  details::details-content { content-visibility: visible; block-size: auto }
-  .charts { grid-template-columns: 1fr 1fr 1fr; gap: .8rem } .cards { grid-template-columns: repeat(5, 1fr) }
+  nav, summary { display: none } details::details-content { content-visibility: visible; block-size: auto }
+  .charts { grid-template-columns: 1fr 1fr } .cards { grid-template-columns: repeat(5, 1fr) }
   .beside, .example { grid-template-columns: 1fr 1fr } .card b { font-size: 14pt } .scroll, pre { overflow: visible }
   pre { white-space: pre-wrap } table { font-size: 8.5pt } .strip { width: 130px } td, th { padding-right: .5rem }
   .bar, .dot, .share, .share i, .card, .warnings { print-color-adjust: exact; -webkit-print-color-adjust: exact }
