@@ -260,8 +260,7 @@ def _cards(group: Group) -> str:
 
 def _sections(group: Group) -> list[tuple[str, str, str]]:
     main = group.runs[0]
-    measured = [run for run in group.runs if run.metrics]
-    metrics = results.metric_table(measured, group.metric, group.level) if measured else ""
+    metrics = results.metric_table(group.runs, group.metric, group.level)
     scores = results.calibration(group.calibrated) if group.calibrated else ""
     return [
         (

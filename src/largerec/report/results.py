@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,40 +103,44 @@ def _costs(runs: Sequence[Run]) -> str:
 # --- metrics
 
 
+class Row(NamedTuple):
+    """A line of the metric tables: a baseline (no colour) or a run, with its masked and unmasked metrics."""
+
+    label: str
+    colour: int | None
+    found: Mapping[str, Any]
+    unmasked: Mapping[str, Any]
+    intervals: Mapping[str, Sequence[float]]
+
+
 def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
     """Baselines and runs of one group in rows, with intervals in words and drawn for the main metric."""
-    first = next((run for run in runs if run.evaluated), runs[0])
+    first = next((run for run in runs if run.metrics), None)
+    if first is None:
+        return ""
     ks = cutoffs(first.metrics)
     k = int(metric.partition("@")[2]) if "@" in metric else (ks or [10])[-1]
     names = list(dict.fromkeys([metric, *(f"{kind}@{k}" for kind in SHOWN if f"{kind}@{k}" in first.metrics)]))
-    rows: list[tuple[str, int | None, dict[str, Any], dict[str, Any], dict[str, list[float]]]] = [
-        (name, None, found, found["unmasked"], found["intervals"]) for name, found in first.result.get("baselines", {}).items()
-    ]
-    for place, run in enumerate(runs):
-        rows.append((run.label, place, run.metrics, run.result.get(f"{run.stage}_unmasked", {}), run.result.get("intervals", {})))
-    ends = [value for _, _, found, _, intervals in rows for value in (*intervals.get(metric, []), found.get(metric, 0.0))]
+    rows = [Row(name, None, b, b["unmasked"], b["intervals"]) for name, b in first.result.get("baselines", {}).items()]
+    for colour, run in ((colour, run) for colour, run in enumerate(runs) if run.metrics):
+        unmasked, intervals = run.result.get(f"{run.stage}_unmasked", {}), run.result.get("intervals", {})
+        rows.append(Row(run.label, colour, run.metrics, unmasked, intervals))
+    ends = [value for row in rows for value in (*row.intervals.get(metric, []), row.found.get(metric, 0.0))]
     scale = charts.strip_scale(ends)
     cells = []
-    for label, colour, found, unmasked, intervals in rows:
-        low, high = intervals.get(metric, (None, None))
-        tip = f"{label}: {metric} {page.number(found.get(metric))}" + (
-            f", interval {page.number(low)} to {page.number(high)}" if low is not None else ""
-        )
-        drawn = charts.strip(scale, found[metric], low, high, colour, tip) if metric in found else ""
-        numbers = [page.with_interval(found.get(name), intervals.get(name)) for name in names]
-        cells.append(
-            [
-                page.key(colour) + page.text(label) if colour is not None else page.text(label),
-                *numbers,
-                drawn,
-                page.number(unmasked.get(metric)),
-            ]
-        )
-    own = next(number for number, row in enumerate(rows) if row[1] is not None)
+    for row in rows:
+        low, high = row.intervals.get(metric, (None, None))
+        spread = f", interval {page.number(low)} to {page.number(high)}" if low is not None else ""
+        tip = f"{row.label}: {metric} {page.number(row.found.get(metric))}{spread}"
+        drawn = charts.strip(scale, row.found[metric], low, high, row.colour, tip) if metric in row.found else ""
+        numbers = [page.with_interval(row.found.get(name), row.intervals.get(name)) for name in names]
+        label = (page.key(row.colour) if row.colour is not None else "") + page.text(row.label)
+        cells.append([label, *numbers, drawn, page.number(row.unmasked.get(metric))])
+    own = next(number for number, row in enumerate(rows) if row.colour is not None)
     head = ["", *(page.text(name) for name in names), f"{page.text(metric)}, drawn", f"{page.text(metric)} unmasked"]
     foot = ["", *("" for _ in names), charts.strip_axis(scale), ""]
     shown = page.table(head, cells, words=(len(names) + 1,), main=(own,), foot=foot, label="Metrics with intervals")
-    legend = f" In brackets the {100 * level:g} % bootstrap interval over users." if any(row[4] for row in rows) else ""
+    legend = f" In brackets the {100 * level:g} % bootstrap interval over users." if any(row.intervals for row in rows) else ""
     note = f'<p class="soft">{_rules(first)}{legend}</p>'
     return note + shown + page.details("All metrics", _all_metrics(rows))
 
@@ -149,12 +153,14 @@ def _rules(run: Run) -> str:
     )
 
 
-def _all_metrics(rows: Sequence[tuple[str, int | None, dict[str, Any], dict[str, Any], dict[str, list[float]]]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name, value in row[2].items() if isinstance(value, int | float)))
-    unmasked = list(dict.fromkeys(name for row in rows for name in row[3]))
-    table = [[page.text(name), *(page.with_interval(row[2].get(name), row[4].get(name)) for row in rows)] for name in names]
-    table += [[f"{page.text(name)} unmasked", *(page.number(row[3].get(name)) for row in rows)] for name in unmasked]
-    return page.table(["", *(page.text(row[0]) for row in rows)], table, label="All metrics")
+def _all_metrics(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name, value in row.found.items() if isinstance(value, int | float)))
+    unmasked = list(dict.fromkeys(name for row in rows for name in row.unmasked))
+    table = [
+        [page.text(name), *(page.with_interval(row.found.get(name), row.intervals.get(name)) for row in rows)] for name in names
+    ]
+    table += [[f"{page.text(name)} unmasked", *(page.number(row.unmasked.get(name)) for row in rows)] for name in unmasked]
+    return page.table(["", *(page.text(row.label) for row in rows)], table, label="All metrics")
 
 
 def paired_table(found: Sequence[Paired], metric: str, level: float) -> str:
