@@ -19,7 +19,7 @@ from largerec import cli
 from largerec.engine import load
 from largerec.simulate import SimulateOptions, simulate
 
-VERBS = ("run", "train", "evaluate", "recommend", "data", "estimate", "bench", "doctor")
+VERBS = ("run", "train", "evaluate", "recommend", "report", "data", "estimate", "bench", "doctor")
 
 
 class Said(NamedTuple):
@@ -123,12 +123,13 @@ def test_run(largerec: Command, recipe: Path, tmp_path: Path) -> None:
     said = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.compare=['sasrec']")
     assert said.code == 0
     shown = " ".join(said.out.split())
-    for words in ("last in the history", "recommended, best first", "popularity", "sasrec", "hstu", "Files: "):
+    for words in ("last in the history", "recommended, best first", "popularity", "sasrec", "hstu", "Files: ", "Report: "):
         assert words in shown
     again = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.compare=['sasrec']")
     assert again.code == 2 and "holds a finished run" in again.err
     found = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.overwrite=true", "--json").document
-    assert found.keys() == {"rows", "examples", "dir", "result"}
+    assert found.keys() == {"rows", "examples", "dir", "result", "report"}
+    assert Path(found["report"]).is_file()
     assert [row["name"] for row in found["rows"]][-1:] == ["hstu"]
     assert len(found["examples"]) == 3 and len(found["examples"][0]["recommendations"]) == 10
     assert found["examples"][0]["history"][0].keys() == {"item_id", "title"}
@@ -158,6 +159,18 @@ def test_recommend_as_json(largerec: Command) -> None:
     found = largerec("recommend", run, "--history", "i01, i02", "-k", "4", "--json").document
     assert found == engine.recommend(histories=[["i01", "i02"]], k=4).to_dicts()
     assert [row["rank"] for row in found] == [1, 2, 3, 4]
+
+
+def test_report(largerec: Command, tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    said = largerec("report", run)
+    assert f"Report: {run}/report.html" in said.out and "80 test targets of 80 users" in " ".join(said.out.split())
+    found = largerec("report", run, copy_of_run(tmp_path / "other", "seed=1"), "--to", tmp_path / "both.html", "--json").document
+    assert found["report"] == str(tmp_path / "both.html") and [one["dir"] for one in found["runs"]] == [
+        str(run),
+        str(tmp_path / "other"),
+    ]
+    assert (tmp_path / "both.html").stat().st_size == found["bytes"]
 
 
 def test_ids_that_are_numbers(largerec: Command, recipe: Path, tmp_path: Path) -> None:
@@ -237,7 +250,7 @@ def test_doctor(largerec: Command) -> None:
 
 
 def test_each_verb_is_a_function_of_its_name() -> None:
-    for verb in ("run", "train", "evaluate", "recommend", "estimate", "bench_train", "doctor", "data_describe"):
+    for verb in ("run", "train", "evaluate", "recommend", "report", "estimate", "bench_train", "doctor", "data_describe"):
         assert callable(getattr(cli, verb)), verb
 
 
@@ -269,6 +282,9 @@ MISTAKES = [
     (["recommend", "{run}", "--history", "i01,nothing"], "item 'nothing' is not in the catalogue of 60 items"),
     (["recommend", "{run}", "--user-id", "u01", "-k", "0"], "k=0 is too small"),
     (["recommend", "{folder}", "--user-id", "u01"], "is not a LargeRec run"),
+    (["report", "nowhere"], "there is no run 'nowhere'"),
+    (["report", "{run}", "{run}"], "is named twice"),
+    (["report", "{run}", "--to", "{folder}"], "is a folder; name a file in it"),
     (["data", "describe", "nowhere.csv"], "nowhere.csv: there is no such file or folder"),
     (["data", "describe", "{recipe}"], "tiny.toml"),
     (["data", "describe", "{folder}"], "no file of events is recognised"),

@@ -36,6 +36,7 @@ from largerec.optim import derived_learning_rate
 from largerec.options import Options
 from largerec.readers import SUFFIXES
 from largerec.recipe import Recipe, apply_overrides, load_recipe, recipe_from
+from largerec.report import report
 from largerec.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -364,10 +365,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     run(load_recipe(ROOT / "recipes" / "quickstart.toml", [*QUICK, f"run.dir={folder / 'runs' / 'quickstart'}"]), quiet=True)
+    report([folder / "runs" / "quickstart"])
     return folder
 
 
-@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md"])
+@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md", "report.md"])
 def test_python_examples_run(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     namespace: dict[str, Any] = {}

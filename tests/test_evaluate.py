@@ -21,9 +21,9 @@ from runs import copy_of_run, tiny_recipe, trained_run
 from largerec import metrics
 from largerec.engine import Engine, PopularityScorer, load
 from largerec.engine.engine import build_scorer
-from largerec.engine.scoring import mask_seen
+from largerec.engine.scoring import Queries, mask_seen
 from largerec.errors import LargeRecError
-from largerec.evaluate import compare_runs, evaluate, evaluate_engine, measure, popularity_scorers, sample_targets
+from largerec.evaluate import calibration, compare_runs, evaluate, evaluate_engine, measure, popularity_scorers, sample_targets
 from largerec.events import EventLog
 from largerec.metrics import EvaluateOptions
 from largerec.sequences import SplitOptions, build_sequences
@@ -343,3 +343,32 @@ def test_a_million_items_stay_under_four_gigabytes() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["items"] == 1_000_000 and found["users"] == 60
     assert 100 < found["peak_mb"] < 4_000
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------------
+
+
+class SureScorer:
+    """Gives token 0 the probability 1/2 and shares the rest among the others, whatever the history."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        rest = 0.5 / (self.size - 1)
+        return torch.tensor([0.5] + [rest] * (self.size - 1)).log().repeat(len(queries), 1)
+
+
+def test_calibration_by_hand() -> None:
+    """Everyone saw A, so it is masked; the four others keep an eighth each: probabilities are those of the whole catalogue."""
+    engine = popularity_engine(log_by_hand())
+    rows = engine.sequences.targets("test")
+    sure = Engine.beside(engine, SureScorer(engine.tokenizer.size))
+    found = calibration(sure, rows, 1, OPTIONS, seed=0)
+    measured = measure(sure, rows, list_length=1)
+    target_N = engine.token_of_item[engine.sequences.item_N[rows]]
+    hits = (measured.top_NK[:, 0] == target_N).sum()
+    assert found["targets"] == len(rows) == 4 and found["observed"] == hits / 4
+    assert 0 < hits < 4 and found["expected"] == pytest.approx(0.125)
+    assert [(b["n"], b["observed"]) for b in found["bins"]] == [(4, hits / 4)]
+    assert found["interval"][0] <= found["observed"] <= found["interval"][1]

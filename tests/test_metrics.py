@@ -405,3 +405,33 @@ def test_options_refuse(wrong: dict[str, Any]) -> None:
 def test_options_refuse_an_unknown_key_with_the_nearest_right_one() -> None:
     with pytest.raises(LargeRecError, match="bootstrap_samples"):
         EvaluateOptions.model_validate({"bootstrap_sample": 5})
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------------
+
+
+def test_reliability_by_hand() -> None:
+    """Two bins: of the unlikely ones a quarter came true, of the likely ones all."""
+    found = metrics.reliability([0.1, 0.2, 0.1, 0.2, 0.8, 0.6, 0.8, 0.6], [0, 1, 0, 0, 1, 1, 1, 1], range(8), bins=2, seed=0)
+    assert [(b["n"], b["predicted"], b["observed"]) for b in found] == [
+        (4, pytest.approx(0.15), 0.25),
+        (4, pytest.approx(0.7), 1.0),
+    ]
+    assert found[0]["low"] <= 0.25 <= found[0]["high"] and found[1]["low"] == found[1]["high"] == 1.0
+
+
+def test_reliability_of_true_probabilities_lies_on_the_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    p_N = rng.random(20_000) ** 3
+    found = metrics.reliability(p_N, rng.random(20_000) < p_N, np.arange(20_000) // 10, seed=1)
+    assert len(found) == 10 and sum(b["n"] for b in found) == 20_000
+    assert all(abs(b["predicted"] - b["observed"]) < 0.05 for b in found)
+    assert sum(b["low"] <= b["predicted"] <= b["high"] for b in found) >= 7
+
+
+def test_equal_probabilities_share_a_bin_and_nonsense_is_refused() -> None:
+    assert len(metrics.reliability([0.5] * 9, [1.0] * 9, range(9), seed=0)) == 1
+    with pytest.raises(LargeRecError, match="shapes disagree"):
+        metrics.reliability([0.5], [1.0, 0.0], [1, 2], seed=0)
+    with pytest.raises(LargeRecError, match="not finite"):
+        metrics.reliability([math.nan], [1.0], [1], seed=0)

@@ -32,7 +32,7 @@ NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", 
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
     r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+)\.parquet"
-    r"|compare|tensorboard"
+    r"|report\.html|compare|tensorboard"
 )
 BEGINNING = ("vocabulary.parquet", "histories.parquet", "lineage.json")  # written before recipe.json, which makes a folder a run
 

@@ -37,11 +37,13 @@ def _print_json(document: Any) -> None:
 
 @app.command()
 def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Train a recipe, evaluate it on its test part and show recommendations."""
+    """Train a recipe, evaluate it on its test part, show recommendations and write a report."""
     from largerec import experiments, show
+    from largerec import report as module
     from largerec.recipe import load_recipe
 
     found = experiments.run(load_recipe(recipe, overrides or []))
+    found["report"] = module.report([found["dir"]])["report"]
     _print_json(found) if as_json else show.run(found)
 
 
@@ -79,6 +81,20 @@ def evaluate(
     if against is not None:
         result = {**result, "paired": {"against": against, **module.compare_runs(path, against, options=options)}}
     _print_json(result) if as_json else show.evaluated(result)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[str], typer.Argument(metavar="RUN...", help="a run's directory, or several to set side by side")],
+    to: Annotated[str | None, typer.Option(metavar="FILE", help="where the page goes; else RUN/report.html")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page about a run, or several side by side: log, training, metrics, examples, lineage."""
+    from largerec import report as module
+    from largerec import show
+
+    found = module.report(paths, to)
+    _print_json(found) if as_json else show.reported(found)
 
 
 @app.command()

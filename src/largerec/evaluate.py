@@ -6,7 +6,7 @@ leaves out nothing. Targets outside the training catalogue count as misses. Ties
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,17 @@ RECENT_HOURS = {"1 h": 1, "6 h": 6, "1 d": 24, "7 d": 168, "30 d": 720, "90 d": 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Ranks of N targets: ``row_N`` in the sequences, ``user_N``, masked and unmasked ranks, and the top lists if asked for."""
+    """Ranks of N targets: ``row_N`` in the sequences, ``user_N``, masked and unmasked ranks, and the top lists if asked for.
+
+    ``baselines``: masked ranks of the same targets by each baseline, where those were measured too.
+    """
 
     row_N: np.ndarray
     user_N: np.ndarray
     rank_N: np.ndarray
     unmasked_N: np.ndarray
     top_NK: np.ndarray
+    baselines: dict[str, np.ndarray] = field(default_factory=dict)
 
     def values(self, options: EvaluateOptions) -> dict[str, np.ndarray]:
         """Value of every metric for each target, masked."""
@@ -139,19 +143,56 @@ def evaluate_engine(engine: Engine, stage: Stage, options: EvaluateOptions, seed
     document["slices"] = slices(engine, found, options)
     document["targets"] = {"n": len(rows), "users": len(np.unique(found.user_N)), "outside_catalogue": int((token_N < 0).sum())}
     document["targets"]["masked_as_seen"] = int((np.isinf(found.rank_N) & np.isfinite(found.unmasked_N)).sum())
-    document["baselines"] = {}
+    document["baselines"], baseline_ranks = {}, dict[str, np.ndarray]()
     for name, scorer in popularity_scorers(engine).items():
         beside = Engine.beside(engine, scorer)
-        baseline = summary(beside, measure(beside, rows, longest), options, seed)
+        measured = measure(beside, rows, longest)
+        baseline, baseline_ranks[name] = summary(beside, measured, options, seed), measured.rank_N
         document["baselines"][name] = baseline["metrics"] | {"unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
-    return document, found
+    return document, replace(found, baselines=baseline_ranks)
+
+
+def calibration(engine: Engine, row_N: np.ndarray, k: int, options: EvaluateOptions, seed: int) -> dict[str, Any]:
+    """Are the probabilities of the recommended items true? Those of the top k (masked, as served) beside the share of hits.
+
+    The probability of an item is the softmax of the scores over the whole catalogue, seen items too: what training with the full
+    softmax fits. Targets whose history holds no item of the catalogue are left out: their list is by popularity.
+    Returns ``targets``, ``k``, ``expected`` and ``observed`` hits a list, the latter's ``interval``, and ``bins`` as of
+    :func:`largerec.metrics.reliability`.
+    """
+    queries = engine.queries_at(row_N)
+    asked = np.flatnonzero(queries.end_Q > queries.first_Q)
+    row_N, user_N = row_N[asked], np.searchsorted(engine.sequences.offsets_U1, row_N[asked], side="right") - 1
+    queries = engine.queries_at(row_N)
+    target_N = torch.from_numpy(engine.token_of_item[engine.sequences.item_N[row_N]])
+    probabilities, hits, users, found_N = [], [], [], []
+    for start, block in query_blocks(queries, engine.scorer.size):
+        scores_QV = engine.scorer.scores(block)
+        total_Q1 = torch.logsumexp(scores_QV, 1, keepdim=True)
+        mask_seen(scores_QV, block)
+        value_QK, item_QK = top_k(scores_QV, k)
+        listed_QK = ~torch.isneginf(value_QK)
+        probabilities.append((value_QK - total_Q1).exp()[listed_QK].double().numpy())
+        hit_QK = (item_QK == target_N[start : start + len(block), None]) & listed_QK
+        hits.append(hit_QK[listed_QK].double().numpy())
+        found_N.append(hit_QK.any(1).double().numpy())
+        users.append(np.repeat(user_N[start : start + len(block)], listed_QK.sum(1).numpy()))
+    found: dict[str, Any] = {"targets": len(row_N), "k": k, "expected": 0.0, "observed": 0.0, "interval": [0.0, 0.0], "bins": []}
+    if not len(row_N):
+        return found
+    probability_M, hit_M, user_M = np.concatenate(probabilities), np.concatenate(hits), np.concatenate(users)
+    found |= {"expected": float(probability_M.sum() / len(row_N)), "observed": float(hit_M.sum() / len(row_N))}
+    lists = {"hits": np.concatenate(found_N)}
+    found["interval"] = metrics.bootstrap_intervals(lists, user_N, level=options.level, samples=200, seed=seed)["hits"]
+    found["bins"] = metrics.reliability(probability_M, hit_M, user_M, level=options.level, seed=seed)
+    return found
 
 
 def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: Stage = "test") -> dict[str, Any]:
     """Evaluate a run on its own split and write it into the run's ``result.json``; returns that document.
 
     Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
-    :func:`compare_runs`.
+    :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each).
 
     Raises:
         LargeRecError: the run is missing, foreign, unfinished or damaged.
@@ -167,6 +208,7 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
     if stage == "test":
         result |= {key: found[key] for key in ("targets", "baselines", "intervals", "slices")}
         result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
+        bundle.write_parquet("ranks-baselines.parquet", pl.DataFrame(ranked.baselines))
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

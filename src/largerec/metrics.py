@@ -190,6 +190,42 @@ def paired_test(
     }
 
 
+def reliability(
+    probability_N: ArrayLike, hit_N: ArrayLike, group_N: ArrayLike, *, bins: int = 10, level: float = 0.95, seed: int
+) -> list[dict[str, float]]:
+    """Predicted probabilities beside what happened, in bins of (nearly) equal numbers, from low to high.
+
+    Equal probabilities stay in one bin, so that there may be fewer than ``bins``. The interval of the observed share is the
+    bootstrap over users (200 resamples).
+
+    Args:
+        probability_N: predicted probability of each of N predictions; hit_N: 1 where it came true, else 0.
+        group_N: user of each prediction, any whole numbers.
+
+    Returns:
+        For each bin ``n``, mean ``predicted``, share ``observed``, and its interval ``low``, ``high``.
+
+    Raises:
+        LargeRecError: lengths disagree or a value is not finite.
+    """
+    probability_N, hit_N = np.asarray(probability_N, dtype=np.float64), np.asarray(hit_N, dtype=np.float64)
+    group_N = _integers("group_N", group_N)
+    if not probability_N.shape == hit_N.shape == group_N.shape:
+        raise LargeRecError(f"shapes disagree: {probability_N.shape} probabilities, {hit_N.shape} hits, {group_N.shape} groups.")
+    if not np.isfinite(probability_N).all():
+        raise LargeRecError("a predicted probability is not finite: the scores hold NaN or infinity.")
+    edges = np.unique(np.quantile(probability_N, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_N = np.searchsorted(edges, probability_N, side="left")
+    found = []
+    for at in np.unique(bin_N):
+        own = bin_N == at
+        hits = {"hit": hit_N[own]}
+        low, high = bootstrap_intervals(hits, group_N[own], level=level, samples=200, seed=seed)["hit"]
+        predicted, observed = float(probability_N[own].mean()), float(hit_N[own].mean())
+        found.append({"n": int(own.sum()), "predicted": predicted, "observed": observed, "low": low, "high": high})
+    return found
+
+
 def coverage(top_NK: ArrayLike, catalogue_size: int) -> float:
     """Share of the catalogue that appears in at least one list. ``top_NK`` holds item indices, -1 where a list is shorter.
 

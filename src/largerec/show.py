@@ -68,6 +68,7 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(_example(example))
     to.print(metric_table(found["rows"], found["result"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
+    to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
 
 
@@ -116,6 +117,14 @@ def evaluated(result: dict[str, Any]) -> None:
             interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
             line = f"{name} minus {result['paired']['against']}: {test['difference']:+.4f} {interval}, p = {test['p_value']:.4f}"
             to.print(line, markup=False)
+
+
+def reported(found: dict[str, Any]) -> None:
+    """What a report says first, and where it is."""
+    to = console()
+    for line in (*found["summary"], *(f"Note: {warning}" for warning in found["warnings"])):
+        to.print(line, markup=False)
+    to.print(f"Report: {found['report']} ({found['bytes'] / 1e3:,.0f} kB; open it in a browser)", markup=False, soft_wrap=True)
 
 
 def frame(found: pl.DataFrame) -> None:

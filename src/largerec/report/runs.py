@@ -1,0 +1,168 @@
+"""What a report reads of a run: its documents, its training log, and which runs may stand in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from largerec import metrics
+from largerec.bundle import Bundle
+from largerec.errors import LargeRecError
+from largerec.evaluate import compare_runs
+from largerec.recipe import Recipe
+from largerec.sequences import Stage
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's documents; ``result`` is empty while it is unfinished, ``log`` holds the lines of metrics.jsonl."""
+
+    bundle: Bundle
+    label: str
+    recipe: Recipe
+    result: dict[str, Any]
+    lineage: dict[str, Any]
+    log: list[dict[str, Any]]
+
+    @property
+    def evaluated(self) -> bool:
+        return "test" in self.result
+
+    @property
+    def stage(self) -> Stage:
+        """The part that may be looked at: the test only if it was evaluated."""
+        return "test" if self.evaluated else "validation"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Masked metrics of :attr:`stage`, or nothing yet."""
+        found: dict[str, float] = self.result.get(self.stage, {})
+        return found
+
+    @property
+    def split(self) -> tuple[str, ...]:
+        """Runs with the same are measured on the same targets: hash of the split log (its stages too), and which are asked."""
+        return str(self.lineage.get("data_hash")), self.recipe.split.targets, self.stage
+
+
+def read_run(path: str | Path, label: str = "") -> Run:
+    """Read a run's documents.
+
+    Raises:
+        LargeRecError: there is no run, or a file of it is damaged.
+    """
+    bundle = Bundle.open(path)
+    recipe = bundle.recipe()
+    result = bundle.read_json("result.json") if bundle.file("result.json").is_file() else {}
+    lineage = bundle.read_json("lineage.json")
+    return Run(bundle, label or recipe.model.name, recipe, result, lineage, _training_log(bundle))
+
+
+def _training_log(bundle: Bundle) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; the last one may be cut off by a kill."""
+    if not bundle.file("metrics.jsonl").is_file():
+        return []
+    found = []
+    for line in bundle.file("metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def companions(run: Run) -> list[Run]:
+    """The families that ``largerec run`` trained beside a run (``compare/FAMILY``), if on the same split and as far."""
+    folder = run.bundle.file("compare")
+    paths = sorted(path.parent for path in folder.glob("*/recipe.json")) if folder.is_dir() else []
+    found = [read_run(path, path.name) for path in paths]
+    return [other for other in found if other.split == run.split and other.result]
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """Runs under short labels that tell them apart: the folder's name, or the whole path where names are equal."""
+    names = [run.bundle.path.resolve().name for run in runs]
+    return [
+        replace(run, label=name if names.count(name) == 1 else str(run.bundle.path))
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by what they were measured on, in the order of their first: only within a group may numbers be compared."""
+    found: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.split, []).append(run)
+    return list(found.values())
+
+
+def main_metric(runs: Sequence[Run]) -> str:
+    """The metric a report speaks of: the one the first run was chosen by, if all have it, else NDCG at some shared cutoff."""
+    shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs if run.metrics)]
+    wanted = runs[0].recipe.train.metric
+    ndcg = [name for name in shared if name.startswith("ndcg@")]
+    return wanted if wanted in shared or not ndcg else ndcg[0]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired test of ``first`` minus ``second`` on the same targets, or why there is none."""
+
+    first: str
+    second: str
+    tests: dict[str, dict[str, float]]
+    why_not: str = ""
+
+
+def paired_runs(first: Run, second: Run) -> Paired:
+    """The paired test of two evaluated runs."""
+    try:
+        tests = compare_runs(first.bundle.path, second.bundle.path)
+    except LargeRecError as error:
+        return Paired(first.label, second.label, {}, str(error))
+    return Paired(first.label, second.label, tests)
+
+
+def paired_baselines(run: Run) -> list[Paired]:
+    """The paired tests of an evaluated run against its baselines, from the ranks that the evaluation kept."""
+    found = []
+    kept = {name: run.bundle.file(f"ranks-{name}.parquet").is_file() for name in ("test", "baselines")}
+    if not all(kept.values()):
+        why = "an evaluation by an older version kept no ranks of the baselines"
+        return [Paired(run.label, name, {}, why) for name in run.result.get("baselines", {})]
+    own = run.bundle.read_parquet("ranks-test.parquet", ("user_id", "rank"))
+    beside = run.bundle.read_parquet("ranks-baselines.parquet")
+    user_N = own["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+    for name in beside.columns:
+        tests = {
+            f"{kind}@{k}": metrics.paired_test(
+                function(own["rank"].to_numpy(), k),
+                function(beside[name].to_numpy(), k),
+                user_N,
+                level=run.recipe.evaluate.level,
+                seed=0,
+            )
+            for k in cutoffs(run.metrics)
+            for kind, function in (("recall", metrics.recall), ("ndcg", metrics.ndcg))
+        }
+        found.append(Paired(run.label, name, tests))
+    return found
+
+
+def kept_ranks(run: Run) -> np.ndarray:
+    """Masked ranks of all targets of :attr:`Run.stage`, as the evaluation kept them; empty if it did not."""
+    name = f"ranks-{run.stage}.parquet"
+    if not run.bundle.file(name).is_file():
+        return np.empty(0)
+    return run.bundle.read_parquet(name, ("rank",))["rank"].to_numpy()
+
+
+def cutoffs(found: dict[str, float]) -> list[int]:
+    """The k of a metrics document: an evaluation may have been given others than the recipe's."""
+    return sorted({int(name.partition("@")[2]) for name in found if name.startswith("ndcg@")})
