@@ -22,6 +22,8 @@ SCHEMAS = {
     "triton_attention_backward": "(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor offsets, "
     "bool softmax, float scale, Tensor? position, Tensor? time, Tensor? row_time, Tensor? column_time) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "triton_sampled_loss": "(Tensor queries, Tensor keys, Tensor target, Tensor items, Tensor? log_q, bool softmax, float power) "
+    "-> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -64,9 +66,27 @@ def attention(
     return out
 
 
+def sampled_loss(
+    queries_TD: torch.Tensor,
+    keys_VD: torch.Tensor,
+    target_T: torch.Tensor,
+    items_TK: torch.Tensor,
+    log_q_V: torch.Tensor | None = None,
+    *,
+    softmax: bool,
+    power: float = 1.0,
+) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.sampled_loss`, in float32. Items are trusted to be rows of the table."""
+    assert available()[0], available()[1]
+    loss: torch.Tensor = torch.ops.largerec.triton_sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax, power)[
+        0
+    ]
+    return loss
+
+
 def _register() -> None:
     """Tell torch the operators, their shapes (fake tensors) and their gradients."""
-    from largerec.kernels import triton_backward, triton_forward
+    from largerec.kernels import triton_backward, triton_forward, triton_loss
 
     def attend(q, k, v, offsets, softmax, scale, position, time, row, column):  # type: ignore[no-untyped-def]
         p = triton_forward.problem_of(q, k, v, offsets, softmax, scale, position, time, row, column)
@@ -98,6 +118,18 @@ def _register() -> None:
         d_time = None if time is None else d_time.to(time.dtype)
         return d_q, d_k, d_v, None, None, None, d_position, d_time, None, None
 
+    def fake_loss(queries, keys, target, items, log_q, softmax, power):  # type: ignore[no-untyped-def]
+        return queries.new_empty(()), queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+
+    def setup_loss(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(output[1], output[2])  # the gradients were made beside the loss
+
+    def backward_loss(ctx, d_loss, _d_queries, _d_keys):  # type: ignore[no-untyped-def]
+        d_queries, d_keys = ctx.saved_tensors
+        return d_loss * d_queries, d_loss * d_keys, None, None, None, None, None
+
+    _operator("triton_sampled_loss", triton_loss.sampled_loss, fake_loss)
+    torch.library.register_autograd("largerec::triton_sampled_loss", backward_loss, setup_context=setup_loss)
     _operator("triton_attention", attend, fake)
     _operator("triton_attention_backward", attend_backward, fake_backward)
     torch.library.register_autograd("largerec::triton_attention", backward, setup_context=setup)

@@ -51,13 +51,14 @@ def _weights_and_slopes(
         if MASKED:
             score = tl.where(seen, score, float("-inf"))
         weight = tl.exp2(score - lse)
-        return weight, weight * (d_weight - delta)
-    gate = tl.sigmoid(score)
-    weight = score * gate
-    slope = d_weight * (gate + weight * (1.0 - gate))
-    if MASKED:
-        weight = tl.where(seen, weight, 0.0)
-        slope = tl.where(seen, slope, 0.0)
+        slope = weight * (d_weight - delta)
+    else:
+        gate = tl.sigmoid(score)
+        weight = score * gate
+        slope = d_weight * (gate + weight * (1.0 - gate))
+        if MASKED:
+            weight = tl.where(seen, weight, 0.0)
+            slope = tl.where(seen, slope, 0.0)
     return weight, slope
 
 
@@ -79,9 +80,8 @@ def _sum_of_distances(slope, begin, first, carry_N, out_ptr, distances, scale, B
 
 
 @triton.jit
-def _sum_of_slots(slope, elapsed, sums_S):
+def _sum_of_slots(slope, slot, sums_S):
     """Add the sums of a block's slopes by slot of time. Slots of a block lie close together, since times rise."""
-    slot = slot_of(elapsed)
     for s in range(tl.min(slot), tl.max(slot) + 1):
         sums_S += tl.where(tl.arange(0, SLOTS) == s, tl.sum(tl.where(slot == s, slope, 0.0)), 0.0)
     return sums_S
@@ -103,16 +103,16 @@ def _gradient_columns(
         v_NK = rows_of(v_ptr, v_token, at_N, None, WIDTH, BLOCK_K, DOT)
         score = tl.dot(q_MK, tl.trans(k_NK), input_precision=PRECISION)
         d_weight = tl.dot(d_out_MK, tl.trans(v_NK), input_precision=PRECISION)
-        elapsed = row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :] if TIME else 0
+        slot = slot_of(row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :]) if TIME else 0
         score = biased(
-            score, i_M[:, None] - at_N[None, :], elapsed, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
         )
         _, slope = _weights_and_slopes(score, d_weight, seen, lse_M[:, None], delta_M[:, None], SOFTMAX, MASKED)
         if POSITION:
             factor = 1.0 if SOFTMAX else scale
             carry_N = _sum_of_distances(slope, begin, here, carry_N, d_position_ptr, distances, factor, BLOCK_M, BLOCK_N)
         if TIME:
-            sums_S = _sum_of_slots(slope, elapsed, sums_S)
+            sums_S = _sum_of_slots(slope, slot, sums_S)
         d_q_MK = tl.dot(slope.to(k_ptr.dtype.element_ty).to(DOT), k_NK, d_q_MK, input_precision=PRECISION)
     return d_q_MK, carry_N, sums_S
 
@@ -196,9 +196,9 @@ def _gradient_rows(
         d_out_MK = rows_of(d_out_ptr, d_out_token, i_M, real_M, WIDTH, BLOCK_K, DOT)
         score = tl.dot(k_NK, tl.trans(q_MK), input_precision=PRECISION)
         d_weight = tl.dot(v_NK, tl.trans(d_out_MK), input_precision=PRECISION)
-        elapsed = tl.load(row_clock_ptr + i_M)[None, :] - column_clock_N[:, None] if TIME else 0
+        slot = slot_of(tl.load(row_clock_ptr + i_M)[None, :] - column_clock_N[:, None]) if TIME else 0
         score = biased(
-            score, i_M[None, :] - j_N[:, None], elapsed, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[None, :] - j_N[:, None], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
         )
         lse_1M = tl.load(lse_ptr + i_M)[None, :] if SOFTMAX else 0
         delta_1M = tl.load(delta_ptr + i_M, mask=real_M, other=0.0)[None, :] if SOFTMAX else 0

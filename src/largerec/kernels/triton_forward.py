@@ -30,7 +30,9 @@ import triton.language as tl
 FAR = 2.0**66
 """The clock of an unknown time (of a column: minus it). Differences with it have a slot of FIRST_UNKNOWN or more."""
 TIME_SLOTS = 64
+WIDE_BYTES = 256
 FIRST_UNKNOWN = 54  # known times are less than 2**63 ms apart, which is slot 53
+KEY = ("SOFTMAX", "POSITION", "TIME", "WIDTH", "PRECISION", "length_class")  # what configurations of attention are chosen by
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -66,11 +68,13 @@ def rows_of(x_ptr, token, at, kept, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, 
     """The rows ``at`` of a tensor as products take them, with zeros behind its width and where not ``kept`` (None: all are)."""
     column_K = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + at[:, None] * token + column_K[None, :]
-    if kept is None:
-        if WIDTH == BLOCK_K:
-            return tl.load(x_ptrs).to(DOT)
-        return tl.load(x_ptrs, mask=(column_K < WIDTH)[None, :], other=0.0).to(DOT)
-    return tl.load(x_ptrs, mask=kept[:, None] & (column_K < WIDTH)[None, :], other=0.0).to(DOT)
+    if kept is not None:
+        x = tl.load(x_ptrs, mask=kept[:, None] & (column_K < WIDTH)[None, :], other=0.0)
+    elif WIDTH == BLOCK_K:
+        x = tl.load(x_ptrs)
+    else:
+        x = tl.load(x_ptrs, mask=(column_K < WIDTH)[None, :], other=0.0)
+    return x.to(DOT)
 
 
 @triton.jit
@@ -85,7 +89,7 @@ def put(x_ptr, token, at, kept, x, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
 def biased(
     score,
     distance,
-    elapsed,
+    slot,
     position_ptr,
     time_ptr,
     distances,
@@ -100,7 +104,7 @@ def biased(
     if POSITION:  # a history longer than the table becomes NaN, rather than reading what lies behind the table
         score += tl.load(position_ptr + tl.maximum(distance, 0), mask=distance < distances, other=float("nan"))
     if TIME:
-        score += tl.load(time_ptr + slot_of(elapsed))
+        score += tl.load(time_ptr + slot)
     return score
 
 
@@ -120,9 +124,9 @@ def _attend_columns(
         at_N = tl.minimum(j_N, length - 1) if MASKED else j_N
         seen = j_N[None, :] <= i_M[:, None]
         score = tl.dot(q_MK, tl.trans(rows_of(k_ptr, k_token, at_N, None, WIDTH, BLOCK_K, DOT)), input_precision=PRECISION)
-        elapsed = row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :] if TIME else 0
+        slot = slot_of(row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :]) if TIME else 0
         score = biased(
-            score, i_M[:, None] - at_N[None, :], elapsed, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
         )
         if SOFTMAX:
             score *= LOG2_E
@@ -199,10 +203,9 @@ def configs(*blocks: tuple[int, int, int, int], tested: tuple[int, int]) -> list
     return [triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages) for m, n, warps, stages in blocks]
 
 
-def tuned(kernel: Any, choices: list[triton.Config]) -> Any:
-    """A kernel that times its configurations once for each kind, width and class of lengths, and keeps the answer on disk."""
-    key = ["SOFTMAX", "POSITION", "TIME", "WIDTH", "PRECISION", "length_class"]
-    return triton.autotune(choices, key, cache_results=True)(kernel)
+def tuned(kernel: Any, choices: list[triton.Config], key: tuple[str, ...] = KEY) -> Any:
+    """A kernel that times its configurations once for each value of the key's arguments, and keeps the answer on disk."""
+    return triton.autotune(choices, list(key), cache_results=True)(kernel)
 
 
 ATTEND = tuned(
@@ -309,9 +312,10 @@ def problem_of(
 
 
 def launch(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on its tensors' device; where torch must be deterministic, with its first configuration, untimed."""
+    """Run a kernel; where torch must be deterministic, untimed: the first configuration, for wide rows the last, small one."""
     if torch.are_deterministic_algorithms_enabled():
-        kernel.fn[grid](*arguments, **constants, **kernel.configs[0].all_kwargs())
+        size: int = constants["WIDTH"] * arguments[0].element_size()
+        kernel.fn[grid](*arguments, **constants, **kernel.configs[0 if size <= WIDE_BYTES else -1].all_kwargs())
     else:
         kernel[grid](*arguments, **constants)
 
