@@ -138,5 +138,5 @@ def _register() -> None:
 def _operator(name: str, function, fake) -> None:  # type: ignore[no-untyped-def]
     """One operator of ``SCHEMAS``; for every device, since the interpreter works on a CPU."""
     torch.library.define(f"largerec::{name}", SCHEMAS[name])
-    torch.library.impl(f"largerec::{name}", "CompositeExplicitAutograd", function)  # type: ignore[call-overload]
+    torch.library.impl(f"largerec::{name}", "CompositeExplicitAutograd", function)
     torch.library.register_fake(f"largerec::{name}", fake)

@@ -305,7 +305,7 @@ def problem_of(
         )
         row, column = (torch.where(x < 0, far, x.double()) for x, far in ((row_time_T, FAR), (column_time_T, -FAR)))
     return Problem(
-        *(readable(x) for x in (q_THK, k_THK, v_THK)),
+        readable(q_THK), readable(k_THK), readable(v_THK),
         offsets_B1.contiguous(), position, time, row, column,
         softmax, scale, position_table_HN is not None, time_table_HK is not None,
     )  # fmt: skip
