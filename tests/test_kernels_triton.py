@@ -74,23 +74,31 @@ def assert_equal_to_the_reference(case: Case, softmax: bool, position: bool, tim
 
 
 @each_kind
-@each_bias
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "plain"])
 @pytest.mark.parametrize(
-    ("lengths", "heads", "width"),
-    [([1], 1, 1), ([0, 3, 0, 1], 2, 50), ([5, 0, 31, 32, 33], 2, 25), ([64, 1, 97, 17], 1, 16), ([40], 1, 130)],
+    ("kind", "lengths", "heads", "width"),
+    [
+        (torch.float32, [1], 1, 1),
+        (torch.float32, [0, 3, 0, 1], 2, 50),
+        (torch.float32, [5, 0, 31, 33], 2, 25),
+        (torch.float32, [48, 1, 65], 1, 16),
+        (torch.float32, [40], 1, 130),
+        (torch.bfloat16, [5, 0, 31, 33], 2, 25),
+        (torch.bfloat16, [40], 1, 130),
+        (torch.float16, [33, 2], 1, 16),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_attention_equals_the_reference(
-    softmax: bool, position: bool, time: bool, lengths: list[int], heads: int, width: int, kind: torch.dtype
+    softmax: bool, biased: bool, kind: torch.dtype, lengths: list[int], heads: int, width: int
 ) -> None:
-    assert_equal_to_the_reference(Case(lengths, heads, width, kind, rising=width != 25), softmax, position, time)
+    assert_equal_to_the_reference(Case(lengths, heads, width, kind, rising=width != 25), softmax, biased, biased)
 
 
-ragged = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 65]), min_size=1, max_size=5).filter(any)
+ragged = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 48]), min_size=1, max_size=4).filter(any)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(
     lengths=ragged, heads=st.integers(1, 2), width=st.sampled_from([1, 8, 16, 33, 64]), rising=st.booleans(), bias=st.booleans()
 )
@@ -160,7 +168,8 @@ def deterministic() -> Iterator[None]:
 @each_kind
 @each_bias
 def test_equal_inputs_give_bitwise_equal_results(softmax: bool, position: bool, time: bool, deterministic: None) -> None:
-    case = Case([40, 7, 66, 1, 33], 2, 16, torch.float32)
+    case = Case([40, 7, 1, 33], 1, 16, torch.float32)
+    assert_equal_to_the_reference(case, softmax, position, time)
     first, second = (case.run(True, softmax, position, time) for _ in range(2))
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(first, second, strict=True))
 
@@ -185,7 +194,7 @@ def test_each_user_is_as_if_alone(softmax: bool) -> None:
 def test_the_tables_gradients_may_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     from largerec.kernels import triton_backward
 
-    case = Case([40, 7, 66, 1, 33], 2, 8, torch.float32)
+    case = Case([40, 7, 1, 33], 2, 8, torch.float32)
     wanted = case.run(True, False, True, True)
     monkeypatch.setattr(triton_backward, "PARTIAL_BYTES", 3 * 4 * 2 * (TABLE + 64))  # three slots
     for found, same in zip(case.run(True, False, True, True), wanted, strict=True):
@@ -222,7 +231,7 @@ def loss_inputs(tokens: int, items: int, width: int, negatives: int, factor: flo
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (33, 5, 25, 20), (40, 100, 50, 37), (7, 20, 130, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (33, 5, 25, 20), (20, 100, 50, 37), (7, 20, 130, 16)], ids=str)
 @pytest.mark.parametrize("factor", [1.0, 200.0])
 def test_the_loss_equals_the_reference(kind: str, shape: tuple[int, int, int, int], factor: float) -> None:
     x = loss_inputs(*shape, factor)

@@ -261,11 +261,11 @@ ROW_GRADIENTS = tuned(
 )
 # With tables the height is fixed, so that every configuration writes the same rows of the buffer.
 ROW_GRADIENTS_OF_TABLES = tuned(
-    _row_gradients, configs((64, 64, 4, 2), (64, 64, 8, 2), (64, 64, 4, 1), (64, 128, 8, 2), tested=(PARTIAL_TILE, 32))
+    _row_gradients, configs((64, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1), (64, 64, 4, 1), tested=(PARTIAL_TILE, 32))
 )
 COLUMN_GRADIENTS = tuned(
     _column_gradients,
-    configs((64, 64, 4, 2), (64, 128, 8, 2), (32, 128, 4, 2), (64, 64, 4, 3), (64, 128, 8, 3), (32, 32, 4, 2), tested=(32, 16)),
+    configs((64, 64, 4, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2), (64, 128, 8, 3), (32, 32, 4, 2), tested=(32, 16)),
 )
 
 

@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.errors import OutOfResources
 
 FAR = 2.0**66
 """The clock of an unknown time (of a column: minus it). Differences with it have a slot of FIRST_UNKNOWN or more."""
 TIME_SLOTS = 64
-WIDE_BYTES = 256
 FIRST_UNKNOWN = 54  # known times are less than 2**63 ms apart, which is slot 53
 KEY = ("SOFTMAX", "POSITION", "TIME", "WIDTH", "PRECISION", "length_class")  # what configurations of attention are chosen by
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -211,7 +211,7 @@ def tuned(kernel: Any, choices: list[triton.Config], key: tuple[str, ...] = KEY)
 ATTEND = tuned(
     _attend,
     configs(
-        (128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2),
+        (128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2),
         tested=(16, 32),
     ),
 )  # fmt: skip
@@ -312,12 +312,17 @@ def problem_of(
 
 
 def launch(kernel: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel; where torch must be deterministic, untimed: the first configuration, for wide rows the last, small one."""
-    if torch.are_deterministic_algorithms_enabled():
-        size: int = constants["WIDTH"] * arguments[0].element_size()
-        kernel.fn[grid](*arguments, **constants, **kernel.configs[0 if size <= WIDE_BYTES else -1].all_kwargs())
-    else:
+    """Run a kernel; where torch must be deterministic untimed, with its first configuration that fits the device."""
+    if not torch.are_deterministic_algorithms_enabled():
         kernel[grid](*arguments, **constants)
+        return
+    for config in kernel.configs:
+        try:
+            kernel.fn[grid](*arguments, **constants, **config.all_kwargs())
+            return
+        except OutOfResources:
+            if config is kernel.configs[-1]:
+                raise
 
 
 def forward(p: Problem) -> tuple[torch.Tensor, torch.Tensor]:
