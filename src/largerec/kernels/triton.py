@@ -39,9 +39,15 @@ def available() -> tuple[bool, str]:
     return True, f"Triton {importlib.metadata.version('triton')}"
 
 
+@cache
+def _capable(device: torch.device) -> bool:
+    """Whether a CUDA device has the matrix units that the kernels are written for: NVIDIA's of compute capability 8 or newer."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether these tensors lie on a CUDA device and Triton is there."""
-    return all(x.device.type == "cuda" for x in tensors) and available()[0]
+    """Whether these tensors lie on a CUDA device that can run the kernels, and Triton is there."""
+    return all(x.device.type == "cuda" and _capable(x.device) for x in tensors) and available()[0]
 
 
 def attention(
