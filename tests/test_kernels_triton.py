@@ -26,7 +26,8 @@ from largerec.kernels import BucketedTime, reference, triton
 from largerec.kernels.reference import TIME_BUCKETS, UNKNOWN_TIME_BUCKET
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-TABLE = 120
+TABLE = 70
+pytestmark = pytest.mark.timeout(600)  # the interpreter takes a second for what a device does at once, more on a busy machine
 each_kind = pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "silu"])
 each_bias = pytest.mark.parametrize(
     ("position", "time"), [(True, True), (False, True), (True, False), (False, False)], ids=["both", "time", "position", "plain"]
@@ -98,7 +99,7 @@ def test_attention_equals_the_reference(
 ragged = st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 48]), min_size=1, max_size=4).filter(any)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6)
 @given(
     lengths=ragged, heads=st.integers(1, 2), width=st.sampled_from([1, 8, 16, 33, 64]), rising=st.booleans(), bias=st.booleans()
 )
@@ -125,23 +126,23 @@ def test_the_longest_history_is_as_long_as_the_table_and_no_longer() -> None:
     assert found[:TABLE].all() and not found[TABLE] and found[TABLE + 1 :].all()  # rather than what lies behind the table
 
 
-def test_times_at_the_edge_of_a_bucket() -> None:
-    """Elapsed times of 2**b seconds, one millisecond less and one more, forwards and backwards, and unknown ones."""
-    elapsed = [1000 * 2**b + off for b in range(40) for off in (-1, 0, 1)]
-    for start in (0, 1_764_000_000_123):
-        pairs = [(start, start + each) for each in elapsed] + [(start + each, start) for each in elapsed]
-        pairs += [(-1, start), (start, -1), (-1, -1), (2**52, -1), (-1, 2**52), (0, 2**52), (2**52, 0)]
-        columns = torch.tensor(pairs, device=DEVICE).flatten()
-        offsets = torch.arange(0, len(columns) + 1, 2, device=DEVICE)
-        q, v = torch.zeros(len(columns), 1, 4, device=DEVICE), torch.ones(len(columns), 1, 4, device=DEVICE)
-        table = torch.arange(1.0, 1.0 + TIME_BUCKETS, device=DEVICE)[None].requires_grad_()
-        time = BucketedTime(table, columns, columns)
-        found = triton.attention(q, q, v, offsets, False, 1.0, None, time)
-        wanted = reference.silu_attention(q, q, v, offsets, 1.0, None, time)
-        torch.testing.assert_close(found, wanted)
-        gradients = [torch.autograd.grad(x.sum(), table)[0] for x in (found, wanted)]
-        assert gradients[1][0, UNKNOWN_TIME_BUCKET] > 0
-        torch.testing.assert_close(*gradients)
+@pytest.mark.parametrize("start", [0, 1_764_000_000_123])
+def test_times_at_the_edge_of_a_bucket(start: int) -> None:
+    """Elapsed times of 2**b seconds, one millisecond less and one more; then backwards, unknown and far apart."""
+    rows = [start + 1000 * 2**b + off for b in range(33) for off in (-1, 0, 1)]
+    odd = [start, -1, 2**52, 1, start + 1]
+    columns = torch.tensor([start] * len(rows) + odd[::-1], device=DEVICE)
+    rows_T = torch.tensor([*rows, *odd], device=DEVICE)
+    offsets = torch.tensor([0, len(rows), len(rows_T)], device=DEVICE)
+    q, v = torch.zeros(len(rows_T), 1, 4, device=DEVICE), torch.ones(len(rows_T), 1, 4, device=DEVICE)
+    table = torch.arange(1.0, 1.0 + TIME_BUCKETS, device=DEVICE)[None].requires_grad_()
+    time = BucketedTime(table, rows_T, columns)
+    found = triton.attention(q, q, v, offsets, False, 1.0, None, time)
+    wanted = reference.silu_attention(q, q, v, offsets, 1.0, None, time)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(x.sum(), table)[0] for x in (found, wanted)]
+    assert gradients[1][0, UNKNOWN_TIME_BUCKET] > 0
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
 
 
 @each_kind
@@ -168,7 +169,7 @@ def deterministic() -> Iterator[None]:
 @each_kind
 @each_bias
 def test_equal_inputs_give_bitwise_equal_results(softmax: bool, position: bool, time: bool, deterministic: None) -> None:
-    case = Case([40, 7, 1, 33], 1, 16, torch.float32)
+    case = Case([35, 7, 1], 1, 16, torch.float32)
     assert_equal_to_the_reference(case, softmax, position, time)
     first, second = (case.run(True, softmax, position, time) for _ in range(2))
     assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(first, second, strict=True))
@@ -231,7 +232,7 @@ def loss_inputs(tokens: int, items: int, width: int, negatives: int, factor: flo
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (33, 5, 25, 20), (20, 100, 50, 37), (7, 20, 130, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (9, 5, 25, 20), (7, 20, 130, 37)], ids=str)
 @pytest.mark.parametrize("factor", [1.0, 200.0])
 def test_the_loss_equals_the_reference(kind: str, shape: tuple[int, int, int, int], factor: float) -> None:
     x = loss_inputs(*shape, factor)
@@ -244,7 +245,7 @@ def test_the_loss_equals_the_reference(kind: str, shape: tuple[int, int, int, in
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_loss_is_bitwise_the_same_twice(kind: str, deterministic: None) -> None:
-    x = loss_inputs(50, 30, 16, 20)
+    x = loss_inputs(12, 9, 16, 20)
     first, second = (loss_and_gradients(triton.sampled_loss, x, kind) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -252,7 +253,7 @@ def test_the_loss_is_bitwise_the_same_twice(kind: str, deterministic: None) -> N
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy in the interpreter
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_score_that_is_not_a_number_is_not_hidden(kind: str) -> None:
-    x = loss_inputs(20, 50, 32, 16)
+    x = loss_inputs(5, 9, 32, 16)
     with torch.no_grad():
         x["queries"][3, 5] = float("nan")
     assert triton.sampled_loss(x["queries"], x["keys"], x["target"], x["drawn"], **LOSSES[kind]).isnan()
