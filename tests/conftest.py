@@ -18,9 +18,10 @@ import pytest
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Set by .ci/run where the data sets are: from then on a skipped test is a failure, because a skip would hide that a test
-# which needs them did not run. Only what the machine itself lacks may still be a reason.
+# which needs them did not run. Only what the machine itself lacks may still be a reason, and Triton, which only those install
+# who have a CUDA device or want to check its kernels without one.
 REQUIRE_DATA = "LARGEREC_REQUIRE_DATA"
-MACHINE_REASONS = ("cuda", "gpu")
+MACHINE_REASONS = ("cuda", "gpu", "triton is not installed")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

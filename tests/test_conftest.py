@@ -74,3 +74,10 @@ def test_every_way_to_skip_is_caught(tmp_path: Path, source: str) -> None:
     status, output = run_suite(tmp_path / "checkout", require=True, source=source)
     assert status != 0, output
     assert "may not be skipped" in output
+
+
+@pytest.mark.parametrize(("reason", "status"), [("Triton is not installed", 0), ("Triton gives other numbers", 1)])
+def test_a_missing_triton_is_a_reason_to_skip_and_nothing_else_of_it_is(tmp_path: Path, reason: str, status: int) -> None:
+    source = f"import pytest\ndef test_it():\n    pytest.skip({reason!r})\ndef test_other():\n    pass"
+    found, output = run_suite(tmp_path / "checkout", require=True, source=source)
+    assert found == status, output

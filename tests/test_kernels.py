@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largerec import kernels
-from largerec.kernels import BucketedTime, padded, reference
+from largerec.kernels import BucketedTime, cpu, padded, reference, triton
 from largerec.kernels.reference import TIME_BUCKETS, UNKNOWN_TIME_BUCKET, time_bucket
 
 LAWS = settings(deadline=None, max_examples=25)
@@ -179,6 +182,33 @@ def test_what_models_call_is_the_reference_in_their_precision(
         found.append([out, *torch.autograd.grad(out, leaves, given_d.to(precision))])
     for wanted, got in zip(*found, strict=True):
         assert (got.double() - wanted).norm() <= tolerance * wanted.norm()
+
+
+# --- what runs on a CUDA device; test_kernels_triton.py runs it
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"), [("", "Triton cannot be imported"), ("plain", "plain torch, because LARGEREC_KERNELS=plain is set")]
+)
+def test_a_cuda_device_without_triton_gets_plain_torch_and_a_reason(setting: str, says: str) -> None:
+    program = "import sys; sys.modules['triton'] = None; from largerec import kernels; print(kernels.describe('cuda'))"
+    environment = {**os.environ, "LARGEREC_KERNELS": setting}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert says in done.stdout, done.stderr
+
+
+@each_kind
+def test_triton_is_chosen_where_it_is_usable(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(cpu, "usable", lambda *_: False)
+    monkeypatch.setattr(triton, "usable", lambda *_: True)
+    monkeypatch.setattr(triton, "attention", lambda *arguments: called.append(arguments) or arguments[2])
+    case = Case([3, 1], 2, 4, seed=0)
+    case.leaves(torch.bfloat16)
+    assert case.run(kernels, kind) is case.qkv[2]
+    assert called[0][4:6] == (kind == "softmax", 0.5 if kind == "softmax" else SCALE)
+    case.leaves(torch.float64)  # the kernels are not for it
+    assert case.run(kernels, kind) is not case.qkv[2] and len(called) == 1
 
 
 # --- buckets of time

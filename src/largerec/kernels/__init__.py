@@ -1,14 +1,16 @@
 """Kernels over packed tokens, one signature an operator; the implementation is chosen here.
 
-On a CPU with a C++ compiler the compiled twin runs (``cpu``), elsewhere the plain path (``padded``); ``reference`` is the truth
-that both are tested against.
+On a CPU with a C++ compiler the compiled twin runs (``cpu``), on a CUDA device with Triton its twin (``triton``), elsewhere the
+plain path (``padded``); ``reference`` is the truth that all are tested against.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
-from largerec.kernels import cpu, padded
+from largerec.kernels import cpu, padded, triton
 from largerec.kernels.cpu import native_bf16
 from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime
@@ -26,13 +28,18 @@ __all__ = [
 ]
 
 
-def _compiled(x: torch.Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.bfloat16) and cpu.usable(x)
+def _twin(x: torch.Tensor) -> ModuleType | None:
+    """The fast implementation for such tensors on their device: a module with ``attention``, or None."""
+    if x.dtype in (torch.float32, torch.bfloat16) and cpu.usable(x):
+        return cpu
+    if x.dtype in (torch.float32, torch.bfloat16, torch.float16) and triton.usable(x):
+        return triton
+    return None
 
 
-def describe() -> str:
-    """Which implementation runs on this machine's CPU, in words; builds the compiled one if it can be had."""
-    return cpu.available()[1]
+def describe(device: str = "cpu") -> str:
+    """Which implementation runs on a device of this machine, in words; builds the one for CPUs if it can be had."""
+    return triton.available()[1] if torch.device(device).type == "cuda" else cpu.available()[1]
 
 
 def softmax_attention(
@@ -44,8 +51,12 @@ def softmax_attention(
     time: BucketedTime | None = None,
 ) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.softmax_attention`."""
-    if _compiled(v_THK):
-        return cpu.attention(q_THK, k_THK, v_THK, offsets_B1, True, q_THK.shape[-1] ** -0.5, position_table_HN, time)
+    twin = _twin(v_THK)
+    if twin is not None:
+        out: torch.Tensor = twin.attention(
+            q_THK, k_THK, v_THK, offsets_B1, True, q_THK.shape[-1] ** -0.5, position_table_HN, time
+        )
+        return out
     return padded.softmax_attention(q_THK, k_THK, v_THK, offsets_B1, position_table_HN, time)
 
 
@@ -59,6 +70,8 @@ def silu_attention(
     time: BucketedTime | None = None,
 ) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.silu_attention`."""
-    if _compiled(v_THK):
-        return cpu.attention(q_THK, k_THK, v_THK, offsets_B1, False, scale, position_table_HN, time)
+    twin = _twin(v_THK)
+    if twin is not None:
+        out: torch.Tensor = twin.attention(q_THK, k_THK, v_THK, offsets_B1, False, scale, position_table_HN, time)
+        return out
     return padded.silu_attention(q_THK, k_THK, v_THK, offsets_B1, scale, position_table_HN, time)

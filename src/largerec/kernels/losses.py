@@ -1,7 +1,8 @@
 """Losses of each position against its own sampled items, and rows of a softmax; what runs is chosen here.
 
 Shapes: T tokens, D width, V rows of the item table, K negatives a position, C rows of a block of logits. On a CPU with a compiler
-the compiled twin of ``reference.sampled_loss`` runs (loss.cpp), elsewhere plain torch in chunks.
+the compiled twin of ``reference.sampled_loss`` runs (loss.cpp), on a CUDA device with Triton its twin (triton_loss.py), elsewhere
+plain torch in chunks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from largerec.kernels import cpu, reference
+from largerec.kernels import cpu, reference, triton
 
 CHUNK_ELEMENTS = 4_000_000
 
@@ -29,6 +30,8 @@ def sampled_loss(
     if cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
         loss: torch.Tensor = torch.ops.largerec.sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax, power)[0]
         return loss
+    if triton.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
+        return triton.sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax=softmax, power=power)
     if len(queries_TD) == 0:
         return queries_TD.sum() + 0 * keys_VD.sum()
     score_TK = position_scores(queries_TD, keys_VD, items_TK)
