@@ -28,7 +28,15 @@ ADJECTIVES = (
     "Restless", "Painted", "Last", "Curious",
 )  # fmt: skip
 
-MOODS = ("quiet evenings", "long journeys", "rainy weekends", "curious minds", "the whole family", "patient beginners", "old hands")
+MOODS = (
+    "quiet evenings",
+    "long journeys",
+    "rainy weekends",
+    "curious minds",
+    "the whole family",
+    "patient beginners",
+    "old hands",
+)
 PRICE_WORDS = ("A bargain", "Fairly priced", "A treat")
 
 

@@ -1,7 +1,7 @@
 """A generated log from a world whose best answer is known: titles, prices, sessions, and rules that a sequence model can find.
 
-``world.py`` says by which law users move, ``oracle.py`` computes from it what the best possible recommender reaches. All users of a
-block take a step at a time. Nobody takes an item twice (with ``behaviours = "steps"`` only as the next stage of the same item).
+``world.py`` says by which law users move, ``oracle.py`` computes from it what the best possible recommender reaches. All users of
+a block take a step at a time. Nobody takes an item twice (with ``behaviours = "steps"`` only as the next stage of the same item).
 
 Letters: U users (the longest history first), T events of a user, N users who still go on, V items.
 """
@@ -15,7 +15,19 @@ import numpy.typing as npt
 import polars as pl
 
 from largerec.events import EventLog
-from largerec.world import DAY_MS, DAYS, MIN_EVENTS, PERIOD_DAYS, SPAN_DAYS, STAGES, START_MS, Floats, Ints, SimulateOptions, World
+from largerec.world import (
+    DAY_MS,
+    DAYS,
+    MIN_EVENTS,
+    PERIOD_DAYS,
+    SPAN_DAYS,
+    STAGES,
+    START_MS,
+    Floats,
+    Ints,
+    SimulateOptions,
+    World,
+)
 
 __all__ = ["SimulateOptions", "simulate"]
 
@@ -111,8 +123,7 @@ class _Walk:
         for step, n in enumerate(going_T.tolist()):
             self._step(step, n)
         real_UT = np.arange(len(self.item_TU)) < self.length_U[:, None]
-        item_N, stage_N, time_N = (found_TU.T[real_UT] for found_TU in (self.item_TU, self.stage_TU, self.time_TU))
-        return self.length_U, item_N, stage_N, time_N
+        return self.length_U, self.item_TU.T[real_UT], self.stage_TU.T[real_UT], self.time_TU.T[real_UT]
 
     def _step(self, step: int, n: int) -> None:
         rng, world = self.rng, self.world
@@ -221,4 +232,4 @@ class _Walk:
             shelf = slice(0, len(weight_V))  # nothing new is left in the category: anything
         edge = np.cumsum(weight_V[shelf])
         at = int(np.searchsorted(edge, self.rng.random() * edge[-1], side="right"))
-        return shelf.start + min(at, int(np.flatnonzero(weight_V[shelf])[-1]))
+        return int(shelf.start) + min(at, int(np.flatnonzero(weight_V[shelf])[-1]))

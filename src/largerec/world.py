@@ -1,6 +1,6 @@
 """The generated world: what is fixed for all its users, and the law by which they move in it.
 
-A user has a hidden preference p, one of a finite set, and a hidden interest, a category c. From event to event the interest stays,
+A user has a hidden preference p, one of a finite set, and a hidden interest, a category c. From event to event the interest stays
 or goes on to the next category of a chain, or is drawn anew from the preference's favourites. The next item is then the sequel of
 the last one, or its substitute (unless the last one was bought), or else an item of the interest (now and then: of the whole
 catalogue) by its popularity in that period, among the items that are there and that the user has not had. How far the user goes
@@ -181,15 +181,13 @@ class World:
         moved: Floats = habits.stay * belief_NPC + habits.chain * onward + anew
         return moved
 
-    def next_day_probabilities(self) -> Floats:
-        """Law of the period of the next event, by the day of the last one [DAYS, R]; it depends on nothing else."""
-        found = np.zeros((DAYS, PERIODS))
+    def next_day_law(self) -> Floats:
+        """Law of the day of the next event, by the day of the last one [DAYS, DAYS]; it depends on nothing else."""
+        found = np.zeros((DAYS, DAYS))
         for day in range(DAYS):
             later = self.gap_ratio ** np.arange(DAYS - 1 - day)
-            by_day = np.zeros(DAYS)
-            by_day[day] = 1.0 if day == DAYS - 1 else 1 - self.new_session
-            by_day[day + 1 :] = self.new_session * later / max(later.sum(), 1e-300)
-            found[day] = by_day.reshape(PERIODS, PERIOD_DAYS).sum(axis=1)
+            found[day, day] = 1.0 if day == DAYS - 1 else 1 - self.new_session
+            found[day, day + 1 :] = self.new_session * later / max(later.sum(), 1e-300)
         return found
 
 
