@@ -66,9 +66,9 @@ def with_faults(log: EventLog, options: FaultOptions) -> EventLog:
         )
     sound = log.events.with_columns(pl.lit(None, dtype=pl.String).alias(LABEL))
     mistimed = _with_clock_errors(sound, options)
-    # Places tell where a row goes: event n has 2 n + 1, its mis-click comes before it, its duplicate behind.
+    # Places tell where a row goes: event n has 3 n + 1, its mis-click comes before it, its duplicate behind.
     parts = [
-        mistimed.with_columns(pl.Series("place", np.arange(sound.height) * 2 + 1)),
+        mistimed.with_columns(pl.Series("place", np.arange(sound.height) * 3 + 1)),
         _misclicks(sound, options, log.time_kind),
         _duplicates(sound, options),
         _bots(sound, options, log.time_kind),
@@ -103,7 +103,7 @@ def _with_clock_errors(sound: pl.DataFrame, options: FaultOptions) -> pl.DataFra
 
 def _duplicates(sound: pl.DataFrame, options: FaultOptions) -> pl.DataFrame:
     rows = _chosen(_rng(options, 1), sound.height, options.duplicates)
-    return sound[rows].with_columns(pl.lit("duplicate").alias(LABEL), pl.Series("place", rows * 2 + 2))
+    return sound[rows].with_columns(pl.lit("duplicate").alias(LABEL), pl.Series("place", rows * 3 + 2))
 
 
 def _misclicks(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind) -> pl.DataFrame:
@@ -117,7 +117,7 @@ def _misclicks(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind) 
         early,
         *_common_behaviour(sound),
         pl.lit("misclick").alias(LABEL),
-        pl.Series("place", rows * 2),
+        pl.Series("place", rows * 3),
     )
 
 
@@ -138,7 +138,7 @@ def _bots(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind) -> pl
         pl.col("timestamp") + pl.Series(turn_M * pause),
         *_common_behaviour(sound),
         pl.lit("bot").alias(LABEL),
-        pl.Series("place", np.full(len(bot_M), sound.height * 2 + 1)),
+        pl.Series("place", np.full(len(bot_M), sound.height * 3)),
     )
 
 

@@ -29,7 +29,7 @@ from largerec.world import (
     World,
 )
 
-__all__ = ["SimulateOptions", "simulate"]
+__all__ = ["SimulateOptions", "World", "log_of_world", "simulate"]
 
 HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 7, 6, 5, 5, 7, 7, 5, 5, 6, 7, 9, 11, 12, 11, 8, 4)
 BLOCK_CELLS = 4_000_000  # users x longest history that are walked at a time, which bounds the memory
