@@ -91,7 +91,7 @@ def one_history(history: list[Event], next_day: int) -> Histories:
 
 
 def some_history(world: World, length: int, seed: int) -> list[Event]:
-    """Items that are there and new, anything else at random; the second one follows a rule."""
+    """Items that are there and new; the second follows a rule, the last has a substitute and the stage ``seed`` modulo 3."""
     rng = np.random.default_rng(seed)
     history: list[Event] = []
     for n in range(length):
@@ -101,7 +101,14 @@ def some_history(world: World, length: int, seed: int) -> list[Event]:
         item = int(rng.choice(there))
         if n == 1 and world.sequel_V[had[0]] in there:
             item = int(world.sequel_V[had[0]])
-        stage = 0 if world.options.behaviours == "steps" else int(rng.integers(3))
+        stage = int(rng.integers(3))
+        if n == length - 1:
+            lasting = (world.weight_RV[day // PERIOD_DAYS :] > 0).all(axis=0)
+            item = int(
+                rng.choice([v for v in there if lasting[goal := world.substitute_V[v]] and goal in there] or there.tolist())
+            )
+            stage = seed % 3
+        stage = 0 if world.options.behaviours == "steps" else stage
         history.append((item, stage, day))
     if world.options.behaviours == "steps":
         history[-1:] = [history[-1], (history[-1][0], 1, history[-1][2] + 1)]  # and the last one goes to the cart
