@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "largerec"
 LEVELS = (
     "errors options",
     "kernels metrics distributed events columns",
-    "readers datasets simulate audit curate sequences batches layers",
+    "readers datasets item_words world simulate oracle faults audit curate sequences batches layers",
     "tokenizers models heads",
     "objectives optim",
     "recipe",

@@ -123,14 +123,24 @@ def test_run(largerec: Command, recipe: Path, tmp_path: Path) -> None:
     said = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.compare=['sasrec']")
     assert said.code == 0
     shown = " ".join(said.out.split())
-    for words in ("last in the history", "recommended, best first", "popularity", "sasrec", "hstu", "Files: ", "Report: "):
+    for words in (
+        "last in the history",
+        "recommended, best first",
+        "popularity",
+        "sasrec",
+        "hstu",
+        "best possible",
+        "hstu reaches",
+        "Files: ",
+        "Report: ",
+    ):
         assert words in shown
     again = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.compare=['sasrec']")
     assert again.code == 2 and "holds a finished run" in again.err
     found = largerec("run", recipe, f"run.dir={run}", "train.max_epochs=1", "run.overwrite=true", "--json").document
     assert found.keys() == {"rows", "examples", "dir", "result", "report"}
     assert Path(found["report"]).is_file()
-    assert [row["name"] for row in found["rows"]][-1:] == ["hstu"]
+    assert [row["name"] for row in found["rows"]][-2:] == ["hstu", "best possible"]
     assert len(found["examples"]) == 3 and len(found["examples"][0]["recommendations"]) == 10
     assert found["examples"][0]["history"][0].keys() == {"item_id", "title"}
     assert not (run / "compare").exists()

@@ -19,16 +19,32 @@ from logs import START_MS, log_of, random_log
 from runs import copy_of_run, tiny_recipe, trained_run
 
 from largerec import metrics
+from largerec.bundle import data_hash
 from largerec.engine import Engine, PopularityScorer, load
 from largerec.engine.engine import build_scorer
 from largerec.engine.scoring import Queries, mask_seen
 from largerec.errors import LargeRecError
-from largerec.evaluate import calibration, compare_runs, evaluate, evaluate_engine, measure, popularity_scorers, sample_targets
+from largerec.evaluate import (
+    OracleScorer,
+    best_possible,
+    calibration,
+    compare_runs,
+    evaluate,
+    evaluate_engine,
+    generated_world,
+    measure,
+    popularity_scorers,
+    sample_targets,
+)
 from largerec.events import EventLog
 from largerec.metrics import EvaluateOptions
+from largerec.oracle import Asking, Histories, next_item_probabilities
+from largerec.recipe import Recipe
 from largerec.sequences import SplitOptions, build_sequences
+from largerec.simulate import log_of_world
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import train
+from largerec.world import World
 
 DAY_MS = 86_400_000
 OPTIONS = EvaluateOptions(k=(1, 2), bootstrap_samples=50)
@@ -209,6 +225,66 @@ def test_baselines_stand_in_the_result() -> None:
     for baseline in result["baselines"].values():
         assert baseline.keys() == result["test"].keys() | {"unmasked", "intervals"}
         assert baseline["unmasked"].keys() == result["test_unmasked"].keys()
+
+
+# --- the best possible ----------------------------------------------------------------------------------------------------
+
+
+def generated(recipe: Recipe) -> tuple[Engine, World]:
+    """The popularity engine of a recipe's generated log, and its world."""
+    world = World(recipe.data.simulate)
+    return popularity_engine(log_of_world(world), recipe.split), world
+
+
+def test_the_best_possible_is_the_ranking_by_the_exact_law() -> None:
+    recipe = tiny_recipe(Path("unused"))
+    engine, world = generated(recipe)
+    rows = engine.sequences.targets("test")
+    histories = Histories.of(world, engine.sequences)
+    law_NV = next_item_probabilities(world, histories, rows)
+    catalogue = set(engine.tokenizer.vocabulary["item_id"])
+    inside_V = np.array([item in catalogue for item in world.item_ids])
+    own_N = law_NV[np.arange(len(rows)), histories.item_N[rows]]
+    rank_N = np.where(inside_V[histories.item_N[rows]], 1 + (law_NV[:, inside_V] > own_N[:, None]).sum(axis=1), math.inf)
+    found = best_possible(engine, world, recipe, "test", recipe.evaluate)
+    assert {name: found[name] for name in metrics.summarise(rank_N, (5, 10, 20))} == metrics.summarise(rank_N, (5, 10, 20))
+    assert found["cross_entropy"] == pytest.approx(float(-np.log(own_N).mean()))
+    popular, _ = evaluate_engine(engine, "test", recipe.evaluate, seed=0)
+    assert found["ndcg@10"] > popular["metrics"]["ndcg@10"] + 0.1
+
+
+def test_the_best_possible_stands_in_the_result_of_a_generated_log() -> None:
+    result = json.loads((trained_run() / "result.json").read_text())
+    assert result["best_possible"].keys() == result["test"].keys() | {"unmasked", "intervals", "cross_entropy"}
+    assert result["best_possible"]["ndcg@10"] > result["test"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("change", ["data.path=log.csv", "data.faults.bots=0.1", "data.simulate.seed=7"])
+def test_only_the_very_log_of_the_world_has_a_best_possible(change: str) -> None:
+    recipe = tiny_recipe(Path("unused"))
+    data = data_hash(generated(recipe)[0].sequences)
+    assert generated_world(recipe, data) is not None
+    assert generated_world(tiny_recipe(Path("unused"), change), data) is None
+
+
+def test_the_best_possible_knows_the_moment_only_where_the_model_does() -> None:
+    small = "data.simulate={users = 1500, items = 60, events = 12000, categories = 3, difficulty = 0.8}"
+    recipes = [tiny_recipe(Path("unused"), small, *more) for more in ((), ("model.query_time=true",))]
+    engine, world = generated(recipes[0])
+    without, with_time = (best_possible(engine, world, recipe, "test", recipe.evaluate) for recipe in recipes)
+    assert with_time["cross_entropy"] < without["cross_entropy"] - 0.002
+
+
+def test_the_best_possible_of_a_timeline_knows_when_is_asked() -> None:
+    """In the test part, days before it are impossible: the law that says so predicts better than the one that does not."""
+    timeline = "split={protocol = 'timeline', validation_from = '2024-03-01', test_from = '2024-03-16'}"
+    recipe = tiny_recipe(Path("unused"), "data.simulate={users = 1500, items = 60, events = 12000, categories = 3}", timeline)
+    engine, world = generated(recipe)
+    found = best_possible(engine, world, recipe, "test", recipe.evaluate)
+    rows = engine.sequences.targets("test")
+    unaware = OracleScorer(engine, world, Asking()).cross_entropy(rows)
+    aware = OracleScorer(engine, world, Asking(first_day=75)).cross_entropy(rows)
+    assert found["cross_entropy"] == pytest.approx(aware) and aware < unaware - 0.001
 
 
 # --- the result document --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import polars as pl
 from largerec.columns import ALIASES, AskedKind, ColumnOptions, TimeUnit, find_columns
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
+from largerec.faults import FaultOptions, with_faults
 from largerec.options import Options
 from largerec.readers import SUFFIXES, RawTable, format_of, peek_columns, read_table
 from largerec.simulate import SimulateOptions, simulate
@@ -21,7 +22,7 @@ ORDERED_ML1M = "interactions_ordered.parquet"
 
 
 class DataOptions(Options):
-    """Where the log is and how to read it. Without a path, a log is generated."""
+    """Where the log is and how to read it. Without a path, a log is generated. ``faults`` are put into either on request."""
 
     path: str | None = None
     columns: ColumnOptions = ColumnOptions()
@@ -30,6 +31,7 @@ class DataOptions(Options):
     time_kind: AskedKind = "auto"
     items: str | None = None
     simulate: SimulateOptions = SimulateOptions()
+    faults: FaultOptions = FaultOptions()
 
 
 def load_log(options: DataOptions) -> EventLog:
@@ -38,12 +40,15 @@ def load_log(options: DataOptions) -> EventLog:
     Raises:
         LargeRecError: there is no such path; a folder holds no or several event files; whatever reading and checking raise.
     """
-    if options.path is None:
-        return simulate(options.simulate)
-    path = Path(options.path).expanduser()
+    log = simulate(options.simulate) if options.path is None else _read_log(options, options.path)
+    return with_faults(log, options.faults) if options.faults.any else log
+
+
+def _read_log(options: DataOptions, given: str) -> EventLog:
+    path = Path(given).expanduser()
     if not path.exists():
         raise LargeRecError(
-            f"data.path={options.path}: there is no such file or folder{_similar(path)} Give a file of events or a folder of one."
+            f"data.path={given}: there is no such file or folder{_similar(path)} Give a file of events or a folder of one."
         )
     notes: tuple[str, ...] = ()
     if path.is_dir():

@@ -1,7 +1,8 @@
 """Measure the Engine: what is evaluated is what serves.
 
 Full ranking over the catalogue, no sampled candidates. "Masked" leaves out every item of the user's whole history, "unmasked"
-leaves out nothing. Targets outside the training catalogue count as misses. Ties share the average rank. Popularity stands beside.
+leaves out nothing. Targets outside the training catalogue count as misses. Ties share the average rank. Popularity stands
+beside, and the best possible where the log is a generated one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import polars as pl
 import torch
 
 from largerec import metrics
-from largerec.bundle import Bundle
+from largerec.bundle import Bundle, data_hash
 from largerec.engine import Engine, PopularityScorer, Scorer, load
-from largerec.engine.scoring import mask_seen, query_blocks, ranks, top_k
+from largerec.engine.scoring import SCORE_BLOCK, Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
 from largerec.metrics import EvaluateOptions
-from largerec.sequences import TRAIN, Sequences, Stage
+from largerec.oracle import Asking, Histories, cross_entropy, next_item_probabilities
+from largerec.recipe import Recipe
+from largerec.sequences import STAGES, TRAIN, Sequences, Stage, build_sequences
+from largerec.simulate import log_of_world
+from largerec.world import World, day_of
 
 HOUR_MS = 3_600_000
 RECENT_HOURS = {"1 h": 1, "6 h": 6, "1 d": 24, "7 d": 168, "30 d": 720, "90 d": 2160, "1 y": 8766}
@@ -125,6 +130,60 @@ def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     return found | ({f"recent popularity ({best_name})": best_scorer} if best_name else {})
 
 
+class OracleScorer:
+    """The law of the next item in the world that generated the log, as scores: nothing ranks better on average."""
+
+    def __init__(self, engine: Engine, world: World, asking: Asking) -> None:
+        self.world, self.asking, self.size = world, asking, engine.tokenizer.size
+        self.histories = Histories.of(world, engine.sequences)
+        number = {item: n for n, item in enumerate(world.item_ids)}
+        self.item_V = np.array([number[item] for item in engine.tokenizer.vocabulary["item_id"].to_list()])
+
+    def probabilities(self, row_Q: np.ndarray) -> np.ndarray:
+        """Of the world's items, in or outside the catalogue."""
+        return next_item_probabilities(self.world, self.histories, row_Q, self.asking)
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        assert queries.row_Q is not None, "the oracle answers at rows of the log only"
+        return torch.from_numpy(self.probabilities(queries.row_Q)[:, self.item_V].astype(np.float32))
+
+    def cross_entropy(self, row_N: np.ndarray) -> float:
+        """Mean -log P of the targets in nats, those outside the catalogue included; in blocks that bound the memory."""
+        block = max(1, SCORE_BLOCK // len(self.world.category_V))
+        parts = [row_N[start : start + block] for start in range(0, len(row_N), block)]
+        sums = [len(rows) * cross_entropy(self.probabilities(rows), self.histories.item_N[rows]) for rows in parts]
+        return sum(sums) / len(row_N)
+
+
+def generated_world(recipe: Recipe, data: str) -> World | None:
+    """The world of a run's log, if the log is a generated one without faults; ``data`` is the hash of the split log.
+
+    The log is generated again and compared, since a run may be older than the rules of this version.
+    """
+    if recipe.data.path is not None or recipe.data.faults.any:
+        return None
+    world = World(recipe.data.simulate)
+    return world if data_hash(build_sequences(log_of_world(world), recipe.split)) == data else None
+
+
+def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, options: EvaluateOptions) -> dict[str, Any]:
+    """What no recommender can beat on average on the targets of a stage, as a baseline's document, with ``cross_entropy``.
+
+    It knows the world's every number, reads whole histories with their times and behaviours, and the moment of asking only if
+    the model does (``query_time``); under a timeline it knows from when until when is asked.
+    """
+    sequences, rows = engine.sequences, engine.sequences.targets(stage)
+    asking = Asking(query_time=bool(getattr(recipe.model, "query_time", False)))
+    if recipe.split.protocol == "timeline":
+        day_N = day_of(sequences.time_N[sequences.stage_N == STAGES[stage]])
+        asking = Asking(asking.query_time, int(day_N.min()), int(day_N.max()))
+    scorer = OracleScorer(engine, world, asking)
+    beside = Engine.beside(engine, scorer)
+    found = summary(beside, measure(beside, rows, options.k[-1]), options, recipe.seed)
+    kept = {name: found[name] for name in ("unmasked", "intervals")}
+    return {**found["metrics"], **kept, "cross_entropy": scorer.cross_entropy(rows)}
+
+
 def sample_targets(sequences: Sequences, stage: Stage, most: int, seed: int) -> np.ndarray:
     """All targets of a stage, or a seeded sample of ``most`` of them in their order."""
     rows = sequences.targets(stage)
@@ -209,6 +268,9 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
         result |= {key: found[key] for key in ("targets", "baselines", "intervals", "slices")}
         result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
         bundle.write_parquet("ranks-baselines.parquet", pl.DataFrame(ranked.baselines))
+        world = generated_world(recipe, str(bundle.read_json("lineage.json").get("data_hash")))
+        if world is not None:
+            result["best_possible"] = best_possible(engine, world, recipe, stage, options)
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

@@ -19,7 +19,8 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     """Train, evaluate on the test part and recommend: the recipe's model, and each family of ``run.compare`` beside it.
 
     Bundles are ``run.dir`` and ``run.dir/compare/FAMILY``. Returns ``{"rows": [{name, test, intervals, ...}], "examples": [...],
-    "dir": ..., "result": the main run's result.json}``; rows begin with the popularity baselines.
+    "dir": ..., "result": the main run's result.json}``; rows begin with the popularity baselines, and end with
+    the best possible where the log is a generated one.
 
     Raises:
         LargeRecError: as :func:`largerec.train.train`.
@@ -41,16 +42,19 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Table rows of result documents on one split: the baselines, the compared families, the main model last."""
+    """Table rows of result documents on one split: the baselines, the compared families, the main model, the best possible."""
     main = results[0]
-    rows = [
-        {"name": name, "model": None, "test": baseline, "unmasked": baseline["unmasked"], "intervals": baseline["intervals"]}
-        for name, baseline in main["baselines"].items()
-    ]
+    rows = [_untrained(name, baseline) for name, baseline in main["baselines"].items()]
     for result in [*results[1:], main]:
         kept = {key: result[key] for key in ("model", "params_non_embedding", "train_seconds", "test", "intervals")}
         rows.append({"name": result["model"], "unmasked": result["test_unmasked"], **kept})
+    if "best_possible" in main:
+        rows.append(_untrained("best possible", main["best_possible"]))
     return rows
+
+
+def _untrained(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "model": None, "test": found, "unmasked": found["unmasked"], "intervals": found["intervals"]}
 
 
 def with_compared(recipe: Recipe) -> list[Recipe]:

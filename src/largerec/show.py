@@ -53,12 +53,27 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
 
 
 def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The baselines and the model of one ``result.json`` as rows of :func:`metric_table`."""
-    rows = [
-        {"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in result["baselines"].items()
+    """The baselines, the model and the best possible of one ``result.json`` as rows of :func:`metric_table`."""
+    best = {"best possible": result["best_possible"]} if "best_possible" in result else {}
+    beside = [
+        [{"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in found.items()]
+        for found in (result["baselines"], best)
     ]
     own = {"name": result["model"], "test": result["test"], "unmasked": result["test_unmasked"], "intervals": result["intervals"]}
-    return [*rows, {**own, "train_seconds": result["train_seconds"]}]
+    return [*beside[0], {**own, "train_seconds": result["train_seconds"]}, *beside[1]]
+
+
+def reached(result: dict[str, Any]) -> str | None:
+    """How much of the best possible a model reaches, in a sentence; None where the best is not known."""
+    best = result.get("best_possible")
+    name = next((name for name in SHOWN[::-1] + SHOWN if best and name in result["test"] and name.startswith("ndcg@")), None)
+    if not best or name is None:
+        return None
+    share = result["test"][name] / best[name] if best[name] else float("nan")
+    return (
+        f"{result['model']} reaches {share:.0%} of the best possible {name}: that of a recommender which knows the law of the "
+        "generated world, but not its dice."
+    )
 
 
 def run(found: dict[str, Any], to: Console | None = None) -> None:
@@ -67,6 +82,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
     for example in found["examples"]:
         to.print(_example(example))
     to.print(metric_table(found["rows"], found["result"]))
+    if (share := reached(found["result"])) is not None:
+        to.print(share)
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
@@ -100,6 +117,8 @@ def trained(result: dict[str, Any], path: str) -> None:
 def evaluated(result: dict[str, Any]) -> None:
     to = console()
     to.print(metric_table(result_rows(result), result))
+    if (share := reached(result)) is not None:
+        to.print(share)
     slices = Table(title="slices", title_justify="left", title_style="bold")
     for name in ("slice", "targets", *SHOWN):
         slices.add_column(name, justify="left" if name == "slice" else "right")

@@ -1,8 +1,9 @@
-"""A generated log with readable titles, categories and rules that a sequence model can find, for demos and tests.
+"""A generated log from a world whose best answer is known: titles, prices, sessions, and rules that a sequence model can find.
 
-Users move between categories by a Markov chain that leans to their own favourites. Within a category items are long-tailed, rise
-and fall in popularity, and suit users by a hidden taste. Each item has a sequel, and some a companion besides, that tends to
-follow it. No user meets an item twice.
+``world.py`` says by which law users move, ``oracle.py`` computes from it what the best possible recommender reaches. All users of
+a block take a step at a time. Nobody takes an item twice (with ``behaviours = "steps"`` only as the next stage of the same item).
+
+Letters: U users (the longest history first), T events of a user, N users who still go on, V items.
 """
 
 from __future__ import annotations
@@ -12,160 +13,85 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 
-from largerec.errors import LargeRecError
 from largerec.events import EventLog
-from largerec.options import Options
+from largerec.world import (
+    DAY_MS,
+    DAYS,
+    MIN_EVENTS,
+    PERIOD_DAYS,
+    SPAN_DAYS,
+    STAGES,
+    START_MS,
+    Floats,
+    Ints,
+    SimulateOptions,
+    World,
+)
 
-START_MS = 1_704_067_200_000  # 2024-01-01
-DAYS = 90
-SEQUEL_PROBABILITY = 0.4  # the next event is the sequel of this one
-COMPANION_PROBABILITY = 0.1  # ... or its companion, where it has one
-STAY_PROBABILITY = 0.55  # otherwise: the same category again,
-CHAIN_PROBABILITY = 0.25  # or the next one of the chain, or one of the user's favourites
-TASTE_WIDTH = 4  # length of the hidden taste vectors
-LONG_TAIL = 0.9  # exponent of the popularity of ranks within a category
-SURGE = 2.0  # log-scale height of an item's days of fame,
-SURGE_DAYS = 12.0  # and their width
-EVENTS_PER_SESSION = 4
+__all__ = ["SimulateOptions", "World", "log_of_world", "simulate"]
+
 HOUR_WEIGHTS = (2, 1, 1, 1, 1, 2, 4, 6, 7, 6, 5, 5, 7, 7, 5, 5, 6, 7, 9, 11, 12, 11, 8, 4)
-MIN_EVENTS = 5
-BLOCK_CELLS = 50_000_000  # users x items that are walked at a time, which bounds the memory
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
-CATEGORIES: dict[str, tuple[str, ...]] = {
-    "Mystery novels": ("Inspector", "Alibi", "Lighthouse", "Witness", "Cipher", "Manor", "Locksmith", "Verdict"),
-    "Space operas": ("Nebula", "Starship", "Orbit", "Colony", "Comet", "Admiral", "Moonbase", "Signal"),
-    "Fantasy sagas": ("Dragon", "Sorcerer", "Throne", "Forest", "Amulet", "Kingdom", "Prophecy", "Griffin"),
-    "Cook books": ("Kitchen", "Harvest", "Bakery", "Spice Rack", "Picnic", "Noodle", "Orchard", "Feast"),
-    "Travel guides": ("Coast", "Island", "Railway", "Valley", "Harbour", "Desert", "Summit", "Old Town"),
-    "Strategy games": ("Empire", "Settlers", "Tower", "Caravan", "Citadel", "Armada", "Frontier", "Dynasty"),
-    "Puzzle games": ("Maze", "Tiles", "Lantern", "Clockwork", "Mirror", "Labyrinth", "Riddle", "Domino"),
-    "Jazz records": ("Quartet", "Nocturne", "Saxophone", "Avenue", "Midnight", "Trumpet", "Ballroom", "Rhythm"),
-    "Documentaries": ("Ocean", "Glacier", "Savanna", "Archive", "Volcano", "Rainforest", "Migration", "Reef"),
-    "Romance films": ("Letter", "Summer", "Promise", "Wedding", "Serenade", "Garden", "Reunion", "Waltz"),
-    "Thriller series": ("Agent", "Hostage", "Conspiracy", "Border", "Ransom", "Shadow", "Pursuit", "Informant"),
-    "Animation": ("Robot", "Penguin", "Balloon", "Toymaker", "Rocket", "Hedgehog", "Circus", "Snowman"),
-    "Gardening": ("Rose Bed", "Greenhouse", "Meadow", "Herb Patch", "Pond", "Hedge", "Terrace", "Wildflower"),
-    "Woodworking": ("Workbench", "Cabinet", "Chisel", "Rocking Chair", "Treehouse", "Dovetail", "Birdhouse", "Canoe"),
-    "Fitness": ("Marathon", "Yoga Mat", "Trail", "Kettlebell", "Sprint", "Balance", "Swim", "Stretch"),
-    "History": ("Republic", "Pharaoh", "Voyage", "Printing Press", "Revolution", "Silk Road", "Fortress", "Expedition"),
-}
-ADJECTIVES = (
-    "Silent", "Golden", "Hidden", "Crimson", "Northern", "Endless", "Little", "Forgotten", "Bright", "Wandering", "Secret",
-    "Ancient", "Lucky", "Velvet", "Broken", "Distant", "Merry", "Hollow", "Electric", "Gentle",
-    "Restless", "Painted", "Last", "Curious",
-)  # fmt: skip
-
-
-class SimulateOptions(Options):
-    """Size and seed of the generated log."""
-
-    users: int = Field(default=2000, ge=1)
-    items: int = Field(default=1000, ge=20, le=100_000)
-    events: int = Field(default=60_000, ge=5)
-    categories: int = Field(default=12, ge=1)
-    seed: int = Field(default=0, ge=0)
+BLOCK_CELLS = 4_000_000  # users x longest history that are walked at a time, which bounds the memory
+DRAWS = 12  # draws until a new item is found, before all that is left is looked through
 
 
 def simulate(options: SimulateOptions) -> EventLog:
     """Generate a log; the same options give the same rows.
 
+    Events have a ``behavior`` (view, cart or buy), items a title, category, description and price.
+
     Raises:
         LargeRecError: the users would need more different items than there are, or have too few events to learn from.
     """
-    mean = options.events / options.users
-    if options.categories * 2 > options.items:
-        raise LargeRecError(
-            f"data.simulate.categories={options.categories} is too many for {options.items} items: at most {options.items // 2}."
-        )
-    if not MIN_EVENTS <= mean <= options.items / 4:
-        raise LargeRecError(
-            f"data.simulate.events={options.events} gives {mean:.1f} events a user; {MIN_EVENTS} to {options.items // 4} "
-            f"(a quarter of the items) are possible. With {options.users} users choose {MIN_EVENTS * options.users} to "
-            f"{options.items // 4 * options.users}."
-        )
-    rng = np.random.default_rng(options.seed)
-    world = _World(rng, options)
-    lengths = _lengths(rng, options)
-    time_UT = _times(rng, lengths)
-    block = max(1, BLOCK_CELLS // options.items)
-    item_UT = np.vstack(
-        [_walk(rng, world, lengths[u : u + block], time_UT[u : u + block]) for u in range(0, options.users, block)]
-    )
-    real = item_UT >= 0
-    user_width, item_width = len(str(options.users - 1)), len(str(options.items - 1))
-    label = rng.permutation(options.items)  # so that an id tells nothing about category or popularity
-    users = np.broadcast_to(np.arange(options.users)[:, None], item_UT.shape)[real]
+    return log_of_world(World(options))
+
+
+def log_of_world(world: World) -> EventLog:
+    """Let all users of a world walk; see :func:`simulate`."""
+    options = world.options
+    rng = np.random.default_rng([options.seed, 1])
+    length_U = _lengths(rng, options)
+    order_U = np.argsort(-length_U, kind="stable")
+    sorted_U, walks, start = length_U[order_U], [], 0
+    while start < options.users:
+        walks.append(_Walk(rng, world, sorted_U[start : start + max(1, BLOCK_CELLS // int(sorted_U[start]))]).columns())
+        start += len(walks[-1][0])
+    length_U, item_N, stage_N, time_N = (np.concatenate(parts) for parts in zip(*walks, strict=True))
+    user_N = np.repeat(order_U, length_U)
+    by_time = np.lexsort((user_N, time_N))  # a user's events are in order already, and stay so
+    user_ids = pl.Series([f"u{user:0{len(str(options.users - 1))}d}" for user in range(options.users)])
+    item_ids = pl.Series(world.item_ids)
     events = pl.DataFrame(
         {
-            "user_id": _named("u", users, user_width),
-            "item_id": _named("i", label[item_UT[real]], item_width),
-            "timestamp": pl.Series(time_UT[real], dtype=pl.Int64),
+            "user_id": user_ids.gather(user_N[by_time]),
+            "item_id": item_ids.gather(item_N[by_time]),
+            "timestamp": pl.Series(time_N[by_time], dtype=pl.Int64),
+            "behavior": pl.Series(STAGES).gather(stage_N[by_time]),
         }
-    ).sort("timestamp", maintain_order=True)
-    items = pl.DataFrame(
-        {"item_id": _named("i", label, item_width), "title": world.titles, "category": [world.names[c] for c in world.category_V]}
-    ).sort("item_id")
-    notes = (
-        f"generated: {options.users:,} users and {options.items:,} items in {options.categories} categories, seed {options.seed}",
-        f"rules: an item's sequel follows with probability {SEQUEL_PROBABILITY}, its companion with {COMPANION_PROBABILITY}",
     )
-    return EventLog(events, items, "timestamp", notes, "simulated log")
+    return EventLog(events, _item_table(world, item_ids), "timestamp", _notes(options, world), "simulated log")
 
 
-def _named(letter: str, numbers: npt.NDArray[Any], width: int) -> pl.Series:
-    return pl.Series(numbers).cast(pl.String).str.zfill(width).str.replace("^", letter)
+def _item_table(world: World, item_ids: pl.Series) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "item_id": item_ids,
+            "title": world.titles,
+            "category": pl.Series(world.names).gather(world.category_V),
+            "description": world.descriptions,
+            "price": world.price_V,
+        }
+    ).sort("item_id")
 
 
-class _World:
-    """What is fixed for all users: categories, series of items, popularity, the chain of categories."""
-
-    def __init__(self, rng: np.random.Generator, options: SimulateOptions) -> None:
-        count = options.categories
-        known = list(CATEGORIES)
-        self.names = [known[c] if c < len(known) else f"{known[c % len(known)]} {c // len(known) + 1}" for c in range(count)]
-        size_C = np.full(count, options.items // count)
-        size_C[: options.items % count] += 1
-        self.category_V: Ints = np.repeat(np.arange(count), size_C)
-        self.titles: list[str] = []
-        self.weight_V: Floats = np.zeros(options.items)  # log popularity, before surges
-        self.sequel_V: Ints = np.full(options.items, -1)
-        self.members_CM: Ints = np.full((count, int(size_C.max())), -1)
-        first = 0
-        for c, size in enumerate(size_C.tolist()):
-            self.members_CM[c, :size] = np.arange(first, first + size)
-            self._fill_category(rng, c, first, size)
-            first += size
-        self.companion_V: Ints = np.where(rng.random(options.items) < 0.5, rng.permutation(options.items), -1)
-        self.surge_day_V: Floats = rng.uniform(-10, DAYS + 10, options.items)
-        self.taste_VW: Floats = rng.normal(0, 1, (options.items, TASTE_WIDTH))
-        chain = rng.permutation(count)
-        self.next_C: Ints = np.zeros(count, dtype=np.int64)
-        self.next_C[chain] = np.roll(chain, -1)
-        self.size_prior_C: Floats = rng.dirichlet(np.full(count, 2.0))
-
-    def _fill_category(self, rng: np.random.Generator, c: int, first: int, size: int) -> None:
-        """Cut a category into series of one to four parts; the last part of a series leads to the first of the next."""
-        nouns = CATEGORIES[list(CATEGORIES)[c % len(CATEGORIES)]]
-        pairs = rng.permutation(len(ADJECTIVES) * len(nouns))
-        log_rank = LONG_TAIL * np.log(rng.permutation(size) + 1.0)
-        start, series = first, 0
-        while start < first + size:
-            length = min(int(rng.integers(1, 5)), first + size - start)
-            pair, edition = int(pairs[series % len(pairs)]), series // len(pairs)
-            title = f"The {ADJECTIVES[pair % len(ADJECTIVES)]} {nouns[pair // len(ADJECTIVES)]}" + (
-                f" (edition {edition + 1})" if edition else ""
-            )
-            for part in range(length):
-                self.titles.append(title if part == 0 else f"{title}, Part {part + 1}")
-                self.sequel_V[start + part] = start + part + 1
-                self.weight_V[start + part] = -log_rank[start - first] - part  # few begin with a later part
-            start, series = start + length, series + 1
-        self.sequel_V[first + size - 1] = first
+def _notes(options: SimulateOptions, world: World) -> tuple[str, ...]:
+    habits = world.habits
+    return (
+        f"generated: {options.users:,} users and {options.items:,} items in {options.categories} categories, seed {options.seed}",
+        f"rules at difficulty {options.difficulty:g}: an item's sequel follows with probability {habits.sequel:.2f}, its "
+        f"substitute with {habits.substitute:.2f} unless it was bought",
+    )
 
 
 def _lengths(rng: np.random.Generator, options: SimulateOptions) -> Ints:
@@ -177,82 +103,133 @@ def _lengths(rng: np.random.Generator, options: SimulateOptions) -> Ints:
     return lengths
 
 
-def _times(rng: np.random.Generator, lengths: Ints) -> Ints:
-    """Draw sorted times (users, longest history) in ms UTC: sessions at likely hours within each user's own span of days."""
-    users, longest = len(lengths), int(lengths.max())
-    sessions = -(-lengths // EVENTS_PER_SESSION)
-    widest = int(sessions.max())
-    hours = np.asarray(HOUR_WEIGHTS) / sum(HOUR_WEIGHTS)
-    begin = rng.uniform(0, DAYS * 0.6, users)[:, None]
-    end = begin + (DAYS - begin) * rng.uniform(0.4, 1.0, users)[:, None]
-    day_US = np.floor(begin + (end - begin) * rng.random((users, widest)))
-    hour_US = (rng.choice(24, size=(users, widest), p=hours) + rng.integers(-2, 3, users)[:, None]) % 24
-    start_US = (day_US * 24 + hour_US) * 3600 + rng.uniform(0, 3600, (users, widest))
-    session_UT = np.floor(rng.random((users, longest)) * sessions[:, None]).astype(np.int64)
-    seconds_UT = np.take_along_axis(start_US, session_UT, axis=1) + rng.uniform(0, 2400, (users, longest))
-    seconds_UT[np.arange(longest) >= lengths[:, None]] = np.inf
-    seconds_UT.sort(axis=1)
-    seconds_UT[np.isinf(seconds_UT)] = 0
-    return START_MS + np.floor(seconds_UT).astype(np.int64) * 1000
+class _Walk:
+    """A block of users who walk step by step. Users are sorted, the longest history first: those who go on are the first n."""
 
+    def __init__(self, rng: np.random.Generator, world: World, length_U: Ints) -> None:
+        self.rng, self.world, self.length_U = rng, world, length_U
+        users, longest = len(length_U), int(length_U[0])
+        self.item_TU = np.full((longest, users), -1, dtype=np.int32)
+        self.stage_TU = np.zeros((longest, users), dtype=np.int8)
+        self.time_TU = np.zeros((longest, users), dtype=np.int64)
+        self.preference_U: Ints = rng.choice(len(world.share_P), users, p=world.share_P)
+        self.category_U = self._favourites(self.preference_U)
+        self.day_U: Ints = rng.integers(0, int(DAYS - SPAN_DAYS), users)
+        self.second_U = self._hours(users)
 
-def _walk(rng: np.random.Generator, world: _World, lengths: Ints, time_UT: Ints) -> Ints:
-    """Draw every user's items (users, longest history), -1 behind the end; all users take a step at a time."""
-    users, longest = time_UT.shape
-    items, categories = len(world.weight_V), len(world.names)
-    taste_UW = rng.normal(0, 0.5, (users, TASTE_WIDTH))
-    favourite_U3 = rng.choice(categories, size=(users, 3), p=world.size_prior_C)
-    seen_UV = np.zeros((users, items), dtype=bool)
-    item_UT: Ints = np.full((users, longest), -1)
-    category_U: Ints = favourite_U3[:, 0].copy()
-    last_U: Ints = np.full(users, -1)
-    for step in range(longest):
-        active = np.flatnonzero(lengths > step)
-        category = _move(rng, world, category_U[active], favourite_U3[active], step)
-        day = (time_UT[active, step] - START_MS) / 86_400_000
-        chosen = _choose(rng, world, category, day, taste_UW[active], seen_UV[active])
+    def columns(self) -> tuple[Ints, npt.NDArray[Any], npt.NDArray[Any], Ints]:
+        """Walk to the end. Lengths [U], then item, stage and time of all events, user after user."""
+        going_T = np.searchsorted(-self.length_U, -np.arange(len(self.item_TU)), side="left")
+        for step, n in enumerate(going_T.tolist()):
+            self._step(step, n)
+        real_UT = np.arange(len(self.item_TU)) < self.length_U[:, None]
+        return self.length_U, self.item_TU.T[real_UT], self.stage_TU.T[real_UT], self.time_TU.T[real_UT]
+
+    def _step(self, step: int, n: int) -> None:
+        rng, world = self.rng, self.world
         if step:
-            chosen = _follow_rules(rng, world, chosen, last_U[active], seen_UV, active)
-        item_UT[active, step] = last_U[active] = chosen
-        category_U[active] = world.category_V[chosen]
-        seen_UV[active, chosen] = True
-    return item_UT
+            self._pass_time(n)
+        period_N = self.day_U[:n] // PERIOD_DAYS
+        again_N = np.zeros(n, dtype=bool)
+        if step:
+            last_N, stage_N = self.item_TU[step - 1, :n], self.stage_TU[step - 1, :n]
+            again_N = rng.random(n) < world.go_on_PLS[self.preference_U[:n], world.price_level_V[last_N], stage_N]
+            moved_N = self._move(n)
+            self.category_U[:n] = np.where(again_N, self.category_U[:n], moved_N)
+            chosen_N = self._follow_rules(step, n, period_N)
+        else:
+            chosen_N = np.full(n, -1)
+        free = np.flatnonzero((chosen_N < 0) & ~again_N)
+        # The first item is of the interest, later ones now and then of the whole catalogue, which is shelf C.
+        wander_F = (rng.random(len(free)) < world.habits.wander) if step else np.zeros(len(free), dtype=bool)
+        shelf_F = np.where(wander_F, len(world.names), self.category_U[free])
+        chosen_N[free] = self._take(step, free, shelf_F, period_N[free])
+        reach_NS = world.reach_PLS[self.preference_U[:n], world.price_level_V[chosen_N]]
+        stage_N = (rng.random(n)[:, None] >= np.cumsum(reach_NS, axis=1)[:, :-1]).sum(axis=1)
+        if world.options.behaviours == "steps":
+            stage_N = np.where(again_N, self.stage_TU[step - 1, :n] + 1, 0)
+            chosen_N = np.where(again_N, self.item_TU[step - 1, :n], chosen_N)
+        self.item_TU[step, :n], self.stage_TU[step, :n] = chosen_N, stage_N
+        self.time_TU[step, :n] = START_MS + self.day_U[:n] * DAY_MS + (self.second_U[:n] * 1000).astype(np.int64)
 
+    def _favourites(self, preference_N: Ints) -> Ints:
+        """Draw a category from each preference's favourites."""
+        edge_PC = np.cumsum(self.world.favourite_PC, axis=1)[:, :-1]
+        found: Ints = (self.rng.random(len(preference_N))[:, None] >= edge_PC[preference_N]).sum(axis=1)
+        return found
 
-def _move(rng: np.random.Generator, world: _World, category: Ints, favourites: Ints, step: int) -> Ints:
-    if step == 0:
-        return category
-    draw = rng.random(len(category))
-    favourite = favourites[np.arange(len(category)), rng.integers(0, 3, len(category))]
-    moved = np.where(draw < STAY_PROBABILITY + CHAIN_PROBABILITY, world.next_C[category], favourite)
-    return np.where(draw < STAY_PROBABILITY, category, moved)
+    def _move(self, n: int) -> Ints:
+        habits, draw_N = self.world.habits, self.rng.random(n)
+        anew_N = self._favourites(self.preference_U[:n])
+        moved_N = np.where(draw_N < habits.stay + habits.chain, self.world.next_C[self.category_U[:n]], anew_N)
+        found: Ints = np.where(draw_N < habits.stay, self.category_U[:n], moved_N)
+        return found
 
+    def _hours(self, n: int) -> Floats:
+        """Draw the second of the day at which a session begins."""
+        hours = np.asarray(HOUR_WEIGHTS) / sum(HOUR_WEIGHTS)
+        seconds: Floats = self.rng.choice(24, n, p=hours) * 3600 + self.rng.uniform(0, 3600, n)
+        return seconds
 
-def _choose(
-    rng: np.random.Generator, world: _World, category: Ints, day: Floats, taste: Floats, seen: npt.NDArray[np.bool_]
-) -> Ints:
-    """Draw an unseen item of the category by popularity on the day and the user's taste (Gumbel's trick)."""
-    member = world.members_CM[category]
-    surge = SURGE * np.exp(-(((day[:, None] - world.surge_day_V[member]) / SURGE_DAYS) ** 2))
-    score = (
-        world.weight_V[member] + surge + np.einsum("umw,uw->um", world.taste_VW[member], taste) + rng.gumbel(size=member.shape)
-    )
-    score[(member < 0) | np.take_along_axis(seen, member, axis=1)] = -np.inf
-    best = score.argmax(axis=1)
-    row = np.arange(len(member))
-    spent = np.isneginf(score[row, best])
-    chosen: Ints = member[row, best]
-    if spent.any():
-        chosen[spent] = np.where(seen[spent], -1.0, rng.random(seen[spent].shape)).argmax(axis=1)
-    return chosen
+    def _pass_time(self, n: int) -> None:
+        """Some minutes pass within the day, or a new session begins on a later day, which is never after the last."""
+        rng, world = self.rng, self.world
+        left_N, ratio = DAYS - 1 - self.day_U[:n], world.gap_ratio
+        new_N = (rng.random(n) < world.new_session) & (left_N > 0)
+        within_N = rng.random(n) * (1 - ratio**left_N)
+        gap_N = np.minimum(1 + np.floor(np.log1p(-within_N) / np.log(ratio)).astype(np.int64), left_N)
+        pause_N = np.minimum(rng.uniform(10, 900, n), np.maximum(86_399 - self.second_U[:n], 0) * rng.random(n))
+        self.second_U[:n] = np.where(new_N, self._hours(n), self.second_U[:n] + pause_N)
+        self.day_U[:n] += np.where(new_N, gap_N, 0)
 
+    def _follow_rules(self, step: int, n: int, period_N: Ints) -> Ints:
+        """The sequel or the substitute of the last item where the draw says so and it can be taken; else -1."""
+        world, draw_N = self.world, self.rng.random(n)
+        last_N, habits = self.item_TU[step - 1, :n], world.habits
+        sequel_N, substitute_N = world.sequel_V[last_N], world.substitute_V[last_N]
+        compares_N = (draw_N >= habits.sequel) & (draw_N < habits.sequel + habits.substitute)
+        compares_N &= self.stage_TU[step - 1, :n] < len(STAGES) - 1
+        rule_N: Ints = np.where(draw_N < habits.sequel, sequel_N, np.where(compares_N, substitute_N, -1))
+        some = np.flatnonzero(rule_N >= 0)
+        possible = (world.weight_RV[period_N[some], rule_N[some]] > 0) & ~self._had(step, some, rule_N[some])
+        rule_N[some[~possible]] = -1
+        return rule_N
 
-def _follow_rules(
-    rng: np.random.Generator, world: _World, chosen: Ints, last: Ints, seen_UV: npt.NDArray[np.bool_], active: Ints
-) -> Ints:
-    draw = rng.random(len(chosen))
-    rule = np.where(draw < SEQUEL_PROBABILITY, world.sequel_V[last], -1)
-    companion = (draw >= SEQUEL_PROBABILITY) & (draw < SEQUEL_PROBABILITY + COMPANION_PROBABILITY)
-    rule = np.where(companion, world.companion_V[last], rule)
-    follows = (rule >= 0) & ~seen_UV[active, rule]
-    return np.where(follows, rule, chosen)
+    def _had(self, step: int, user_F: Ints, item_F: Ints) -> npt.NDArray[np.bool_]:
+        """Whether each user has had the item before this step."""
+        had: npt.NDArray[np.bool_] = (self.item_TU[:step, user_F] == item_F.astype(np.int32)).any(axis=0)
+        return had
+
+    def _take(self, step: int, user_F: Ints, shelf_F: Ints, period_F: Ints) -> Ints:
+        """Draw an item by popularity from a shelf (a category, or C for all) among those that are there and new to the user.
+
+        Drawing again and again until it is one of those is the same as drawing among those only.
+        """
+        world, size = self.world, len(self.world.category_V)
+        found_F: Ints = np.full(len(user_F), -1)
+        first_C = np.append(world.first_C1[:-1], 0)  # shelf C is everything
+        end_C = np.append(world.first_C1[1:], size)
+        open_F = np.arange(len(user_F))
+        for _ in range(DRAWS):
+            if not len(open_F):
+                return found_F
+            row, first, end = period_F[open_F] * (size + 1), first_C[shelf_F[open_F]], end_C[shelf_F[open_F]]
+            low, high = world.edge_RV1[row + first], world.edge_RV1[row + end]
+            at = np.searchsorted(world.edge_RV1, low + self.rng.random(len(open_F)) * (high - low), side="right") - 1
+            item = np.clip(at - row, first, end - 1)
+            good = (world.weight_RV[period_F[open_F], item] > 0) & ~self._had(step, user_F[open_F], item)
+            found_F[open_F[good]] = item[good]
+            open_F = open_F[~good]
+        for f in open_F.tolist():
+            shelf = slice(int(first_C[shelf_F[f]]), int(end_C[shelf_F[f]]))
+            found_F[f] = self._take_one_of_the_last(step, int(user_F[f]), shelf, int(period_F[f]))
+        return found_F
+
+    def _take_one_of_the_last(self, step: int, user: int, shelf: slice, period: int) -> int:
+        weight_V = self.world.weight_RV[period].copy()
+        weight_V[self.item_TU[:step, user]] = 0.0
+        if not weight_V[shelf].any():
+            shelf = slice(0, len(weight_V))  # nothing new is left in the category: anything
+        edge = np.cumsum(weight_V[shelf])
+        at = int(np.searchsorted(edge, self.rng.random() * edge[-1], side="right"))
+        return int(shelf.start) + min(at, int(np.flatnonzero(weight_V[shelf])[-1]))

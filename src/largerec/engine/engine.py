@@ -45,7 +45,7 @@ class Engine:
         user_Q = np.searchsorted(sequences.offsets_U1, row_Q, side="right") - 1
         kept_N1 = self.rows.kept_N1
         time_Q = sequences.time_N[row_Q] if sequences.time_kind == "timestamp" else np.full(len(row_Q), -1)
-        return Queries(self.rows, kept_N1[sequences.offsets_U1[user_Q]], kept_N1[row_Q], time_Q)
+        return Queries(self.rows, kept_N1[sequences.offsets_U1[user_Q]], kept_N1[row_Q], time_Q, row_Q)
 
     def _user_row(self, user_id: Any) -> int:
         if self._row_of_user is None:

@@ -27,19 +27,22 @@ TOKEN_BLOCK = 16_384
 class Queries:
     """Histories that ask what comes next: rows ``first_Q:end_Q`` of ``rows`` (a whole history, not only the model's window).
 
-    ``time_Q``: the moment of asking in ms UTC (-1 unknown); only models with query time read it.
+    ``time_Q``: the moment of asking in ms UTC (-1 unknown); only models with query time read it. ``row_Q``: the rows of the
+    sequences that are asked for, where it is such rows; only a scorer that knows the world of a generated log reads it.
     """
 
     rows: TokenRows
     first_Q: np.ndarray
     end_Q: np.ndarray
     time_Q: np.ndarray
+    row_Q: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.end_Q)
 
     def block(self, start: int, end: int) -> Queries:
-        return Queries(self.rows, self.first_Q[start:end], self.end_Q[start:end], self.time_Q[start:end])
+        row_Q = None if self.row_Q is None else self.row_Q[start:end]
+        return Queries(self.rows, self.first_Q[start:end], self.end_Q[start:end], self.time_Q[start:end], row_Q)
 
     def seen(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(query, item) pairs of everything in the whole histories."""
