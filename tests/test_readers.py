@@ -199,12 +199,24 @@ def test_a_cut_off_parquet_file_is_refused(tmp_path: Path) -> None:
     assert "no whole Parquet file" in error_of(path)
 
 
-def test_a_row_with_too_few_fields_is_found_by_its_missing_value(tmp_path: Path) -> None:
-    table = read_table(save(tmp_path / "log.csv", b"user,item,time\n1,2,1300000000\n\n1,2\n"))
+def test_a_blank_line_is_found_by_its_missing_value(tmp_path: Path) -> None:
+    table = read_table(save(tmp_path / "log.csv", b"user,item,time\n1,2,1300000000\n\n1,2,1300000000\n"))
     with pytest.raises(LargeRecError, match=r"log, row 2, column 'user': nothing \(null\) is no user id"):
         EventLog.from_frame(table.frame, source="log")
-    with pytest.raises(LargeRecError, match=r"log, row 3, column 'time': nothing \(null\) is no time"):
-        EventLog.from_frame(table.frame, source="log", where='"user" IS NOT NULL')
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("log.csv", b"user,item,time,note\n1,2,1300000000,\n\n1,2,13000\n3,4,1300000000,\n"),
+        ("log.csv", b'user,item,time,note\n1,2,1300000000,"a,b"\n\n1,2,13000\n3,4,1300000000,\n'),
+        ("log.tsv", b"user\titem\ttime\tnote\n1\t2\t1300000000\t\n\n1\t2\t13000\n3\t4\t1300000000\t\n"),
+    ],
+)
+def test_a_line_that_was_cut_off_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
+    assert "row 3: 3 fields ['1', '2', '13000'], but there are 4 columns. The line may be cut off" in error_of(
+        save(tmp_path / name, data)
+    )
 
 
 def test_unknown_and_missing_files(tmp_path: Path) -> None:
