@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "largerec"
 LEVELS = (
     "errors options",
     "kernels metrics distributed events columns badrows",
-    "readers datasets simulate audit curate sequences batches layers",
+    "readers manifest steps datasets imports publicsets simulate audit curate sequences batches layers",
     "tokenizers models heads",
     "objectives optim",
     "recipe",

@@ -15,7 +15,7 @@ from largerec.errors import LargeRecError
 
 OnBadRows = Literal["error", "drop"]
 
-# From the number of a row in a table (0-based) to the file that it stands in and its number there (1 is the first below the header).
+# From the number of a row in a table (0-based) to its file and its number there (1 is the first below the header).
 Place = Callable[[int], tuple[str, int]]
 
 
@@ -87,8 +87,7 @@ def dropped_from(table: pl.DataFrame, bad: BadRows, origin: Origin) -> list[Drop
     reason = f"column {bad.column!r} {bad.reason}"
     rows = bad.mask.arg_true()
     return [
-        DroppedRow(*origin.at(row), reason, content)
-        for row, content in zip(rows, table[rows].iter_rows(named=True), strict=True)
+        DroppedRow(*origin.at(row), reason, content) for row, content in zip(rows, table[rows].iter_rows(named=True), strict=True)
     ]
 
 

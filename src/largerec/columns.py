@@ -40,7 +40,7 @@ ALIASES: dict[Role, tuple[str, ...]] = {
 }  # fmt: skip
 ORDER_ALIASES = ("pos", "position", "rank", "order", "step")  # taken as the time only where time_kind="order" is asked for
 TITLE_ALIASES = ("title", "name", "item_name", "item_title", "movie_title", "product_title", "product_name")
-CATEGORY_ALIASES = ("category", "genres", "genre", "categories", "category_id", "main_category")
+CATEGORY_ALIASES = ("category", "genres", "genre", "categories", "category_id", "main_category", "tag")
 WORD_ALIASES = {*ALIASES["user"], *ALIASES["item"], *ALIASES["behavior"], *TITLE_ALIASES, *CATEGORY_ALIASES, "id"}
 CANONICAL = ("user_id", "item_id", "timestamp", "behavior", "value")
 
@@ -228,7 +228,7 @@ def convert_times(
 def convert_gappy_times(
     series: pl.Series, unit: TimeUnit, asked: AskedKind, origin: Origin
 ) -> tuple[pl.Series, TimeKind, tuple[str, ...]]:
-    """Like :func:`convert_times`, but an event without a time gets -1: it comes before all timed ones, in the order of the rows."""
+    """Like :func:`convert_times`, but an event without a time gets -1: it comes before all others, in the order of the rows."""
     known = series.is_not_null()
     if known.all() or not known.any():
         return convert_times(series, unit, asked, origin)

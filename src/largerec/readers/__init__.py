@@ -115,7 +115,8 @@ def _parse_text(text: bytes, source: str, kind: Format, on_bad_rows: OnBadRows) 
         parse = itemjson.parse_items if kind == "item.json" else itemjson.parse_codes
         return RawTable(parse(text, source))
     layout = _layout(text, kind) if kind != "jsonl" else None
-    numbers, dropped = None, []
+    numbers: list[int] | None = None
+    dropped: list[DroppedRow] = []
     try:
         frame = jsonl.parse_jsonl(text, source) if layout is None else delimited.parse_delimited(text, source, layout)
     except LargeRecError:

@@ -19,7 +19,8 @@ MEANING = "ratings of Amazon: user or item, rating, time"
 
 def headless_layout(line: str) -> Layout | None:
     """Return the layout of a ratings-only file by its first line, or None where it is another kind of file."""
-    for names, pattern in ((("user_id", "item_id"), f"{USER},{ITEM},{REST}"), (("item_id", "user_id"), f"{ITEM},{USER},{REST}")):
+    orders = ((("user_id", "item_id"), f"{USER},{ITEM},{REST}"), (("item_id", "user_id"), f"{ITEM},{USER},{REST}"))
+    for names, pattern in orders:
         if re.fullmatch(pattern, line.strip()):
             columns = (*names, "rating", "timestamp")
             note = f"the file has no header, as Amazon's ratings: {', '.join(columns)} are read in this order"
@@ -28,6 +29,6 @@ def headless_layout(line: str) -> Layout | None:
 
 
 def is_metadata_of(items: str, events: str) -> bool:
-    """Say whether ``meta_Beauty.json.gz`` describes the items of ``reviews_Beauty_5.json.gz``, ``Beauty.jsonl`` and their like."""
+    """Say whether ``meta_Beauty.json.gz`` describes the items of ``reviews_Beauty_5.json.gz``, ``Beauty.jsonl`` and the like."""
     found = re.fullmatch(r"meta_(.+?)\.jsonl?(?:\.gz)?", items)
     return found is not None and re.match(rf"(?:reviews_|ratings_)?{re.escape(found[1])}(?:_5)?\.", events) is not None

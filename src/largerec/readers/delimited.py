@@ -111,7 +111,9 @@ def _refuse_short(body: bytes, source: str, layout: Layout, quoted: bool) -> Non
 
 def _slow_rows(body: bytes, separator: str, quoted: bool) -> Iterator[list[str]]:
     if quoted:
-        return csv.reader(io.StringIO(body.decode("utf-8"), newline=""), delimiter=separator, quoting=csv.QUOTE_MINIMAL, strict=True)
+        return csv.reader(
+            io.StringIO(body.decode("utf-8"), newline=""), delimiter=separator, quoting=csv.QUOTE_MINIMAL, strict=True
+        )
     # As the fast reader does: only line feeds end a line, and nothing else is special.
     lines = body.decode("utf-8").removesuffix("\n").split("\n")
     return (line.removesuffix("\r").split(separator) if line.strip("\r") else [] for line in lines)

@@ -49,7 +49,8 @@ def _from_python(data: bytes, source: str) -> bytes:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             shown = line[:80].decode("utf-8", "replace")
             raise LargeRecError(
-                f"{source}, row {number}: {shown!r} is neither JSON nor a Python dictionary ({error}). Write JSON, in double quotes."
+                f"{source}, row {number}: {shown!r} is neither JSON nor a Python dictionary ({error}). "
+                "Write JSON, in double quotes."
             ) from None
     return "\n".join(lines).encode()
 
