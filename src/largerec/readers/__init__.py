@@ -139,7 +139,8 @@ def _layout(text: bytes, kind: Format) -> Layout:
         return movielens.LAYOUTS[kind]
     if kind == "period":
         return diginetica.LAYOUT
-    header = text.partition(b"\n")[0].decode("utf-8").rstrip("\r")
+    end = text.find(b"\n")
+    header = text[: end if end >= 0 else len(text)].decode("utf-8").rstrip("\r")
     if kind == "csv" and (headless := amazon.headless_layout(header)) is not None:
         return headless
     expected = "," if kind == "csv" else "\t"

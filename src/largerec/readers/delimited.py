@@ -14,6 +14,7 @@ from largerec.columns import TimeKind
 from largerec.errors import LargeRecError
 
 FIELD_MARK = "\x1f"  # ASCII's unit separator stands for '::', since the fast reader takes one byte
+TAIL = 1024
 MAX_LINES_IN_QUOTES = 100  # a quoted field with more line ends is taken for a quote that was not closed
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -82,20 +83,21 @@ def _body(data: bytes, source: str, layout: Layout) -> tuple[bytes, Layout]:
     Raises:
         LargeRecError: nothing is left, or the first row of a text without a header does not have its fields.
     """
-    body = data.rstrip(b"\r\n")
-    if not body:
+    tail = data[-TAIL:].rstrip(b"\r\n")  # a look at the end spares a copy of a large text
+    whole = tail and data.endswith(b"\n") and len(data[-TAIL:]) - len(tail) <= 2
+    body = data if whole else data.rstrip(b"\r\n") + b"\n"
+    if body == b"\n":
         raise LargeRecError(f"{source}: the file is empty. Give a file with a row for every event.")
     if layout.names is not None:
-        width, count = len(layout.names), body.partition(b"\n")[0].count(layout.separator.encode()) + 1
+        width, count = len(layout.names), body[: body.find(b"\n")].count(layout.separator.encode()) + 1
         if count != width:
             raise LargeRecError(
                 f"{source}, row 1: {count} fields between {layout.separator!r}, but a file of this name has {width} "
                 f"({layout.meaning}). Give another kind of table as CSV with a header line."
             )
     if len(layout.separator) > 1:
-        body = body.replace(layout.separator.encode(), FIELD_MARK.encode())
-        return body + b"\n", replace(layout, separator=FIELD_MARK)
-    return (data if data.endswith(b"\n") and len(data) - len(body) <= 2 else body + b"\n"), layout
+        return body.replace(layout.separator.encode(), FIELD_MARK.encode()), replace(layout, separator=FIELD_MARK)
+    return body, layout
 
 
 def _refuse_short(body: bytes, source: str, layout: Layout, quoted: bool) -> None:
