@@ -217,8 +217,8 @@ def test_a_bad_value_in_a_list_is_found_in_its_row(tmp_path: Path) -> None:
 
 
 def test_yambda_by_its_column_names(tmp_path: Path) -> None:
-    table = pl.DataFrame({"uid": [1, 1], "timestamp": [5, 10], "item_id": [3, 4], "is_organic": [1, 0], "played_ratio_pct": [90, 3],
-                          "event_type": ["listen", "like"]})  # fmt: skip
+    table = pl.DataFrame({"uid": [1, 1], "timestamp": [5, 10], "item_id": [3, 4], "event_type": ["listen", "like"]})
+    table = table.with_columns(is_organic=pl.Series([1, 0]), played_ratio_pct=pl.Series([90, 3]))
     table.write_parquet(tmp_path / "multi_event.parquet")
     log = load_log(DataOptions(path=str(tmp_path)))
     assert (log.time_kind, log.events["behavior"].to_list()) == ("order", ["listen", "like"])
@@ -239,8 +239,8 @@ def test_recbole_items_lie_beside_the_interactions(tmp_path: Path) -> None:
 
 REVIEWS_2018 = b'{"overall": 5.0, "reviewerID": "A1", "asin": "B1", "unixReviewTime": 1300000000, "style": {"Size:": " L"}}\n'
 REVIEWS_2023 = (
-    b'{"rating": 5.0, "title": "Good", "text": "x", "images": [{"small": "u"}], "asin": "B0", "parent_asin": "B1", "user_id": "A1",'
-    b' "timestamp": 1300000000000, "helpful_vote": 0, "verified_purchase": true}\n'
+    b'{"rating": 5.0, "title": "Good", "text": "x", "images": [{"small": "u"}], "asin": "B0", "parent_asin": "B1", '
+    b'"user_id": "A1", "timestamp": 1300000000000, "helpful_vote": 0, "verified_purchase": true}\n'
 )
 META_2014 = (
     b"{'asin': 'B1', 'title': \"It's one\", 'price': 3.5, 'related': {'also_bought': ['B2']}, 'categories': [['A', 'B']]}\n"

@@ -44,8 +44,8 @@ rows = st.lists(
 )
 # What is put in place of a field, or between bytes.
 values = st.sampled_from(
-    ["", " ", "-1", "0", "nan", "inf", "null", "1e400", "99999999999999999999", "2024-03-01", "yesterday", '"', '"a', 'a"b', "a,b",
-     "a\tb", "\x00", "::", "1300000000", "9" * 400, "{}", "[1]", "true", "é", "\n", "\r", "١٢", "0x10", "+5", "007"]
+    ["", " ", "-1", "0", "nan", "inf", "null", "1e400", "99999999999999999999", "2024-03-01", "yesterday", '"', '"a',
+     'a"b', "a,b",     "a\tb", "\x00", "::", "1300000000", "9" * 400, "{}", "[1]", "true", "é", "\n", "\r", "١٢", "0x10", "+5", "007"]
 )  # fmt: skip
 raw = st.sampled_from([b"\n", b"\r\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b'"', b",", b"\t", b"::", b"}", b"\n\n", b" ", b"\x1f"])
 place = st.floats(0, 1, exclude_max=True)

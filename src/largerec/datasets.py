@@ -132,8 +132,8 @@ def _read_folder(folder: Path, options: DataOptions) -> tuple[Path, RawTable]:
     if described := item_files(folder):
         raise LargeRecError(
             f"{folder}: this folder describes items and holds no events ({', '.join(file.name for file in described)}): "
-            "nobody did anything here, so there is nothing to train on. `largerec data import` turns it into item tables; as titles "
-            f"for a log with the same item ids, give data.items={described[-1]} beside data.path=LOG."
+            "nobody did anything here, so there is nothing to train on. `largerec data import` turns it into item tables; as "
+            f"titles for a log with the same item ids, give data.items={described[-1]} beside data.path=LOG."
         )
     file, notes = find_events(folder, options.columns)
     table = read(file)
