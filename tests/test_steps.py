@@ -48,7 +48,8 @@ def test_a_core_is_the_largest_part_in_which_all_have_enough(pairs: list[tuple[i
     kept = pairs
     while True:  # slowly: one user or item at a time
         few = next(
-            ((side, one) for side in (0, 1) for one in {pair[side] for pair in kept} if sum(p[side] == one for p in kept) < k), None
+            ((side, one) for side in (0, 1) for one in {pair[side] for pair in kept} if sum(p[side] == one for p in kept) < k),
+            None,
         )
         if few is None:
             break
