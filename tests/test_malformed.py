@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from largerec.columns import ALIASES
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
@@ -125,7 +126,7 @@ def plain_fields(data: bytes, kind: str) -> list[dict[str, Any]]:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
     if kind == "jsonl":
         return [json_fields(line) for line in text.split("\n") if line.strip()]
-    text = text.rstrip("\r\n") + "\n"
+    text = (text if kind in ("data", "dat") else text.lstrip("\r\n")).rstrip("\r\n") + "\n"
     if kind in ("csv", "semicolon") and '"' in text:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text, ",")))
     else:
@@ -156,16 +157,16 @@ def assert_right(log: EventLog, data: bytes, kind: str) -> None:
         assert_lines(log, data)
         return
     fields = plain_fields(data, kind)
-    users = [field(row, ("user_id",)) for row in fields]
+    users = [field(row, ALIASES["user"]) for row in fields]
     assert len(log.dropped) + log.events.height == len(fields)
     if log.dropped:
         kept = sorted(set(range(1, len(fields) + 1)) - {row.row for row in log.dropped})
         assert len(kept) == log.events.height
         fields, users = [fields[row - 1] for row in kept], [users[row - 1] for row in kept]
     assert [same(value) for value in log.events["user_id"]] == [same(user) for user in users]
-    items = [field(row, ("item_id", "item")) for row in fields]
+    items = [field(row, ALIASES["item"]) for row in fields]
     assert [same(value) for value in log.events["item_id"]] == [same(item) for item in items]
-    times = [field(row, ("timestamp",)) for row in fields]
+    times = [field(row, ALIASES["time"]) for row in fields]
     if log.time_kind == "timestamp" and all(str(time).isdigit() and str(time).isascii() for time in times):
         whole = [int(time) for time in times]
         assert any(

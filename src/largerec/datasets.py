@@ -90,7 +90,7 @@ def load_log(options: DataOptions) -> EventLog:
         on_bad_rows=options.on_bad_rows,
         place=table.place,
     )
-    dropped = table.dropped + log.dropped
+    dropped = tuple(sorted(table.dropped + log.dropped, key=lambda row: (row.file, row.row)))
     if dropped:
         write_dropped(dropped, Path(options.dropped))
     notes += said + table.notes + said_items + log.notes + told_dropped(dropped, Path(options.dropped))
