@@ -14,6 +14,7 @@ from largerec import manifest
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.imports import import_log
+from largerec.sequences import SplitOptions, build_sequences
 from largerec.steps import Steps
 
 EVENTS = b"user_id,item_id,rating,timestamp,shop\nann,10,4,1300000000,a\nbob,20,3.5,1300000060,\nann,20,5,1300000120,b\n"
@@ -140,3 +141,4 @@ def test_every_real_folder_is_imported_and_reads_back(name: str, shared_data: Pa
     log = load_log(DataOptions(path=str(tmp_path / "out")))
     assert (log.events.height, log.time_kind) == (found["events"], found["time_kind"])
     assert manifest.content_hash(log.events, log.items) == found["content"]
+    assert len(build_sequences(log, SplitOptions()).item_N) == found["events"]

@@ -121,9 +121,10 @@ def damaged(log: list[Row], kind: str, hits: list[Any]) -> bytes:
 def plain_fields(data: bytes, kind: str) -> list[dict[str, Any]]:
     """A slow reading of a text, by Python's own parsers: a dictionary for each row."""
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    text = text.lstrip("\ufeff")
     if kind == "jsonl":
         return [json_fields(line) for line in text.split("\n") if line.strip()]
     text = (text if kind in ("data", "dat") else text.lstrip("\r\n")).rstrip("\r\n") + "\n"

@@ -107,6 +107,13 @@ def test_text_as_people_have_it(tmp_path: Path, data: bytes, note: str | None) -
     assert table.notes == (() if note is None else (note,))
 
 
+def test_text_that_is_damaged_is_not_guessed_at(tmp_path: Path) -> None:
+    rows = "user,item\né,1\nü,2\n".encode()
+    message = error_of(save(tmp_path / "log.csv", rows + b"\xe9,3\n"))
+    assert "line 4: b'\\xe9' is no UTF-8, though others of the file are" in message
+    assert "begins as UTF-16 and is damaged" in error_of(save(tmp_path / "log.csv", "user,item\n1,2\n".encode("utf-16")[:-1]))
+
+
 def test_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path) -> None:
     path = save(tmp_path / "items.tsv", b'item_id\ttitle\n1\t5" brush\n2\t"Best" comb\n')
     assert read_table(path).frame["title"].to_list() == ['5" brush', '"Best" comb']

@@ -33,7 +33,7 @@ def _data_options(path: str, overrides: list[str] | None, on_bad_rows: str) -> A
 
 
 @app.command("describe")
-def describe(
+def data_describe(
     path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
     overrides: Overrides = None,
     on_bad_rows: OnBadRows = "error",
@@ -48,7 +48,7 @@ def describe(
 
 
 @app.command("import")
-def import_(
+def data_import(
     path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
     overrides: Overrides = None,
     to: Annotated[str, typer.Option("--to", help="the folder to write: Parquet and a manifest with a hash of the content")] = "",
@@ -81,7 +81,7 @@ def import_(
 
 
 @app.command("list")
-def list_(as_json: AsJson = False) -> None:
+def data_list(as_json: AsJson = False) -> None:
     """List public logs: what they are, their terms, and how to get them."""
     from largerec import publicsets, show
 
@@ -90,7 +90,7 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command("fetch")
-def fetch(
+def data_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a name that `largerec data list` shows")],
     to: Annotated[str | None, typer.Option("--to", help="the folder; default: data/NAME")] = None,
     given: Annotated[str | None, typer.Option("--from", help="a local copy: the file, or a folder that holds it")] = None,

@@ -100,7 +100,7 @@ def read_table(path: Path, columns: ColumnOptions | None = None, on_bad_rows: On
         word = (said or "").removesuffix(UNTIMED_MARK)
         time_kind: TimeKind | None = "order" if word == "order" else "timestamp" if word == "timestamp" else None
         return RawTable(frame, (), time_kind, "first" if said and said.endswith(UNTIMED_MARK) else None, place=in_file(source))
-    text, notes = _as_utf8(read_bytes(path))
+    text, notes = _as_utf8(read_bytes(path), source)
     table = _parse_text(text, source, kind, on_bad_rows)
     frame = table.frame
     if kind not in ("jsonl", "item.json", "index.json"):
@@ -191,16 +191,33 @@ def _unpack(data: bytes) -> Iterator[bytes]:
             start += 1
 
 
-def _as_utf8(data: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """Return text as UTF-8; what is not UTF-8 or UTF-16 is taken as latin-1, the older MovieLens files' encoding."""
+def _as_utf8(data: bytes, source: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return text as UTF-8; what is not UTF-8 or UTF-16 is taken as latin-1, the older MovieLens files' encoding.
+
+    Raises:
+        LargeRecError: most characters beyond ASCII are UTF-8 and some are not, or UTF-16 is broken: the file is damaged.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace").encode(), ("the text is UTF-16",)
+        try:
+            return data.decode("utf-16").encode(), ("the text is UTF-16",)
+        except UnicodeError as error:
+            raise LargeRecError(
+                f"{source}: the text begins as UTF-16 and is damaged ({error}). Write it again, as UTF-8."
+            ) from error
     data = data.removeprefix(b"\xef\xbb\xbf")
     if data.isascii():  # many times faster than to decode
         return data, ()
     try:
         data.decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        text = data.decode("utf-8", "surrogateescape")
+        broken = len(re.findall("[\udc80-\udcff]", text))
+        if len(re.findall("[^\x00-\x7f]", text)) >= 2 * broken:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise LargeRecError(
+                f"{source}, line {line}: {data[error.start : error.start + 1]!r} is no UTF-8, though others of the file are. "
+                "The file is damaged or mixes encodings: write it again, as UTF-8."
+            ) from error
         return data.decode("latin-1").encode(), ("the text is not UTF-8: read as latin-1",)
     return data, ()
 
@@ -221,7 +238,8 @@ def peek_columns(path: Path) -> list[str]:
             data = file.read(CHUNK)
         if path.suffix.lower() == ".gz":
             data = zlib.decompressobj(wbits=31).decompress(data, CHUNK)
-        line = _as_utf8(data)[0].decode("utf-8").partition("\n")[0].rstrip("\r")
+        head = data if data.startswith((b"\xff\xfe", b"\xfe\xff")) else data.partition(b"\n")[0]
+        line = _as_utf8(head, str(path))[0].decode("utf-8").partition("\n")[0].rstrip("\r")
         if kind == "jsonl":
             first = json.loads(line)
             return list(first) if isinstance(first, dict) else []
