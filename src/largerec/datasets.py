@@ -245,15 +245,15 @@ def _load_items(
     options: DataOptions, events_path: Path, events: RawTable
 ) -> tuple[RawTable | None, Path | None, tuple[str, ...]]:
     """Read the item table that is asked for, or one of a known name beside the events that shares an item with them."""
+    folder = events_path if events_path.is_dir() else events_path.parent
     if options.items is not None:
         asked = Path(options.items).expanduser()
-        found = next((file for file in (asked, events_path.parent / asked) if file.is_file()), None)
+        found = next((file for file in (asked, folder / asked) if file.is_file()), None)
         if found is None:
             raise LargeRecError(
                 f"data.items={options.items}: there is no such file{_similar(asked)} Give a file with item ids and titles."
             )
         return read_table(found), found, ()
-    folder = events_path if events_path.is_dir() else events_path.parent
     siblings = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file) is not None)
     own = [file for file in siblings if _describes(file, events_path)]
     plain = {file.name.lower().removesuffix(".gz"): file for file in siblings}
