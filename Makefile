@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types check clean
+.PHONY: help setup demo test soak lint types check clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 16
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev ## check formatting and style
 
 types: $(VENV)/.dev ## check types, strictly
 	$(BIN)/mypy --strict src
+
+soak: $(VENV)/.dev ## throw many thousands of malformed files at the readers; ARGS, LARGEREC_EXAMPLES
+	LARGEREC_EXAMPLES=$${LARGEREC_EXAMPLES:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_malformed.py $(ARGS)
 
 # Three makes in a row, so that `make -j check` still reports them one by one, the cheap ones first.
 check: ## lint, types and test

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,3 +67,11 @@ def logs(draw: st.DrawFn, *, time_kinds: Sequence[TimeKind] = ("timestamp", "ord
         time = START_MS + step * MINUTE_MS if kind == "timestamp" else step
         named.append((f"user {user}", f"item {item}", time) if as_text else (user, item, time))
     return log_of(named, kind)
+
+
+def put(folder: Path, **files: bytes) -> Path:
+    """Write files; ``__`` in a name stands for a dot."""
+    for name, data in files.items():
+        path = folder / name.replace("__", ".")
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return folder

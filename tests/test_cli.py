@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import copy_of_run, trained_run, write_tiny
 
-from largerec import cli
+from largerec import cli, cli_data
 from largerec.engine import load
 from largerec.simulate import SimulateOptions, simulate
 
@@ -260,8 +260,10 @@ def test_doctor(largerec: Command) -> None:
 
 
 def test_each_verb_is_a_function_of_its_name() -> None:
-    for verb in ("run", "train", "evaluate", "recommend", "report", "estimate", "bench_train", "doctor", "data_describe"):
+    for verb in ("run", "train", "evaluate", "recommend", "report", "estimate", "bench_train", "doctor"):
         assert callable(getattr(cli, verb)), verb
+    for verb in ("data_describe", "data_import", "data_list", "data_fetch"):
+        assert callable(getattr(cli_data, verb)), verb
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------------

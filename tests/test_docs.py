@@ -230,6 +230,7 @@ WRONG_LOGS: dict[str, tuple[str, bytes, list[str]]] = {
     "below zero": ("events.csv", b"user,item,time\nann,p1,1709251200\nann,p2,-5\n", []),
     "too late": ("events.csv", b"user,item,time\na,p,1709251200\na,q,99999999999\na,q,1709251201\n", []),
     "surplus": ("events.csv", b"user,item\nann,p1\nann,p2,9\n", []),
+    "cut off in a line": ("events.csv", f"{ROWS}ann,p".encode(), []),
     "filter": ("events.csv", b"user,item\nann,p1\n", ["where=stars >= 4"]),
     "filters all": ("events.csv", b"user,item\nann,1\nbob,2\n", ["where=item > 9"]),
     "cut off": ("events.csv.gz", gzip.compress(b"user,item\n" + b"ann,p1\n" * 9)[:-8], []),
@@ -316,12 +317,12 @@ def assert_command(words: list[str]) -> None:
         assert verb in command.commands, f"`largerec` has no verb {verb!r}"
         command = command.commands[verb]
     flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
-    unknown = {word for word in words if word.startswith("-") and word not in flags}
+    unknown = {word for word in words if word.startswith("-") and word.partition("=")[0] not in flags}
     assert not unknown, f"`largerec {command.name}` has no {unknown}"
     overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
     if words and words[0].endswith(".toml") and (ROOT / words[0]).is_file():
         load_recipe(ROOT / words[0], overrides)
-    elif command.name in ("describe", "evaluate"):
+    elif command.name in ("describe", "import", "evaluate"):
         recipe_from(apply_overrides({}, overrides))
 
 

@@ -107,6 +107,13 @@ def test_text_as_people_have_it(tmp_path: Path, data: bytes, note: str | None) -
     assert table.notes == (() if note is None else (note,))
 
 
+def test_text_that_is_damaged_is_not_guessed_at(tmp_path: Path) -> None:
+    rows = "user,item\né,1\nü,2\n".encode()
+    message = error_of(save(tmp_path / "log.csv", rows + b"\xe9,3\n"))
+    assert "line 4: b'\\xe9' is no UTF-8, though others of the file are" in message
+    assert "begins as UTF-16 and is damaged" in error_of(save(tmp_path / "log.csv", "user,item\n1,2\n".encode("utf-16")[:-1]))
+
+
 def test_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path) -> None:
     path = save(tmp_path / "items.tsv", b'item_id\ttitle\n1\t5" brush\n2\t"Best" comb\n')
     assert read_table(path).frame["title"].to_list() == ['5" brush', '"Best" comb']
@@ -199,12 +206,24 @@ def test_a_cut_off_parquet_file_is_refused(tmp_path: Path) -> None:
     assert "no whole Parquet file" in error_of(path)
 
 
-def test_a_row_with_too_few_fields_is_found_by_its_missing_value(tmp_path: Path) -> None:
-    table = read_table(save(tmp_path / "log.csv", b"user,item,time\n1,2,1300000000\n\n1,2\n"))
+def test_a_blank_line_is_found_by_its_missing_value(tmp_path: Path) -> None:
+    table = read_table(save(tmp_path / "log.csv", b"user,item,time\n1,2,1300000000\n\n1,2,1300000000\n"))
     with pytest.raises(LargeRecError, match=r"log, row 2, column 'user': nothing \(null\) is no user id"):
         EventLog.from_frame(table.frame, source="log")
-    with pytest.raises(LargeRecError, match=r"log, row 3, column 'time': nothing \(null\) is no time"):
-        EventLog.from_frame(table.frame, source="log", where='"user" IS NOT NULL')
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("log.csv", b"user,item,time,note\n1,2,1300000000,\n\n1,2,13000\n3,4,1300000000,\n"),
+        ("log.csv", b'user,item,time,note\n1,2,1300000000,"a,b"\n\n1,2,13000\n3,4,1300000000,\n'),
+        ("log.tsv", b"user\titem\ttime\tnote\n1\t2\t1300000000\t\n\n1\t2\t13000\n3\t4\t1300000000\t\n"),
+    ],
+)
+def test_a_line_that_was_cut_off_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
+    assert "row 3: 3 fields ['1', '2', '13000'], but there are 4 columns. The line may be cut off" in error_of(
+        save(tmp_path / name, data)
+    )
 
 
 def test_unknown_and_missing_files(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 
 import typer
 
+from largerec import cli_data
 from largerec.errors import LargeRecError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Look at event logs.")
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast this machine is at your recipe.")
 app.add_typer(bench_app, name="bench")
 
@@ -113,21 +113,6 @@ def recommend(
     histories = [[engine.item_id(item.strip()) for item in history.split(",")]] if history else None
     frame = engine.recommend(user_id, k, histories=histories)
     _print_json(frame.to_dicts()) if as_json else show.frame(frame)
-
-
-@data_app.command("describe")
-def data_describe(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what is in an event log; overrides as in a recipe, for example data.columns.user=client."""
-    from largerec import show
-    from largerec.datasets import load_log
-    from largerec.recipe import apply_overrides, recipe_from
-
-    description = load_log(recipe_from(apply_overrides({"data": {"path": path}}, overrides or [])).data).describe()
-    _print_json(description) if as_json else show.described(description)
 
 
 @app.command()

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import polars as pl
 
+from largerec.badrows import BadRows, Origin
 from largerec.errors import LargeRecError, nearest
 from largerec.options import Options
 
 TimeKind = Literal["timestamp", "order"]
 AskedKind = Literal["auto", "timestamp", "order"]
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "iso"]
+Untimed = Literal["error", "first"]
 Role = Literal["user", "item", "time", "behavior", "value"]
 
 # Names are compared in lower case and without a RecBole type suffix; the first alias that a file has is taken.
@@ -39,7 +40,7 @@ ALIASES: dict[Role, tuple[str, ...]] = {
 }  # fmt: skip
 ORDER_ALIASES = ("pos", "position", "rank", "order", "step")  # taken as the time only where time_kind="order" is asked for
 TITLE_ALIASES = ("title", "name", "item_name", "item_title", "movie_title", "product_title", "product_name")
-CATEGORY_ALIASES = ("category", "genres", "genre", "categories", "category_id", "main_category")
+CATEGORY_ALIASES = ("category", "genres", "genre", "categories", "category_id", "main_category", "tag")
 WORD_ALIASES = {*ALIASES["user"], *ALIASES["item"], *ALIASES["behavior"], *TITLE_ALIASES, *CATEGORY_ALIASES, "id"}
 CANONICAL = ("user_id", "item_id", "timestamp", "behavior", "value")
 
@@ -50,6 +51,9 @@ RANKS_BELOW = 1e8  # a median below this (March 1973 in seconds) is a rank, not 
 ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z")
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 METADATA_KEY = "largerec.time_kind"
+FLOATS_ARE_EXACT_BELOW = 2**53
+UNTIMED = -1  # the time of an event of which only the order is known, in a log with a clock
+UNTIMED_MARK = "+untimed"  # behind the kind in the metadata of a file that has such events
 
 
 class ColumnOptions(Options):
@@ -78,25 +82,6 @@ def holds_words(name: str, columns: ColumnOptions) -> bool:
 def find_columns(names: list[str], aliases: tuple[str, ...]) -> list[str]:
     """Return the names that match an alias, in the order of the aliases."""
     return [name for alias in aliases for name in names if plain_name(name).strip().lower() == alias]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where rows came from, so that a message can name the file and the 1-based data row even after a filter."""
-
-    source: str
-    kept: pl.Series | None = None  # row numbers (0-based) that the filter kept
-
-    def error(self, row: int, column: str, value: Any, problem: str, fix: str) -> LargeRecError:
-        """Return the error for the value in ``row`` (0-based, after the filter)."""
-        number = (int(self.kept[row]) if self.kept is not None else row) + 1
-        shown = "nothing (null)" if value is None else repr(value)
-        return LargeRecError(f"{self.source}, row {number}, column {column!r}: {shown} {problem}. {fix}")
-
-
-def first_true(mask: pl.Series) -> int:
-    """Return the number of the first row that is true."""
-    return cast(int, mask.fill_null(False).arg_max())
 
 
 def resolve_columns(
@@ -153,23 +138,19 @@ def convert_ids(series: pl.Series, role: str, origin: Origin) -> tuple[pl.Series
     """
     fix = f"Give every event its {role}, or filter such rows out, e.g. data.where='\"{series.name}\" IS NOT NULL'"
     if series.null_count():
-        row = first_true(series.is_null())
-        raise origin.error(row, series.name, None, f"is no {role} id", f"{fix}.")
+        raise origin.error(series.is_null(), series, f"is no {role} id", f"{fix}.")
     if series.dtype in (pl.Categorical, pl.Enum):
         series = series.cast(pl.String)
     if series.dtype == pl.String:
         blank = series.str.strip_chars() == ""
         if blank.any():
-            raise origin.error(first_true(blank), series.name, series[first_true(blank)], f"is no {role} id", f"{fix}.")
+            raise origin.error(blank, series, f"is no {role} id", f"{fix}.")
         return series, ()
     note: tuple[str, ...] = ()
     if series.dtype.is_float():
         broken = ~series.is_finite() | (series != series.round())
         if broken.any():
-            row = first_true(broken)
-            raise origin.error(
-                row, series.name, series[row], f"is no {role} id: ids are integers or strings", "Write such ids as strings."
-            )
+            raise origin.error(broken, series, f"is no {role} id: ids are integers or strings", "Write such ids as strings.")
         note = (f"{role} ids are whole numbers stored as floats: read as integers",)
     elif not series.dtype.is_integer():
         raise LargeRecError(
@@ -178,10 +159,12 @@ def convert_ids(series: pl.Series, role: str, origin: Origin) -> tuple[pl.Series
     if series.dtype.is_float() or series.dtype in (pl.Int128, pl.UInt128):
         small = series.cast(pl.Int64, strict=False)
         if small.null_count():
-            row = first_true(small.is_null())
-            raise origin.error(
-                row, series.name, series[row], f"is too large for a {role} id in 64 bits", "Write such ids as strings."
-            )
+            problem = f"is too large for a {role} id in 64 bits"
+            raise origin.error(small.is_null(), series, problem, "Write such ids as strings.")
+        vague = small.abs() >= FLOATS_ARE_EXACT_BELOW
+        if series.dtype.is_float() and vague.any():
+            problem = f"is no {role} id: a float of this size has lost digits"
+            raise origin.error(vague, series, problem, "Write such ids as integers or strings.")
         series = small
     return series, note
 
@@ -204,9 +187,7 @@ def convert_times(
     if series.dtype.is_float():
         series = series.fill_nan(None)
     if series.null_count():
-        raise origin.error(
-            first_true(series.is_null()), name, None, "is no time", f"{fix}, e.g. data.where='\"{name}\" IS NOT NULL'."
-        )
+        raise origin.error(series.is_null(), series, "is no time", f"{fix}, e.g. data.where='\"{name}\" IS NOT NULL'.")
     if series.dtype in (pl.Date, pl.Datetime):
         note = (
             "times are dates"
@@ -222,8 +203,7 @@ def convert_times(
                 _parse_iso(series, origin), series, asked, "times are ISO dates (UTC where no zone is written)", origin
             )
         if not is_number.all():
-            row = first_true(~is_number)
-            raise origin.error(row, name, series[row], "is no number, though the other times are", f"{fix}.")
+            raise origin.error(~is_number, series, "is no number, though the other times are", f"{fix}.")
         exact = series.str.strip_chars().cast(pl.Int64, strict=False)
         given, series = series, (numbers if exact.null_count() else exact)
     else:
@@ -240,10 +220,28 @@ def convert_times(
         series = series.cast(pl.Float64)
     bad = (series < 0) if series.dtype.is_integer() else ~series.is_finite() | (series < 0)
     if bad.any():
-        row = first_true(bad)
         problem = "is an impossible time or rank: below zero or infinite"
-        raise origin.error(row, name, given[row], problem, f"{fix}, e.g. data.where='\"{name}\" >= 0'.")
+        raise origin.error(bad, given, problem, f"{fix}, e.g. data.where='\"{name}\" >= 0'.")
     return _numeric_times(series, given, unit, asked, origin)
+
+
+def convert_gappy_times(
+    series: pl.Series, unit: TimeUnit, asked: AskedKind, origin: Origin
+) -> tuple[pl.Series, TimeKind, tuple[str, ...]]:
+    """Like :func:`convert_times`, but an event without a time gets -1: it comes before all others, in the order of the rows."""
+    known = series.is_not_null()
+    if known.all() or not known.any():
+        return convert_times(series, unit, asked, origin)
+    rows = known.arg_true()
+    inner = Origin(origin.source, rows if origin.kept is None else origin.kept.gather(rows), origin.place)
+    try:
+        timestamp, kind, said = convert_times(series.filter(known), unit, asked, inner)
+    except BadRows as bad:
+        mask = pl.repeat(False, series.len(), eager=True).scatter(rows.filter(bad.mask), True)
+        raise BadRows(str(bad), mask, bad.column, bad.reason) from None
+    whole = pl.repeat(UNTIMED, series.len(), dtype=pl.Int64, eager=True).scatter(rows, timestamp)
+    note = f"{series.len() - rows.len():,} events have no time: they count as earlier than all others, in the order of the rows"
+    return whole.alias(series.name), kind, (*said, note)
 
 
 def _numeric_times(
@@ -269,12 +267,10 @@ def _numeric_times(
     limit = LAST_MS / factor
     late = series >= limit
     if late.any():
-        row = first_true(late)
         problem = f"is an impossible time: after the year 2200 when times are {UNIT_WORDS[chosen]}"
         raise origin.error(
-            row,
-            series.name,
-            given[row],
+            late,
+            given,
             problem,
             "Mend it, filter it out with data.where, or set the right data.time_unit (s, ms, us, ns).",
         )
@@ -301,9 +297,8 @@ def _parse_iso(series: pl.Series, origin: Origin) -> pl.Series:
         parsed = text.str.to_datetime(pattern, time_unit="ms", strict=False).cast(pl.Int64)
         ms = ms.zip_with(ms.is_not_null(), parsed)
     if ms.null_count():
-        row = first_true(ms.is_null())
-        fix = "Write times as 2024-03-31, 2024-03-31T18:30:00Z or as Unix seconds"
-        raise origin.error(row, series.name, series[row], "is no ISO date", f"{fix}.")
+        fix = "Write times as 2024-03-31, 2024-03-31T18:30:00Z or as Unix seconds."
+        raise origin.error(ms.is_null(), series, "is no ISO date", fix)
     return ms
 
 
@@ -312,15 +307,8 @@ def _checked(
 ) -> tuple[pl.Series, TimeKind, tuple[str, ...]]:
     bad = (ms < 0) | (ms >= LAST_MS)
     if bad.any():
-        row = first_true(bad)
-        value = given[row] if isinstance(given[row], str | int | float) else str(given[row])
-        raise origin.error(
-            row,
-            given.name,
-            value,
-            "is an impossible time: before 1970 or after 2200",
-            "Mend it, or filter it out with data.where.",
-        )
+        problem = "is an impossible time: before 1970 or after 2200"
+        raise origin.error(bad, given, problem, "Mend it, or filter it out with data.where.")
     if asked == "order":
         return ms, "order", (note, "only the order of the times is used, as asked")
     return ms, "timestamp", (note, f"times run from {iso_time(cast(int, ms.min()))} to {iso_time(cast(int, ms.max()))}")
@@ -348,10 +336,8 @@ def convert_values(series: pl.Series, asked: bool, origin: Origin) -> tuple[pl.S
         return None, (f"column {series.name!r} holds {series.dtype}, no numbers: kept as a feature, not read as the value",)
     broken = numbers.is_null() & series.is_not_null()
     if broken.any():
-        row = first_true(broken)
-        raise origin.error(
-            row, series.name, series[row], "is no number", "Mend it, or name another column with data.columns.value=NAME."
-        )
+        fix = "Mend it, or name another column with data.columns.value=NAME."
+        raise origin.error(broken, series, "is no number", fix)
     numbers = numbers.fill_nan(None)
     return numbers, ((f"{numbers.null_count():,} events have no value",) if numbers.null_count() else ())
 

@@ -1,34 +1,59 @@
-"""From a path to an EventLog: a file, or a folder of a known set, with the item table that lies beside it."""
+"""From a path to an EventLog: a file, a folder of a known set or of parts, with the item table that lies beside it."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from largerec.columns import ALIASES, AskedKind, ColumnOptions, TimeUnit, find_columns
+from largerec import manifest
+from largerec.badrows import OnBadRows, told_dropped, write_dropped
+from largerec.columns import ALIASES, AskedKind, ColumnOptions, TimeUnit, Untimed, find_columns
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import FaultOptions, with_faults
 from largerec.options import Options
-from largerec.readers import SUFFIXES, RawTable, format_of, peek_columns, read_table
+from largerec.readers import (
+    SUFFIXES,
+    RawTable,
+    amazon,
+    diginetica,
+    folders,
+    format_of,
+    kuairand,
+    nested,
+    peek_columns,
+    read_table,
+    trivago,
+)
 from largerec.simulate import SimulateOptions, simulate
 
 # The events of the sets that people have, the raw file with times before one with the order only.
 KNOWN_EVENTS = ("u.data", "ratings.dat", "interactions_ordered.parquet", "ratings.csv", "clicks.parquet")
-KNOWN_ITEMS = ("u.item", "movies.dat", "movies.csv", "items.parquet", "items.csv", "items.tsv", "items.jsonl", "articles_ids.csv")
+KNOWN_ITEMS = (
+    "u.item", "movies.dat", "movies.csv", "items.parquet", "items.csv", "items.tsv", "items.jsonl", "articles_ids.csv",
+    "item_metadata.csv", "video_features_basic_pure.csv", "video_features_basic_1k.csv", "video_features_basic_27k.csv",
+)  # fmt: skip
 ORDERED_ML1M = "interactions_ordered.parquet"
 
 
 class DataOptions(Options):
-    """Where the log is and how to read it. Without a path, a log is generated. ``faults`` are put into either on request."""
+    """Where the log is and how to read it. Without a path, a log is generated. ``faults`` are put into either on request.
+
+    ``on_bad_rows``: "drop" leaves out rows that cannot be right, counts them by reason and writes them to ``dropped``.
+    ``untimed``: "first" puts events without a time before all others, in the order of the file.
+    """
 
     path: str | None = None
     columns: ColumnOptions = ColumnOptions()
     where: str | None = None
     time_unit: TimeUnit = "auto"
     time_kind: AskedKind = "auto"
+    untimed: Untimed = "error"
+    on_bad_rows: OnBadRows = "error"
+    dropped: str = "dropped.jsonl"
     items: str | None = None
     simulate: SimulateOptions = SimulateOptions()
     faults: FaultOptions = FaultOptions()
@@ -50,23 +75,82 @@ def _read_log(options: DataOptions, given: str) -> EventLog:
         raise LargeRecError(
             f"data.path={given}: there is no such file or folder{_similar(path)} Give a file of events or a folder of one."
         )
-    notes: tuple[str, ...] = ()
-    if path.is_dir():
-        path, notes = find_events(path, options.columns)
-    options, said = _with_defaults(options, path)
-    events = read_table(path, options.columns)
-    items, items_path, said_items = _load_items(options, path, events)
+    notes, path = _inner_folder(path)
+    source, table = (
+        _read_folder(path, options) if path.is_dir() else (path, read_table(path, options.columns, options.on_bad_rows))
+    )
+    table = trivago.adapt(nested.unfold(table, options.columns, str(source)), str(source))
+    options, said = _with_defaults(options, source, table)
+    items, items_path, said_items = _load_items(options, source, table)
     log = EventLog.from_frame(
-        events.frame,
+        table.frame,
         items=None if items is None else items.frame,
         columns=options.columns,
         time_unit=options.time_unit,
-        time_kind=events.time_kind or "auto" if options.time_kind == "auto" else options.time_kind,
+        time_kind=options.time_kind,
         where=options.where,
-        source=str(path),
+        source=str(source),
         items_source=str(items_path),
+        untimed=options.untimed,
+        on_bad_rows=options.on_bad_rows,
+        place=table.place,
     )
-    return EventLog(log.events, log.items, log.time_kind, notes + said + events.notes + said_items + log.notes, log.source)
+    dropped = tuple(sorted(table.dropped + log.dropped, key=lambda row: (row.file, row.row)))
+    if dropped:
+        write_dropped(dropped, Path(options.dropped))
+    notes += said + table.notes + said_items + log.notes + told_dropped(dropped, Path(options.dropped))
+    return replace(log, notes=notes, dropped=dropped)
+
+
+def _inner_folder(path: Path) -> tuple[tuple[str, ...], Path]:
+    """Go down where a folder holds no file that could be read and but one folder, as unpacked archives do."""
+    start = path
+    while path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+        if any(entry.is_file() and format_of(entry) is not None for entry in entries):
+            break
+        entries = [entry for entry in entries if entry.is_dir()]
+        if len(entries) != 1 or folders.PARTITION.fullmatch(entries[0].name):
+            break
+        path = entries[0]
+    return (() if path == start else (f"the log is in {path.relative_to(start)}",)), path
+
+
+def _read_folder(folder: Path, options: DataOptions) -> tuple[Path, RawTable]:
+    """Read the events of a folder; return with them what they came from, beside which their items lie."""
+
+    def read(file: Path) -> RawTable:
+        return read_table(file, options.columns, options.on_bad_rows)
+
+    manifest.verify(folder)
+    if kuairand.logs(folder):
+        return folder, kuairand.read(folder, options.on_bad_rows)
+    if numbered := diginetica.periods(folder):
+        parts = [folders.Part(file, {"period": str(number)}) for number, file in numbered]
+        return folder, folders.read_parts(parts, options.columns, folder, read)
+    if hive := folders.hive_parts(folder):
+        return folder, folders.read_parts(hive, options.columns, folder, read)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file) is not None)
+    candidates = [file for file in files if not file.name.startswith(("_", ".")) and not _is_item_file(file)]
+    if (side := folders.parts_side_by_side(candidates)) and _has_events(side[0].file, options.columns):
+        return folder, folders.read_parts(side, options.columns, folder, read)
+    if described := item_files(folder):
+        raise LargeRecError(
+            f"{folder}: this folder describes items and holds no events ({', '.join(file.name for file in described)}): "
+            "nobody did anything here, so there is nothing to train on. `largerec data import` turns it into item tables; as "
+            f"titles for a log with the same item ids, give data.items={described[-1]} beside data.path=LOG."
+        )
+    file, notes = find_events(folder, options.columns)
+    table = read(file)
+    return file, replace(table, notes=notes + table.notes)
+
+
+def item_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that only describes items (``*.item.json``, ``*.index.json``); none where there are events."""
+    if not folder.is_dir():
+        return []
+    files = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file) is not None)
+    return files if all(format_of(file) in ("item.json", "index.json") for file in files) else []
 
 
 def find_events(folder: Path, columns: ColumnOptions) -> tuple[Path, tuple[str, ...]]:
@@ -118,7 +202,16 @@ def _stem(file: Path) -> str:
 
 
 def _is_item_file(file: Path) -> bool:
-    return _stem(file).endswith(".items") or file.name.lower().removesuffix(".gz") in KNOWN_ITEMS
+    name = file.name.lower().removesuffix(".gz")
+    other = name in KNOWN_ITEMS or name.startswith("meta_") or name.endswith((".item", ".user"))
+    return other or _stem(file).endswith(".items") or format_of(file) in ("item.json", "index.json")
+
+
+def _describes(file: Path, events: Path) -> bool:
+    """Say whether a file's name makes it the item table of just these events, as ``x.item`` of ``x.inter``."""
+    same_stem = _stem(file) == f"{_stem(events)}.items"
+    recbole = file.name.removesuffix(".gz").endswith(".item") and _stem(file) == _stem(events) and file.name != "u.item"
+    return same_stem or recbole or amazon.is_metadata_of(file.name, events.name)
 
 
 def _similar(path: Path) -> str:
@@ -130,36 +223,44 @@ def _similar(path: Path) -> str:
     return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else "."
 
 
-def _with_defaults(options: DataOptions, path: Path) -> tuple[DataOptions, tuple[str, ...]]:
-    """Fill in what the known ordered file of MovieLens-1M needs: its rank as the time, its unranked rows left out."""
-    if (
-        path.name != ORDERED_ML1M
-        or options.columns.time is not None
-        or options.time_kind == "timestamp"
-        or "pos" not in peek_columns(path)
-    ):
-        return options, ()
-    columns = options.columns.model_copy(update={"time": "pos"})
-    filled = options.model_copy(update={"columns": columns, "time_kind": "order", "where": options.where or "pos >= 0"})
-    return filled, (
-        f"{ORDERED_ML1M} is known: 'pos' is the order of a user's events, and rows without one (pos < 0) are left out",
+def _with_defaults(options: DataOptions, source: Path, table: RawTable) -> tuple[DataOptions, tuple[str, ...]]:
+    """Fill in what a file, its format or a known set says, where the recipe says nothing."""
+    columns, given = dict(table.columns), options.columns
+    where, time_kind = options.where, options.time_kind
+    notes: tuple[str, ...] = ()
+    if source.name == ORDERED_ML1M and given.time is None and options.time_kind != "timestamp" and "pos" in table.frame.columns:
+        # The known ordered file of MovieLens-1M: its rank as the time, its unranked rows left out.
+        columns["time"], time_kind, where = "pos", "order", options.where or "pos >= 0"
+        notes = (f"{ORDERED_ML1M} is known: 'pos' is the order of a user's events, and rows without one (pos < 0) are left out",)
+    if time_kind == "auto" and table.time_kind is not None:
+        time_kind = table.time_kind
+    missing = {role: name for role, name in columns.items() if getattr(given, role) is None}
+    filled = options.model_copy(
+        update={
+            "columns": given.model_copy(update=missing),
+            "time_kind": time_kind,
+            "where": where,
+            "untimed": table.untimed or options.untimed,
+        }
     )
+    return filled, notes
 
 
 def _load_items(
     options: DataOptions, events_path: Path, events: RawTable
 ) -> tuple[RawTable | None, Path | None, tuple[str, ...]]:
     """Read the item table that is asked for, or one of a known name beside the events that shares an item with them."""
+    folder = events_path if events_path.is_dir() else events_path.parent
     if options.items is not None:
         asked = Path(options.items).expanduser()
-        found = next((file for file in (asked, events_path.parent / asked) if file.is_file()), None)
+        found = next((file for file in (asked, folder / asked) if file.is_file()), None)
         if found is None:
             raise LargeRecError(
                 f"data.items={options.items}: there is no such file{_similar(asked)} Give a file with item ids and titles."
             )
         return read_table(found), found, ()
-    siblings = sorted(file for file in events_path.parent.iterdir() if file.is_file() and format_of(file) is not None)
-    own = [file for file in siblings if _stem(file) == f"{_stem(events_path)}.items"]
+    siblings = sorted(file for file in folder.iterdir() if file.is_file() and format_of(file) is not None)
+    own = [file for file in siblings if _describes(file, events_path)]
     plain = {file.name.lower().removesuffix(".gz"): file for file in siblings}
     found = next((file for file in [*own, *(plain[name] for name in KNOWN_ITEMS if name in plain)] if file != events_path), None)
     if found is None:

@@ -8,18 +8,22 @@ from typing import Any, cast
 
 import polars as pl
 
+from largerec.badrows import BadRows, DroppedRow, OnBadRows, Origin, Place, dropped_from
 from largerec.columns import (
     ALIASES,
     CANONICAL,
     CATEGORY_ALIASES,
     METADATA_KEY,
     TITLE_ALIASES,
+    UNTIMED,
+    UNTIMED_MARK,
     AskedKind,
     ColumnOptions,
-    Origin,
     TimeKind,
     TimeUnit,
+    Untimed,
     convert_behaviors,
+    convert_gappy_times,
     convert_ids,
     convert_text,
     convert_times,
@@ -40,11 +44,13 @@ class EventLog:
 
     Attributes:
         events: ``user_id`` and ``item_id`` (integers or strings, as given), ``timestamp`` Int64 (milliseconds UTC, or a rank
-            when ``time_kind`` is "order"), optional ``behavior`` String and ``value`` Float64, and further columns as given.
+            when ``time_kind`` is "order"; -1: only known to be earlier than all others), optional ``behavior`` String and
+            ``value`` Float64, and further columns as given.
         items: ``item_id`` (the same type), optional ``title`` and ``category`` String, and further columns; or None.
         time_kind: what ``timestamp`` means.
         notes: what was detected and decided, in plain sentences.
         source: the file that the events came from, or another name for it.
+        dropped: the rows that were left out because they cannot be right (none unless asked for).
     """
 
     events: pl.DataFrame
@@ -52,6 +58,7 @@ class EventLog:
     time_kind: TimeKind
     notes: tuple[str, ...]
     source: str
+    dropped: tuple[DroppedRow, ...] = ()
 
     @classmethod
     def from_frame(
@@ -65,8 +72,11 @@ class EventLog:
         where: str | None = None,
         source: str = "frame",
         items_source: str = "items",
+        untimed: Untimed = "error",
+        on_bad_rows: OnBadRows = "error",
+        place: Place | None = None,
     ) -> EventLog:
-        """Check a polars or pandas frame and bring it into the schema. No row is dropped except by ``where``.
+        """Check a polars or pandas frame and bring it into the schema. No row is dropped except by ``where`` and ``on_bad_rows``.
 
         Args:
             frame: a polars (eager or lazy) or pandas frame of events; ``items`` likewise, of item titles and categories.
@@ -75,6 +85,9 @@ class EventLog:
             time_kind: "order" for a rank without a clock; "auto" decides by magnitude, and by whether there is a time at all.
             where: a condition in SQL on the frame's own column names, such as ``rating >= 4``.
             source: the name that messages give to the events; ``items_source`` likewise for the items.
+            untimed: "first" puts events without a time before all others, in the order of the rows, with time -1.
+            on_bad_rows: "drop" leaves out rows that cannot be right and keeps them in ``dropped``.
+            place: file and row of each row of the frame, where it is not the row of ``source``.
 
         Raises:
             LargeRecError: a column is missing; a value is null, unparsable or impossible; no rows are left.
@@ -83,40 +96,24 @@ class EventLog:
         table, notes = _as_table(frame, source)
         table, kept, said = _filter(table, where, source)
         notes += said
-        origin = Origin(source, kept)
-        roles, said = resolve_columns(table, chosen, time_kind, source)
+        dropped: list[DroppedRow] = []
+        while True:
+            origin = Origin(source, kept, place)
+            try:
+                events, kind, said = _convert(table, chosen, time_unit, time_kind, untimed, origin)
+                break
+            except BadRows as bad:
+                if on_bad_rows == "error" or bad.mask.all():
+                    raise
+                dropped += dropped_from(table, bad, origin)
+                kept = (~bad.mask).arg_true() if kept is None else kept.filter(~bad.mask)
+                table = table.filter(~bad.mask)
         notes += said
-        user_id, said_user = convert_ids(table[roles["user"]], "user", origin)
-        item_id, said_item = convert_ids(table[roles["item"]], "item", origin)
-        if "time" in roles:
-            timestamp, kind, said = convert_times(table[roles["time"]], time_unit, time_kind, origin)
-        else:
-            timestamp, kind = pl.Series("timestamp", range(table.height), dtype=pl.Int64), "order"
-            others = ", ".join(repr(name) for name in frame.columns[:8])
-            said = (
-                "there is no time column: the order of the rows in the file is the order of the events "
-                f"(if one of {others} is the time, pass data.columns.time=NAME)",
-            )
-        notes += said_user + said_item + said
-        parts = [user_id.alias("user_id"), item_id.alias("item_id"), timestamp.alias("timestamp")]
-        behavior, said_behavior = convert_behaviors(table[roles["behavior"]]) if "behavior" in roles else (None, ())
-        value, said_value = (
-            convert_values(table[roles["value"]], chosen.value is not None, origin) if "value" in roles else (None, ())
-        )
-        notes += said_behavior + said_value
-        for role, series in (("behavior", behavior), ("value", value)):
-            if series is None:
-                roles.pop(role, None)
-            else:
-                parts.append(series.alias(role))
-        rest = [table[name] for name in table.columns if name not in roles.values()]
-        parts += [series.alias(f"{series.name}_given") if series.name in CANONICAL else series for series in rest]
-        events = pl.DataFrame(parts)
         catalogue = None
         if items is not None:
             catalogue, said = _item_table(items, events["item_id"], chosen.item, items_source)
             notes += said
-        return cls(events, catalogue, kind, notes, source)
+        return cls(events, catalogue, kind, notes, source, tuple(dropped))
 
     def describe(self) -> dict[str, Any]:
         """Return counts, spans and shares of the log as plain JSON values; shares are of events unless the key says otherwise."""
@@ -165,11 +162,15 @@ class EventLog:
 
     def _describe_time(self) -> dict[str, Any]:
         times = self.events["timestamp"]
+        timed = times.filter(times != UNTIMED)
+        untimed, times = times.len() - timed.len(), timed if timed.len() else times
         first, last = int(cast(int, times.min())), int(cast(int, times.max()))
         ties = self.events.height - self.events.select("user_id", "timestamp").n_unique()
         spans: dict[str, Any] = {"first_rank": first, "last_rank": last}
         if self.time_kind == "timestamp":
             spans = {"first": iso_time(first), "last": iso_time(last), "days": (last - first) / 86_400_000}
+        if untimed:
+            spans["events_without_a_time"] = untimed
         return {"kind": self.time_kind, **spans, "events_at_the_time_of_another_of_the_user": ties}
 
     def _name_items(self, popularity: pl.DataFrame) -> list[dict[str, Any]]:
@@ -208,7 +209,8 @@ class EventLog:
 
     def _write_table(self, table: pl.DataFrame, target: Path, suffix: str) -> None:
         if suffix == ".parquet":
-            table.write_parquet(target, metadata={METADATA_KEY: self.time_kind})
+            untimed = "timestamp" in table.columns and bool((table["timestamp"] == UNTIMED).any())
+            table.write_parquet(target, metadata={METADATA_KEY: self.time_kind + (UNTIMED_MARK if untimed else "")})
             return
         nested = [name for name, dtype in table.schema.items() if dtype.is_nested()]
         if nested:
@@ -216,6 +218,41 @@ class EventLog:
                 f"{target}: column {nested[0]!r} holds {table.schema[nested[0]]}, which CSV cannot. Write to a .parquet file."
             )
         table.write_csv(target, compression="gzip" if suffix.endswith(".gz") else "uncompressed")
+
+
+def _convert(
+    table: pl.DataFrame, chosen: ColumnOptions, time_unit: TimeUnit, time_kind: AskedKind, untimed: Untimed, origin: Origin
+) -> tuple[pl.DataFrame, TimeKind, tuple[str, ...]]:
+    """Find the columns of a table and check and convert their values: the events, the kind of time, and what was decided."""
+    roles, notes = resolve_columns(table, chosen, time_kind, origin.source)
+    user_id, said_user = convert_ids(table[roles["user"]], "user", origin)
+    item_id, said_item = convert_ids(table[roles["item"]], "item", origin)
+    kind: TimeKind
+    if "time" in roles:
+        convert = convert_gappy_times if untimed == "first" else convert_times
+        timestamp, kind, said = convert(table[roles["time"]], time_unit, time_kind, origin)
+    else:
+        timestamp, kind = pl.int_range(table.height, dtype=pl.Int64, eager=True), "order"
+        others = ", ".join(repr(name) for name in table.columns[:8])
+        said = (
+            "there is no time column: the order of the rows in the file is the order of the events "
+            f"(if one of {others} is the time, pass data.columns.time=NAME)",
+        )
+    notes += said_user + said_item + said
+    parts = [user_id.alias("user_id"), item_id.alias("item_id"), timestamp.alias("timestamp")]
+    behavior, said_behavior = convert_behaviors(table[roles["behavior"]]) if "behavior" in roles else (None, ())
+    value, said_value = (
+        convert_values(table[roles["value"]], chosen.value is not None, origin) if "value" in roles else (None, ())
+    )
+    notes += said_behavior + said_value
+    for role, series in (("behavior", behavior), ("value", value)):
+        if series is None:
+            roles.pop(role, None)
+        else:
+            parts.append(series.alias(role))
+    rest = [table[name] for name in table.columns if name not in roles.values()]
+    parts += [series.alias(f"{series.name}_given") if series.name in CANONICAL else series for series in rest]
+    return pl.DataFrame(parts), kind, notes
 
 
 def _as_table(frame: Any, source: str) -> tuple[pl.DataFrame, tuple[str, ...]]:

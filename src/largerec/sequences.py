@@ -171,6 +171,14 @@ def _numbered(column: pl.Series, values: pl.Series | None = None) -> tuple[np.nd
     return codes.to_numpy(), values
 
 
+def _stable_order(codes: np.ndarray) -> np.ndarray:
+    """The stable order of codes below 2^31: a plain sort of (code, row) in one number, twice as fast as a stable one."""
+    keys = (codes.astype(np.int64) << 32) | np.arange(len(codes))
+    keys.sort()
+    keys &= 0xFFFFFFFF
+    return keys
+
+
 def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | None, ...]]:
     """Behaviours numbered by name, a missing one first: the numbers do not depend on the order of the rows."""
     if "behavior" not in frame.columns:
@@ -185,10 +193,12 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
     Raises:
         LargeRecError: no user or no target is left, or the split moments cannot be read.
     """
-    events = log.events.sort("timestamp", maintain_order=True)
+    events = log.events.select(name for name in ("user_id", "item_id", "timestamp", "behavior") if name in log.events.columns)
+    if not events["timestamp"].is_sorted():
+        events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = _numbered(events["user_id"])
     item_code, item_ids = _numbered(events["item_id"])
-    by_user = np.argsort(user_code, kind="stable")
+    by_user = _stable_order(user_code)
     offsets_U1 = np.concatenate([[0], np.cumsum(np.bincount(user_code, minlength=len(user_ids)))])
     time_N = events["timestamp"].to_numpy()[by_user]
     if options.protocol == "leave-one-out":

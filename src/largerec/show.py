@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 SHOWN = ("recall@10", "ndcg@10", "mrr@10")
@@ -174,3 +178,29 @@ def described(description: dict[str, Any]) -> None:
     fields({name: value for name, value in description.items() if name != "notes"}, "Event log")
     for note in description.get("notes", []):
         console().print(f"note: {note}", highlight=False, markup=False)
+
+
+def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    """Documents as the rows of a table, some of their fields as its columns."""
+    table = Table()
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(*(escape(str(row[name])) for name in names))
+    console().print(table)
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Give a function that is told of a file, its bytes so far and in all; on a terminal it moves a bar on standard error."""
+    to = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=to, transient=True, disable=not to.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield report

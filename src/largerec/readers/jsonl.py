@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import polars as pl
 
+from largerec.badrows import DroppedRow
 from largerec.errors import LargeRecError
+
+SAMPLE = 1000  # lines that are looked at for groups
 
 
 def parse_jsonl(data: bytes, source: str) -> pl.DataFrame:
-    """Parse JSON lines; a key that a line lacks is null there, blank lines are no rows.
+    """Parse JSON lines; a key that a line lacks is null there, blank lines are no rows, objects within objects stay JSON text.
+
+    Lines in Python's spelling (single quotes, as Amazon's metadata of 2014) are read as well.
 
     Raises:
         LargeRecError: the text is empty, or a line is not one JSON object.
     """
     if not data.strip():
         raise LargeRecError(f"{source}: the file is empty. Give a file with a JSON object for every event.")
+    if data.lstrip().startswith(b"{'"):
+        data = _from_python(data, source)
     try:
-        return pl.read_ndjson(data, infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
+        # Groups differ from line to line (Amazon's details have thousands of keys), so they are not made columns.
+        head = pl.read_ndjson(data, infer_schema_length=SAMPLE, n_rows=SAMPLE)
+        groups: pl.Schema | dict[str, type[pl.String]] = {
+            name: pl.String for name, dtype in head.schema.items() if _holds_groups(dtype)
+        }
+        return pl.read_ndjson(data, infer_schema_length=None, schema_overrides=groups or None)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _explain(data, source, str(error)) from error
+
+
+def _holds_groups(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.Struct) or (isinstance(dtype, pl.List) and _holds_groups(dtype.inner))  # type: ignore[arg-type]
+
+
+def _from_python(data: bytes, source: str) -> bytes:
+    """Turn lines that are Python dictionaries into JSON lines; only literals are read, nothing is run."""
+    lines = []
+    for number, line in enumerate((line for line in data.split(b"\n") if line.strip()), start=1):
+        try:
+            lines.append(json.dumps(ast.literal_eval(line.decode("utf-8").strip())))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            shown = line[:80].decode("utf-8", "replace")
+            raise LargeRecError(
+                f"{source}, row {number}: {shown!r} is neither JSON nor a Python dictionary ({error}). "
+                "Write JSON, in double quotes."
+            ) from None
+    return "\n".join(lines).encode()
 
 
 def _explain(data: bytes, source: str, reason: str) -> LargeRecError:
@@ -29,7 +61,7 @@ def _explain(data: bytes, source: str, reason: str) -> LargeRecError:
         shown = line[:80].decode("utf-8", "replace")
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fix = (
                 "Write one JSON object a line; a JSON array must be unrolled"
                 if shown.startswith("[")
@@ -43,3 +75,28 @@ def _explain(data: bytes, source: str, reason: str) -> LargeRecError:
     return LargeRecError(
         f"{source}: the lines cannot be read together ({reason.splitlines()[0]}). Give each key one type of value."
     )
+
+
+def parse_leniently(data: bytes, source: str) -> tuple[pl.DataFrame, list[int], list[DroppedRow]]:
+    """Parse as :func:`parse_jsonl`, but leave out lines that are not one JSON object.
+
+    Returns:
+        The table, the 1-based number of each of its rows (blank lines are no rows), and what was left out.
+
+    Raises:
+        LargeRecError: no line is an object, or the objects cannot be read together.
+    """
+    kept: list[bytes] = []
+    numbers: list[int] = []
+    dropped: list[DroppedRow] = []
+    for number, line in enumerate((line for line in data.split(b"\n") if line.strip()), start=1):
+        try:
+            problem = "" if isinstance(json.loads(line), dict) else "the line is no JSON object"
+        except (ValueError, RecursionError):
+            problem = "the line is no JSON"
+        if problem:
+            dropped.append(DroppedRow(source, number, problem, line.decode("utf-8", "replace")))
+        else:
+            kept.append(line)
+            numbers.append(number)
+    return parse_jsonl(b"\n".join(kept), source), numbers, dropped

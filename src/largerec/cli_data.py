@@ -1,0 +1,104 @@
+"""The verbs of ``largerec data``: look at logs, import them, list and fetch public ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from largerec.errors import LargeRecError
+
+app = typer.Typer(no_args_is_help=True, help="Look at event logs, import them, get public ones.")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="how to read it, as in a recipe: data.columns.user=client")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on the last line")]
+OnBadRows = Annotated[str, typer.Option("--on-bad-rows", help="error, or drop: count them by reason and write them to a file")]
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, default=str))
+
+
+def _data_options(path: str, overrides: list[str] | None, on_bad_rows: str) -> Any:
+    from largerec.recipe import apply_overrides, recipe_from
+
+    bad_rows = [f"data.on_bad_rows={on_bad_rows}"] if on_bad_rows != "error" else []
+    for override in overrides or []:
+        if "=" in override and not override.startswith("data."):
+            raise LargeRecError(f"{override!r} says nothing about reading a log; only data.* may be set here: data.where=...")
+    return recipe_from(apply_overrides({"data": {"path": path}}, [*bad_rows, *(overrides or [])]), "largerec data").data
+
+
+@app.command("describe")
+def data_describe(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
+    overrides: Overrides = None,
+    on_bad_rows: OnBadRows = "error",
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in an event log; overrides as in a recipe, for example data.columns.user=client."""
+    from largerec import show
+    from largerec.datasets import load_log
+
+    description = load_log(_data_options(path, overrides, on_bad_rows)).describe()
+    _print_json(description) if as_json else show.described(description)
+
+
+@app.command("import")
+def data_import(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="a log, or the folder of a known set")],
+    overrides: Overrides = None,
+    to: Annotated[str, typer.Option("--to", help="the folder to write: Parquet and a manifest with a hash of the content")] = "",
+    on_bad_rows: OnBadRows = "error",
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="keep the first of events equal in user, item, time, behaviour")
+    ] = False,
+    since: Annotated[str | None, typer.Option("--from", help="keep events from this ISO date on (UTC)")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="keep events before this ISO date (UTC)")] = None,
+    sample_users: Annotated[float | None, typer.Option("--sample-users", help="keep so many users, or a share below 1")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of the sample of users")] = 0,
+    k_core: Annotated[int | None, typer.Option("--k-core", help="keep users and items with at least so many events")] = None,
+    to_format: Annotated[str, typer.Option("--to-format", help="parquet or recbole")] = "parquet",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier import in that folder")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a log and write it into a folder of its own, after the steps that are asked for, each one reported."""
+    from largerec import imports, show
+    from largerec.steps import Steps
+
+    if not to:
+        raise LargeRecError("largerec data import needs --to FOLDER, the folder to write.")
+    if to_format not in ("parquet", "recbole"):
+        raise LargeRecError(f"--to-format {to_format!r}: there are parquet and recbole.")
+    steps = Steps(dedupe=dedupe, since=since, until=until, sample_users=sample_users, seed=seed, k_core=k_core)
+    target: imports.Target = "recbole" if to_format == "recbole" else "parquet"
+    options = _data_options(path, overrides, on_bad_rows)
+    found = imports.import_log(options, to, steps, target=target, overwrite=overwrite)
+    _print_json(found) if as_json else show.described({**found, "dir": to})
+
+
+@app.command("list")
+def data_list(as_json: AsJson = False) -> None:
+    """List public logs: what they are, their terms, and how to get them."""
+    from largerec import publicsets, show
+
+    rows = publicsets.table()
+    _print_json(rows) if as_json else show.rows(rows, ("name", "title", "events", "terms", "get"))
+
+
+@app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a name that `largerec data list` shows")],
+    to: Annotated[str | None, typer.Option("--to", help="the folder; default: data/NAME")] = None,
+    given: Annotated[str | None, typer.Option("--from", help="a local copy: the file, or a folder that holds it")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Get a public log: download (or copy) it, take up what broke off, verify and unpack it."""
+    from largerec import publicsets, show
+
+    with show.download_bar() as report:
+        found = publicsets.fetch(name, to, given=given, report=report)
+    _print_json(found) if as_json else show.fields(found, "Fetched")

@@ -1,0 +1,97 @@
+"""KuaiRand's short videos: the standard log, repeated rows taken out, with each user's earlier watches before it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import polars as pl
+
+from largerec.badrows import OnBadRows, Place, in_file, in_parts
+from largerec.errors import LargeRecError
+from largerec.readers import RawTable, format_of, read_table
+
+# The behaviour of an event is the strongest thing that the user did.
+SIGNALS = {
+    "is_hate": "hate",
+    "is_follow": "follow",
+    "is_forward": "forward",
+    "is_comment": "comment",
+    "is_like": "like",
+    "long_view": "long_view",
+    "is_click": "click",
+}
+KEY = ["user_id", "video_id", "time_ms"]
+
+
+def logs(folder: Path) -> list[Path]:
+    """Return the standard logs of a folder, in the order of their dates (which stand in their names)."""
+    found = [file for file in folder.iterdir() if file.name.startswith("log_standard_") and format_of(file) is not None]
+    return sorted(found, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
+
+
+def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
+    """Read the standard logs and, where it is there, ``watch_history*.jsonl``: earlier watches of which only the order is known.
+
+    Raises:
+        LargeRecError: a file is broken, or a log lacks a column that makes it one of KuaiRand.
+    """
+    tables, notes = [], []
+    for file in logs(folder):
+        table = read_table(file, on_bad_rows=on_bad_rows)
+        lacking = [name for name in (*KEY, *SIGNALS) if name not in table.frame.columns]
+        if lacking:
+            raise LargeRecError(
+                f"{file}: the name is that of a log of KuaiRand, but column {lacking[0]!r} is missing. "
+                "Give the file itself as data.path if it is another log."
+            )
+        tables.append(table)
+        notes.append(f"of the folder {folder.name}, {file.name} is read")
+    log = pl.concat([table.frame for table in tables], how="diagonal_relaxed")
+    place = in_parts(
+        [(table.frame.height, table.place or in_file(str(file))) for table, file in zip(tables, logs(folder), strict=True)]
+    )
+    kept = log.with_row_index(ROW).unique(KEY, keep="first", maintain_order=True)[ROW]
+    notes.append(f"{log.height - kept.len():,} rows repeat user, video and time: the first of each is kept")
+    behavior = pl.coalesce(
+        *(pl.when(pl.col(name) == 1).then(pl.lit(word)) for name, word in SIGNALS.items()), pl.lit("view")
+    ).alias("behavior")
+    events = log[kept].with_columns(behavior)
+    notes.append(
+        f"the behaviour is the strongest signal of a row: {', '.join(SIGNALS.values())}, else view; the signals are features"
+    )
+    parts: list[tuple[int, Place]] = [(kept.len(), lambda row: place(int(kept[row])))]
+    history = sorted(file for file in folder.iterdir() if re.fullmatch(r"watch_history.*\.jsonl(\.gz)?", file.name))
+    if history:
+        earlier, rows, said = _earlier(history[0])
+        events = pl.concat([earlier, events], how="diagonal_relaxed")
+        parts.insert(0, (earlier.height, lambda row: (str(history[0]), int(rows[row]) + 1)))
+        notes.append(said)
+    columns = {"user": "user_id", "item": "video_id", "time": "time_ms", "behavior": "behavior"}
+    dropped = tuple(row for table in tables for row in table.dropped)
+    return RawTable(events, tuple(notes), "timestamp", "first", columns, in_parts(parts), dropped)
+
+
+ROW = "__row__"
+
+
+def _earlier(file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
+    """Unfold the watches before the log: user, video and behaviour, without a time; the row of each; and the note."""
+    table = read_table(file).frame.with_row_index(ROW)
+    watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
+    # The lists of likes and long watches say which videos, not which of several watches of one: the last ones are meant.
+    nth = pl.int_range(pl.len()).reverse().over("user_id", "video_id")
+    marked = watches.with_columns(nth.alias("nth"))
+    words = []
+    for name, word in (("like", "like"), ("long_watch", "long_view")):
+        if name in table.columns:
+            counts = table.select("user_id", pl.col(name).alias("video_id")).explode("video_id").drop_nulls("video_id")
+            counts = counts.group_by("user_id", "video_id").len(name)
+            marked = marked.join(counts, on=["user_id", "video_id"], how="left", maintain_order="left")
+            words.append(pl.when(pl.col("nth") < pl.col(name)).then(pl.lit(word)))
+    marked = marked.with_columns(pl.coalesce(*words, pl.lit("view")).alias("behavior"))
+    note = (
+        f"{marked.height:,} earlier watches of {table.height:,} users from {file.name} come before the log, without "
+        "a time; likes and long watches of videos that are not among them are left out"
+    )
+    return marked.select("user_id", "video_id", "behavior"), marked[ROW], note
