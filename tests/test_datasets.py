@@ -386,14 +386,14 @@ def test_real_sets(shared_data: Path, path: str, events: int, users: int, items:
 
 
 def test_the_clicks_of_globo_load_fast(shared_data: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     log = load_log(DataOptions(path=str(shared_data / "globo-news")))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert (log.events.height, log.events["item_id"].n_unique()) == (2_988_181, 46_033)
     assert log.items is not None
     assert log.items.schema == {"item_id": pl.Int64, "category": pl.String}
     assert log.events["item_id"].is_in(log.items["item_id"].implode()).all()
-    assert seconds < 15, "about one second on a quiet machine; much more means that rows are looked at one by one"
+    assert seconds < 5, "of processor time, so that other jobs do not count; more means that rows are looked at one by one"
 
 
 def test_what_kuairand_and_the_amazon_items_are_is_said(shared_data: Path) -> None:
