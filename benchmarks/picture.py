@@ -21,7 +21,13 @@ from largerec.experiments import examples, rows_of, with_compared
 
 def main(run: str, picture: str) -> None:
     results = [Bundle.open(recipe.run.dir).read_json("result.json") for recipe in with_compared(Bundle.open(run).recipe())]
-    found = {"rows": rows_of(results), "examples": examples(load(run), users=1), "dir": run, "result": results[0]}
+    found = {
+        "rows": rows_of(results),
+        "examples": examples(load(run), users=1),
+        "dir": run,
+        "result": results[0],
+        "report": f"{run}/report.html",
+    }
     console = Console(record=True, width=132, file=io.StringIO(), highlight=False)
     show.run(found, console)
     # The template fetches fonts from elsewhere; a picture in a README should not.

@@ -19,7 +19,13 @@ from typing import Any
 import torch
 
 from largerec.doctor import matrix_gflops
+from largerec.report.charts import Axis, Line, Point, lines, percent
 
+PICTURE = Path(__file__).parent.parent / "docs" / "train-speed.svg"
+STYLE = """:root { --c0: #1f5fbf; --soft: #666; --grid: #ddd }
+svg { background: #fff; color: #222; font: 10px system-ui, sans-serif } svg text { fill: #666 }
+.grid { stroke: var(--grid); fill: none } .axis { stroke: var(--soft); fill: none }
+.line { fill: none; stroke: var(--c0); stroke-width: 1.8 } .dot { stroke: none; fill: var(--c0) }"""
 RESULT = Path(__file__).parent / "results" / "train-sweeps.json"
 SPEED = Path(__file__).with_name("train_speed.py")
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -45,6 +51,28 @@ def measure(sweep: str, value: int) -> dict[str, Any]:
     return {"sweep": sweep, "value": value, **json.loads(child.stdout.splitlines()[-1])}
 
 
+def share(point: dict[str, Any], limit: float) -> float:
+    """Of the machine's rate of plain matrix products."""
+    return float(point["tokens_per_s"] * point["mflops_per_token"] / 1e3 / limit)
+
+
+def draw(points: list[dict[str, Any]], limit: float) -> None:
+    """Tokens a second, and the share of the machine's rate, over the length of histories."""
+    found = sorted((point for point in points if point["sweep"] == "length"), key=lambda point: int(point["value"]))
+    length = [float(point["value"]) for point in found]
+    panels = []
+    for label, values, form in (
+        ("tokens a second", [float(point["tokens_per_s"]) for point in found], None),
+        ("share of the rate of plain matrix products", [share(point, limit) for point in found], percent),
+    ):
+        dots = [Point(x, y, f"{x:,.0f}: {y:.3g}") for x, y in zip(length, values, strict=True)]
+        y_axis = Axis(label, low=0.0) if form is None else Axis(label, low=0.0, high=1.0, form=form)
+        panels.append(lines([Line(label, length, values, 0, dots)], Axis("length of histories", "log"), y_axis, label))
+    moved = [panel.replace("<svg ", f'<svg x="{360 * n}" width="360" height="218" ', 1) for n, panel in enumerate(panels)]
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 218"><style>{STYLE}</style>{"".join(moved)}</svg>'
+    PICTURE.write_text(svg + "\n", encoding="utf-8")
+
+
 def main() -> None:
     points = json.loads(RESULT.read_text())["points"] if RESULT.is_file() else []
     there = {(point["sweep"], point["value"]) for point in points}
@@ -64,13 +92,13 @@ def main() -> None:
             }
             RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     limit = json.loads(RESULT.read_text())["gflops_of_matrix_products"]
+    draw(points, limit)
     print("| sweep | value | tokens a second | microseconds a token | MFLOP a token | share of the matrix rate | peak MB |")
     print("|---|---|---|---|---|---|---|")
     for point in points:
         rate = point["tokens_per_s"]
-        share = rate * point["mflops_per_token"] / 1e3 / limit
         cells = (point["sweep"], f"{point['value']:,}", f"{rate:,.0f}", f"{1e6 / rate:.1f}", point["mflops_per_token"])
-        print(f"| {' | '.join(map(str, cells))} | {share:.0%} | {point['peak_memory_mb']:,} |")
+        print(f"| {' | '.join(map(str, cells))} | {share(point, limit):.0%} | {point['peak_memory_mb']:,} |")
 
 
 if __name__ == "__main__":
