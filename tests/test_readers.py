@@ -114,6 +114,14 @@ def test_text_that_is_damaged_is_not_guessed_at(tmp_path: Path) -> None:
     assert "begins as UTF-16 and is damaged" in error_of(save(tmp_path / "log.csv", "user,item\n1,2\n".encode("utf-16")[:-1]))
 
 
+def test_a_carriage_return_inside_a_line_is_an_error_and_none_of_its_values_is_changed(tmp_path: Path) -> None:
+    data = b"user,item\r\n1,2\r\nx\r,3\r\n"
+    message = error_of(save(tmp_path / "log.csv", data))
+    assert "row 2: a carriage return stands inside the line" in message and "convert them to line feeds" in message
+    assert read_table(tmp_path / "log.csv", on_bad_rows="drop").frame.rows() == [("1", 2), ("x\r", 3)]
+    assert "header line: a carriage return" in error_of(save(tmp_path / "old.csv", b"user,item\r1,2\r3,4\r"))
+
+
 def test_quotes_in_tab_separated_text_are_plain_characters(tmp_path: Path) -> None:
     path = save(tmp_path / "items.tsv", b'item_id\ttitle\n1\t5" brush\n2\t"Best" comb\n')
     assert read_table(path).frame["title"].to_list() == ['5" brush', '"Best" comb']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -57,6 +58,8 @@ def parse_delimited(data: bytes, source: str, layout: Layout) -> pl.DataFrame:
     """
     body, layout = _body(data, source, layout)
     quoted = layout.quoted and b'"' in body
+    if not quoted and body.count(b"\r") != body.count(b"\r\n"):
+        _refuse_carriage_return(body, source, layout)
     try:
         table = pl.read_csv(
             body,
@@ -98,6 +101,17 @@ def _body(data: bytes, source: str, layout: Layout) -> tuple[bytes, Layout]:
     if len(layout.separator) > 1:
         return body.replace(layout.separator.encode(), FIELD_MARK.encode()), replace(layout, separator=FIELD_MARK)
     return body, layout
+
+
+def _refuse_carriage_return(body: bytes, source: str, layout: Layout) -> None:
+    """The fast reader drops a carriage return at the end of a field, so that the value would be another one."""
+    at = re.search(rb"\r(?!\n)", body)
+    assert at is not None
+    row = body.count(b"\n", 0, at.start()) + (layout.names is not None)
+    raise LargeRecError(
+        f"{source}, {f'row {row}' if row else 'header line'}: a carriage return stands inside the line. If the lines of the file "
+        "end with carriage returns alone, convert them to line feeds; else take it out."
+    )
 
 
 def _refuse_short(body: bytes, source: str, layout: Layout, quoted: bool) -> None:
