@@ -52,8 +52,8 @@ def measure(sweep: str, value: int) -> dict[str, Any]:
 
 
 def share(point: dict[str, Any], limit: float) -> float:
-    """Of the machine's rate of plain matrix products."""
-    return float(point["tokens_per_s"] * point["mflops_per_token"] / 1e3 / limit)
+    """Of the machine's rate of plain matrix products; ``limit`` is that of two threads."""
+    return float(point["tokens_per_s"] * point["mflops_per_token"] / 1e3 / (limit * point["threads"] / 2))
 
 
 def draw(points: list[dict[str, Any]], limit: float) -> None:

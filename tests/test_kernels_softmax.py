@@ -12,7 +12,17 @@ from largerec.objectives import full_softmax
 pytestmark = pytest.mark.skipif(
     not cpu.avx512_bf16() or cpu.compiler() is None, reason="no processor with AVX-512 BF16, or no C++ compiler"
 )
-SHAPES = [(1, 1, 1), (1, 2, 3), (7, 5, 3), (6, 64, 16), (13, 65, 17), (100, 63, 50), (301, 1000, 128), (50, 130, 192)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 2, 3),
+    (7, 5, 3),
+    (6, 64, 16),
+    (13, 65, 17),
+    (100, 63, 50),
+    (301, 1000, 128),
+    (50, 130, 192),
+    (20, 70, 80),
+]
 
 
 def inputs(tokens: int, items: int, width: int, factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,6 +98,17 @@ def test_scores_up_to_the_limit_stay_right() -> None:
         torch.testing.assert_close(one.double(), other, rtol=5e-3, atol=5e-3 * float(other.abs().max()))
 
 
+def test_the_gradient_vanishes_with_the_loss_also_for_numbers_that_bfloat16_rounds() -> None:
+    query, key = torch.tensor([[1.003]]).requires_grad_(), torch.tensor([[1.001]]).requires_grad_()
+    loss, d_query, d_key = found(query, key, torch.tensor([0]))
+    assert loss == 0 and d_query == 0 and d_key == 0
+
+
+def test_an_empty_table_has_no_target() -> None:
+    with pytest.raises(IndexError, match="outside the table"):
+        losses.softmax_loss(torch.ones(3, 8), torch.ones(0, 8), torch.zeros(3, dtype=torch.long))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_is_not_a_number_is_not_hidden(which: int) -> None:
     x = inputs(20, 50, 32)
@@ -111,4 +132,4 @@ def test_a_target_outside_the_table_is_refused(wrong: int) -> None:
 
 
 def test_torch_accepts_the_operator() -> None:
-    torch.library.opcheck(torch.ops.largerec.softmax_loss, inputs(9, 20, 10))
+    torch.library.opcheck(torch.ops.largerec.softmax_loss, (*inputs(9, 20, 10), losses.AHEAD))

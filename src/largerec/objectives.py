@@ -106,6 +106,8 @@ def full_softmax(
     queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
 ) -> torch.Tensor:
     """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32)."""
+    if len(target_T) == 0:
+        return queries_TD.float().sum() + 0 * keys_VD.sum()
     if low_precision and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
         return fused
     arguments = (queries_TD.float(), keys_VD, target_T, low_precision)

@@ -32,6 +32,7 @@ LEVELS = {
 }
 
 
+@cache
 def _flags() -> set[str]:
     """Instruction sets by the names that Linux gives them; empty elsewhere."""
     info = Path("/proc/cpuinfo")
@@ -56,8 +57,11 @@ def native_bf16() -> bool:
 
 
 def avx512_bf16() -> bool:
-    """Whether this machine has AVX-512's products of pairs of bfloat16, which softmax.cpp is written with."""
-    return instruction_set() == "x86-64-v4" and "avx512_bf16" in _flags()
+    """Whether this machine has AVX-512's products of pairs of bfloat16, which softmax.cpp is written with.
+
+    Not where it also has AMX, whose products of matrices are several times faster and which torch uses.
+    """
+    return instruction_set() == "x86-64-v4" and "avx512_bf16" in _flags() and "amx_bf16" not in _flags()
 
 
 def compiler() -> str | None:
@@ -206,12 +210,12 @@ def _register() -> None:
         d_queries, d_keys = ctx.saved_tensors
         return d_loss * d_queries, d_loss * d_keys, None, None, None, None, None
 
-    def fake_softmax(queries, keys, target):  # type: ignore[no-untyped-def]
+    def fake_softmax(queries, keys, target, limit):  # type: ignore[no-untyped-def]
         return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys), queries.new_empty(())
 
     def backward_softmax(ctx, d_loss, *_):  # type: ignore[no-untyped-def]
         d_queries, d_keys = ctx.saved_tensors
-        return d_loss * d_queries, d_loss * d_keys, None
+        return d_loss * d_queries, d_loss * d_keys, None, None
 
     def setup_unit(ctx, inputs, output):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*output)

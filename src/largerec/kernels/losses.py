@@ -53,7 +53,7 @@ def position_scores(queries_TD: torch.Tensor, keys_VD: torch.Tensor, items_TK: t
 
 
 AHEAD = 60.0
-"""An item this far ahead of the target is near the end of float32's range for ``softmax_loss``."""
+"""With an item this far ahead of the target ``softmax_loss`` stops: exp of it is near the end of float32's range."""
 
 
 def softmax_loss(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor | None:
@@ -62,9 +62,9 @@ def softmax_loss(queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torc
     That is: on a CPU without AVX-512 BF16 or without compiled kernels, and where some item's score is more than ``AHEAD`` above
     the target's (softmax.cpp takes the target's score for the largest).
     """
-    if not (cpu.avx512_bf16() and cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32):
+    if not (cpu.usable(queries_TD, keys_VD) and cpu.avx512_bf16() and queries_TD.dtype == keys_VD.dtype == torch.float32):
         return None
-    loss, _, _, ahead = torch.ops.largerec.softmax_loss(queries_TD, keys_VD, target_T)
+    loss, _, _, ahead = torch.ops.largerec.softmax_loss(queries_TD, keys_VD, target_T, AHEAD)
     found: torch.Tensor | None = None if float(ahead.detach()) > AHEAD else loss
     return found
 

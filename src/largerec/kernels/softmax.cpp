@@ -4,7 +4,7 @@
 // A block of tokens goes through two passes. The first, parallel over tokens, makes a tile of 6 tokens x 64 items of scores, turns
 // it into p = exp(score - score of the token's target) while it is in registers, adds p * key to the queries' gradient, and keeps p
 // in bfloat16. With the target's own score as the shift no largest score need be known: the loss is log(sum of p), and p leaves
-// the range of a float only when another item is ahead by 80, which is reported so that the caller can take the other path. The
+// the range of a float only when another item is far ahead: past a limit the operator stops, and says so. The
 // second pass, parallel over items, adds p * query / sum to the keys' gradient. Every sum has a fixed order, whatever the threads.
 //
 // One micro-kernel does all three products: an instruction multiplies 16 pairs of bfloat16 numbers and adds them to 16 floats, so
@@ -20,7 +20,7 @@
 namespace {
 
 constexpr int64_t ROWS = 6, PANEL = 64, VECTORS = PANEL / LANES;  // a tile: 24 accumulators of 16 floats
-constexpr int64_t BLOCK_ELEMENTS = 8000000;                        // of p that are kept at a time
+constexpr int64_t BLOCK_ELEMENTS = 8000000;                        // of p that are kept at a time, or eight tiles a thread
 
 // 16 pairs of bfloat16, or one pair in a number.
 typedef uint32_t Pair;
@@ -107,16 +107,17 @@ struct Block {
   std::vector<float> gradient, own, sum;
 };
 
+inline float wide(Pair rounded) {
+  const Pair bits = rounded << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 float score(const Softmax& s, int64_t token) {  // of the target, with both sides rounded as the tiles round them
   const float *q = s.queries + token * s.given, *k = s.keys + s.target[token] * s.given;
   float sum = 0;
-  for (int64_t d = 0; d < s.given; d++) {
-    const Pair a = rounded(q[d]) << 16, b = rounded(k[d]) << 16;
-    float x, y;
-    std::memcpy(&x, &a, sizeof x);
-    std::memcpy(&y, &b, sizeof y);
-    sum += x * y;
-  }
+  for (int64_t d = 0; d < s.given; d++) sum += wide(rounded(q[d])) * wide(rounded(k[d]));
   return sum;
 }
 
@@ -188,8 +189,9 @@ void enter(const Softmax& s, Block& b) {
   });
 }
 
-// Losses and the queries' gradient of a block, and what its second pass multiplies by.
-void leave(const Softmax& s, Block& b, float* loss, float* d_queries) {
+// Losses and the queries' gradient of a block, what its second pass multiplies by, and what is taken off the target's gradient.
+// Both sides of a difference are rounded alike, so that it vanishes with the loss.
+void leave(const Softmax& s, Block& b, float* loss, float* d_queries, float* own_share) {
   const float each = 1.0f / static_cast<float>(s.tokens);
   std::fill(b.share.begin(), b.share.end(), 0);  // rows that only fill a tile weigh nothing
   at::parallel_for(0, (b.rows + 1) / 2, 16, [&](int64_t begin, int64_t end) {
@@ -199,26 +201,29 @@ void leave(const Softmax& s, Block& b, float* loss, float* d_queries) {
       const float inverse = 1.0f / b.sum[t];
       loss[token] = std::log(b.sum[t]);
       for (int64_t d = 0; d < s.given; d++) {
-        d_queries[token * s.given + d] = (sum[d] * inverse - own_key[d]) * each;
-        b.share[t / 2 * s.width + d] |= rounded(q[d] * inverse * each) << (t % 2 * 16);
+        const Pair share = rounded(q[d] * inverse * each);
+        d_queries[token * s.given + d] = (sum[d] * inverse - wide(rounded(own_key[d]))) * each;
+        own_share[token * s.given + d] = wide(share) * b.sum[t];
+        b.share[t / 2 * s.width + d] |= share << (t % 2 * 16);
       }
     }
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> softmax_loss(const at::Tensor& queries_, const at::Tensor& keys_, const at::Tensor& target_) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> softmax_loss(const at::Tensor& queries_, const at::Tensor& keys_, const at::Tensor& target_,
+                                                                        double limit) {
   const at::Tensor queries = queries_.contiguous(), keys = keys_.contiguous(), target = target_.contiguous();
   TORCH_CHECK(queries.dim() == 2 && keys.dim() == 2 && queries.size(1) == keys.size(1), "queries must be [T, D] and keys [V, D]");
   TORCH_CHECK(queries.scalar_type() == at::kFloat && keys.scalar_type() == at::kFloat, "queries and keys must be float32");
   TORCH_CHECK(target.scalar_type() == at::kLong && target.numel() == queries.size(0), "targets must be int64 [T]");
   const int64_t tokens = queries.size(0), items = keys.size(0), given = keys.size(1), width = up(given, LANES);
   at::Tensor loss = at::empty({tokens}, queries.options()), d_queries = at::empty_like(queries), ahead = at::full({}, -INFINITY, queries.options());
-  at::Tensor d_keys = at::zeros({up(items, PANEL), width}, keys.options());
-  if (tokens == 0 || items == 0) return {loss.sum(), d_queries, at::zeros_like(keys), ahead};
+  at::Tensor d_keys = at::zeros({up(items, PANEL), width}, keys.options()), own_share = at::empty_like(queries);
+  if (tokens == 0) return {loss.sum(), d_queries, at::zeros_like(keys), ahead};
   TORCH_CHECK_INDEX(target.min().item<int64_t>() >= 0 && target.max().item<int64_t>() < items, "a target is outside the table");
   Softmax s{tokens, items, given, width, queries.data_ptr<float>(), keys.data_ptr<float>(), target.data_ptr<int64_t>(), {}, {}};
   s.lay_out_keys();
-  const int64_t most = std::min(up(tokens, ROWS), up(std::max(BLOCK_ELEMENTS / (s.panels() * PANEL), 8 * ROWS), ROWS));
+  const int64_t most = std::min(up(tokens, ROWS), up(std::max(BLOCK_ELEMENTS / (s.panels() * PANEL), 8 * ROWS * at::get_num_threads()), ROWS));
   Block b{0, 0, most, std::vector<Pair>(most * width / 2), std::vector<Pair>(s.panels() * most / 2 * PANEL), std::vector<Pair>(most / 2 * width),
           std::vector<float>(most * width), std::vector<float>(most), std::vector<float>(most)};
   for (; b.first < tokens; b.first += most) {
@@ -228,18 +233,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> softmax_loss(const at
     std::vector<float> found(b.padded / ROWS, -INFINITY);
     at::parallel_for(0, b.padded / ROWS, 1, [&](int64_t begin, int64_t end) { found[begin] = tokens_pass(s, b, begin, end); });
     ahead.fill_(std::max(ahead.item<float>(), *std::max_element(found.begin(), found.end())));
-    leave(s, b, loss.data_ptr<float>(), d_queries.data_ptr<float>());
+    if (ahead.item<float>() > limit) return {at::full({}, NAN, queries.options()), d_queries, at::empty_like(keys), ahead};
+    leave(s, b, loss.data_ptr<float>(), d_queries.data_ptr<float>(), own_share.data_ptr<float>());
     at::parallel_for(0, s.panels(), 1, [&](int64_t begin, int64_t end) { items_pass(s, b, begin, end, d_keys.data_ptr<float>()); });
   }
   at::Tensor d_items = d_keys.narrow(0, 0, items).narrow(1, 0, given);
-  d_items.index_add_(0, target, queries, -1.0 / static_cast<double>(tokens));
-  return {loss.mean(), d_queries, d_items.contiguous(), ahead};
+  d_items.index_add_(0, target, own_share, -1);
+  double mean = 0;  // one after the other: torch's mean depends on the threads
+  for (int64_t t = 0; t < tokens; t++) mean += loss.data_ptr<float>()[t];
+  return {at::full({}, mean / static_cast<double>(tokens), queries.options()), d_queries, d_items.contiguous(), ahead};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(largerec, m) {
-  m.def("softmax_loss(Tensor queries, Tensor keys, Tensor target) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("softmax_loss(Tensor queries, Tensor keys, Tensor target, float limit) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(largerec, CPU, m) { m.impl("softmax_loss", softmax_loss); }
