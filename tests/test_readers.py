@@ -99,6 +99,8 @@ def test_a_column_with_gaps_is_still_numbers(tmp_path: Path) -> None:
         ("user,item,title\n1,2,Café\n".encode("utf-16"), "the text is UTF-16"),
         (b"\xef\xbb\xbfuser,item,title\r\n1,2,Caf\xc3\xa9\r\n\r\n\r\n", None),
         (b'user,item,title\n1,2,"Caf\xc3\xa9"', None),
+        (b"user,item,title\n1,2,Caf\xc3\xa9\n\n", None),
+        (b"user,item,title\n1,2,Caf\xc3\xa9\n\r\n", None),
     ],
 )
 def test_text_as_people_have_it(tmp_path: Path, data: bytes, note: str | None) -> None:

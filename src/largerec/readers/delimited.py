@@ -87,7 +87,7 @@ def _body(data: bytes, source: str, layout: Layout) -> tuple[bytes, Layout]:
         LargeRecError: nothing is left, or the first row of a text without a header does not have its fields.
     """
     tail = data[-TAIL:].rstrip(b"\r\n")  # a look at the end spares a copy of a large text
-    whole = tail and data.endswith(b"\n") and len(data[-TAIL:]) - len(tail) <= 2
+    whole = tail and data[-TAIL:][len(tail) :] in (b"\n", b"\r\n")
     body = data if whole else data.rstrip(b"\r\n") + b"\n"
     if body == b"\n":
         raise LargeRecError(f"{source}: the file is empty. Give a file with a row for every event.")
