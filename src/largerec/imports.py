@@ -58,7 +58,7 @@ def import_log(
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise LargeRecError(
-            f"--to {to}: the import cannot be written there ({error}). Give a folder on a disk with room, in one that may be written."
+            f"--to {to}: the import cannot be written there ({error}). Give a folder with room where you may write."
         ) from error
     return document
 
