@@ -70,3 +70,12 @@ def test_lines_that_are_no_json_are_dropped(tmp_path: Path) -> None:
 def test_a_log_of_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     path = str(put(tmp_path, log__csv=b"user_id,item_id\n,1\n,2\n") / "log.csv")
     assert "row 1, column 'user_id': nothing (null)" in error_of(path=path, on_bad_rows="drop", dropped=str(tmp_path / "b"))
+
+
+def test_a_broken_line_among_lines_in_the_spelling_of_python(tmp_path: Path) -> None:
+    lines = b"{'user_id': 1, 'item_id': 10, 'timestamp': 1300000000}\n{'user_id': 1, 'item\n[1]\n"
+    lines += b"{'user_id': 2, 'item_id': 20, 'timestamp': 1300000060}\n"
+    path, written = str(put(tmp_path, log__jsonl=lines) / "log.jsonl"), tmp_path / "bad.jsonl"
+    log = load_log(DataOptions(path=path, on_bad_rows="drop", dropped=str(written)))
+    assert log.events.select("user_id", "item_id").rows() == [(1, 10), (2, 20)]
+    assert [(row.row, row.reason) for row in log.dropped] == [(2, "the line is no JSON"), (3, "the line is no JSON object")]

@@ -169,6 +169,13 @@ def test_a_hive_partitioned_folder_is_one_log(tmp_path: Path) -> None:
     assert "Put all files of a log under the same key=value folders" in error_of(path=str(tmp_path / "log"))
 
 
+def test_partitions_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for hour in (10, 9, 2):
+        (tmp_path / f"hour={hour}").mkdir()
+        put(tmp_path / f"hour={hour}", a__csv=f"user_id,item_id,timestamp\n1,{hour},1300000000\n".encode())
+    assert load_log(DataOptions(path=str(tmp_path))).events["item_id"].to_list() == [2, 9, 10]
+
+
 def test_a_partition_that_is_a_column_too_is_refused(tmp_path: Path) -> None:
     (tmp_path / "user_id=1").mkdir()
     put(tmp_path / "user_id=1", a__csv=EVENTS)

@@ -105,6 +105,96 @@ def test_a_folder_with_something_in_it_is_not_touched(shop: DataOptions, tmp_pat
     assert [step["step"] for step in again["steps"]] == ["k-core"]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("source", "to"), [("out", "out"), ("out/events.parquet", "out"), ("out", "out/in")])
+def test_an_import_never_takes_the_place_of_its_source(shop: DataOptions, tmp_path: Path, source: str, to: str) -> None:
+    import_log(shop, tmp_path / "out")
+    before = contents(tmp_path)
+    with pytest.raises(LargeRecError, match=r"--to .*out.* what is imported \(data\.path="):
+        import_log(DataOptions(path=str(tmp_path / source)), tmp_path / to, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_an_items_file_in_the_folder_is_not_overwritten(shop: DataOptions, tmp_path: Path) -> None:
+    import_log(shop, tmp_path / "out")
+    items = shop.model_copy(update={"items": str(tmp_path / "out" / "events.items.parquet")})
+    with pytest.raises(LargeRecError, match=r"holds what is imported \(data\.items="):
+        import_log(items, tmp_path / "out", overwrite=True)
+
+
+def test_an_import_that_fails_leaves_things_as_they_were(shop: DataOptions, tmp_path: Path) -> None:
+    Path(str(shop.path)).write_bytes(EVENTS + b"cid,10,1,never,c\n")
+    options, before = shop.model_copy(update={"on_bad_rows": "drop"}), contents(tmp_path)
+    with pytest.raises(LargeRecError, match=r"leaves none of"):
+        import_log(options, tmp_path / "out", Steps(k_core=99))
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+    found = import_log(options, tmp_path / "out")
+    assert any(str(tmp_path / "out" / "dropped.jsonl") in note for note in found["notes"])
+    before = contents(tmp_path)
+    with pytest.raises(LargeRecError, match=r"leaves none of"):
+        import_log(options, tmp_path / "out", Steps(k_core=99), overwrite=True)
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shop"]
+
+
+def test_the_earlier_import_comes_back_when_the_new_one_cannot_take_its_place(
+    shop: DataOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_log(shop, tmp_path / "out")
+    before, rename = contents(tmp_path), Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise OSError("no room")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(LargeRecError, match=r"the import cannot be written there \(no room\)"):
+        import_log(shop, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_below_a_file_is_explained(shop: DataOptions, tmp_path: Path) -> None:
+    put(tmp_path, mine__csv=b"keep")
+    for to, expected in (("mine.csv/x", "cannot be written there"), ("mine.csv/x/y", "cannot be written there"),
+                         ("shop/log.csv/x", "lies inside what is imported")):  # fmt: skip
+        with pytest.raises(LargeRecError, match=expected):
+            import_log(shop, tmp_path / to)
+
+
+@pytest.mark.parametrize("name", ["../victim.txt", "/victim.txt", "..", ".", "a/b"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(shop: DataOptions, tmp_path: Path, name: str) -> None:
+    put(tmp_path, victim__txt=b"keep")
+    import_log(shop, tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    document = json.loads(path.read_text())
+    document["files"][name.replace("/victim", f"{tmp_path}/victim") if name[0] == "/" else name] = {"bytes": 4, "sha256": "x"}
+    path.write_text(json.dumps(document))
+    with pytest.raises(LargeRecError, match="damaged or foreign manifest"):
+        import_log(shop, tmp_path / "out", overwrite=True)
+    with pytest.raises(LargeRecError, match="damaged or foreign manifest"):
+        manifest.verify(tmp_path / "out")
+    assert (tmp_path / "victim.txt").read_bytes() == b"keep"
+
+
+def test_an_earlier_import_with_other_files_beside_it_is_not_overwritten(shop: DataOptions, tmp_path: Path) -> None:
+    import_log(shop, tmp_path / "out")
+    put(tmp_path / "out", notes__txt=b"mine")
+    before = contents(tmp_path)
+    with pytest.raises(LargeRecError, match=r"the earlier import did not write \(notes\.txt\)"):
+        import_log(shop, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_recbole_files_have_the_name_of_the_folder(shop: DataOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert set(import_log(shop, ".", target="recbole")["files"]) == {"here.inter", "here.item"}
+
+
 def test_recbole_files_read_back(shop: DataOptions, tmp_path: Path) -> None:
     put(tmp_path / "shop", log__items__csv=ITEMS.replace(b"Twenty", b'"Twenty\tone"'))
     found = import_log(shop, tmp_path / "shop-rb", target="recbole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import http.server
 import io
 import re
@@ -11,6 +12,7 @@ import socket
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class Server(http.server.ThreadingHTTPServer):
     asked: list[tuple[str, str | None]]
     ranges = True
     break_after: int | None = None
+    content_range: str | None = None  # in place of the right one
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -48,9 +51,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = self.server.files[name]
         start = int(re.sub(r"\D", "", wanted)) if wanted and self.server.ranges else 0
         if start >= len(data):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", self.server.content_range or f"bytes */{len(data)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", self.server.content_range or f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         end = None if self.server.break_after is None else start + self.server.break_after
@@ -114,6 +122,59 @@ def test_a_part_that_is_whole_is_taken(server: Server, tmp_path: Path, monkeypat
     offer(monkeypatch, PublicFile(server.url("events.csv"), md5(LOG)))
     (tmp_path / "events.csv.part").write_bytes(LOG)
     assert fetch("mine", tmp_path)["files"] == {"events.csv": "md5 as published"}
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [(LOG[:10_000], "bytes 0-9999/20000"), (b"x" * (len(LOG) + 1), None), (b"x" * len(LOG), "bytes */7"), (LOG[:9], "nonsense")],
+)
+def test_a_part_that_the_server_does_not_go_on_from_is_begun_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: bytes, said: str | None
+) -> None:
+    server.files["events.csv"], server.content_range = LOG, said
+    offer(monkeypatch, PublicFile(server.url("events.csv")))
+    (tmp_path / "events.csv.part").write_bytes(part)
+    fetch("mine", tmp_path)
+    assert (tmp_path / "events.csv").read_bytes() == LOG
+    assert [wanted for _, wanted in server.asked] == [f"bytes={len(part)}-", None]
+
+
+def test_an_answer_that_is_no_http_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise http.client.BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr("urllib.request.urlopen", broken)
+    offer(monkeypatch, PublicFile("http://127.0.0.1/events.csv"))
+    with pytest.raises(LargeRecError, match=r"cannot be reached or broke off \(SSH-2\.0\)\. Without a connection"):
+        fetch("mine", tmp_path)
+
+
+def test_a_folder_that_cannot_be_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, PublicFile("http://127.0.0.1/events.csv"))
+    (tmp_path / "some.file").write_bytes(b"keep")
+    for to in ("some.file", "some.file/x"):
+        with pytest.raises(LargeRecError, match="there can be no folder"):
+            fetch("mine", tmp_path / to, given=tmp_path)
+    (tmp_path / "events.csv").write_bytes(LOG)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(LargeRecError, match=r"cannot be copied to .*No space left"):
+        fetch("mine", tmp_path / "x", given=tmp_path)
+
+
+@pytest.mark.parametrize("error", [zlib.error, RuntimeError, NotImplementedError, EOFError])
+def test_whatever_an_archive_raises_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def broken(*_: object) -> None:
+        raise error("odd")
+
+    offer(monkeypatch, PublicFile("http://127.0.0.1/mine.zip"))
+    (tmp_path / "mine.zip").write_bytes(archive("zip", "mine/events.csv"))
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", broken)
+    with pytest.raises(LargeRecError, match=r"the archive cannot be unpacked \(odd\)"):
+        fetch("mine", tmp_path / "x", given=tmp_path)
 
 
 @pytest.mark.parametrize("file", [PublicFile("u/e.csv", md5(b"other")), PublicFile("u/e.csv", None, 3)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,20 +33,82 @@ def import_log(
     """Read a log, take the wanted steps, and write it into the folder ``to``; return the manifest.
 
     The same log, options and steps give the same content hash. Dropped rows go to ``dropped.jsonl`` in the folder. A folder that
-    only describes items becomes item tables.
+    only describes items becomes item tables. Everything is written beside the folder first and takes its place at the end, so
+    that an import that fails leaves things as they were.
 
     Raises:
-        LargeRecError: the folder holds something already; whatever reading and the steps raise.
+        LargeRecError: the folder holds something already, or the log itself; it cannot be written; whatever reading and the
+            steps raise.
     """
     folder = Path(to).expanduser()
-    wanted = wanted or steps.Steps()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not overwrite or not folder.is_dir() or manifest.read(folder) is None:
-            hint = "Give another folder" if overwrite else "Give another folder, or --overwrite if it is an earlier import"
-            raise LargeRecError(f"--to {to}: there is something already that this would mix with. {hint}.")
-        for name in [*(manifest.read(folder) or {}).get("files", {}), manifest.MANIFEST]:
-            (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _check_free(folder, overwrite)
+        _check_apart(folder, options)
+        target_folder = folder.resolve()
+        fresh = target_folder.with_name(f".{target_folder.name}.{os.getpid()}.new")
+        fresh.mkdir(parents=True)
+        try:
+            facts, files = _write(options, wanted or steps.Steps(), target, fresh, target_folder.name)
+            if "notes" in facts:
+                facts["notes"] = [note.replace(str(fresh), str(folder)) for note in facts["notes"]]
+            document = manifest.write(fresh, facts, files)
+            _check_free(folder, overwrite)
+            _swap(fresh, target_folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise LargeRecError(
+            f"--to {to}: the import cannot be written there ({error}). Give a folder with room where you may write."
+        ) from error
+    return document
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but, with ``overwrite``, the files of an earlier import."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite or not folder.is_dir() or (earlier := manifest.read(folder)) is None:
+        hint = "Give another folder" if overwrite else "Give another folder, or --overwrite if it is an earlier import"
+        raise LargeRecError(f"--to {folder}: there is something already that this would mix with. {hint}.")
+    ours = {*manifest.listed(folder, earlier), manifest.MANIFEST}
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours or not entry.is_file())
+    if others:
+        raise LargeRecError(
+            f"--to {folder}: there is something already that the earlier import did not write ({', '.join(others[:5])}"
+            f"{', ...' if len(others) > 5 else ''}), so nothing is overwritten. Move it elsewhere, or give another folder."
+        )
+
+
+def _check_apart(folder: Path, options: DataOptions) -> None:
+    """Refuse to import a log into itself, into a folder of its own, or over a folder that holds it."""
+    target = folder.resolve()
+    for flag, given in (("data.path", options.path), ("data.items", options.items)):
+        source = None if given is None else Path(given).expanduser().resolve()
+        if source is not None and (target.is_relative_to(source) or source.is_relative_to(target)):
+            how = "is" if source == target else "lies inside" if target.is_relative_to(source) else "holds"
+            raise LargeRecError(
+                f"--to {folder} {how} what is imported ({flag}={given}), which must stay as it is. Give a folder apart from it."
+            )
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Put a finished import into its place; the earlier one goes only when the new one is there."""
+    old = fresh.with_suffix(".old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    options: DataOptions, wanted: steps.Steps, target: Target, folder: Path, name: str
+) -> tuple[dict[str, Any], list[Path]]:
+    """Read the log, take the steps and write its files into ``folder``; return the facts for the manifest, and the files."""
     facts: dict[str, Any] = {"largerec": version("largerec"), "source": options.path}
     only_items = item_files(Path(options.path).expanduser()) if options.path is not None else []
     if only_items:
@@ -53,7 +117,7 @@ def import_log(
     log, reports = steps.apply(log, wanted)
     if reports and log.items is not None:
         log = replace(log, items=log.items.filter(pl.col("item_id").is_in(log.events["item_id"].unique().implode())))
-    files, said = _write_recbole(log, folder) if target == "recbole" else (_write_parquet(log, folder), ())
+    files, said = _write_recbole(log, folder, name) if target == "recbole" else (_write_parquet(log, folder), ())
     files += [folder / DROPPED] if log.dropped else []
     facts |= {
         "kind": "log",
@@ -67,7 +131,7 @@ def import_log(
         "content": manifest.content_hash(log.events, log.items),
         "notes": [*log.notes, *said],
     }
-    return manifest.write(folder, facts, files)
+    return facts, files
 
 
 DROPPED = "dropped.jsonl"
@@ -78,7 +142,7 @@ def _write_parquet(log: EventLog, folder: Path) -> list[Path]:
     return [folder / "events.parquet"] + ([folder / "events.items.parquet"] if log.items is not None else [])
 
 
-def _import_items(files: list[Path], folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _import_items(files: list[Path], folder: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
     """Write the item tables of a folder without events, each with its ready-made codes where they lie beside it."""
     sets: dict[str, pl.DataFrame] = {}
     for kind in ("item.json", "index.json"):
@@ -98,15 +162,12 @@ def _import_items(files: list[Path], folder: Path, facts: dict[str, Any]) -> dic
         "content": manifest.content_hash(*(table for _, table in sorted(sets.items()))),
         "notes": ["item tables only: there are no events, so there is nothing to train on; use one with data.items=FILE"],
     }
-    return manifest.write(folder, facts, written)
+    return facts, written
 
 
-def _write_recbole(log: EventLog, folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Write ``<folder>.inter`` and ``<folder>.item``: tab-separated, each column with its type; times as they are inside (ms)."""
-    name, notes = (
-        folder.name,
-        ["RecBole files: times are milliseconds UTC" if log.time_kind == "timestamp" else "times are ranks"],
-    )
+def _write_recbole(log: EventLog, folder: Path, name: str) -> tuple[list[Path], tuple[str, ...]]:
+    """Write ``<name>.inter`` and ``<name>.item``: tab-separated, each column with its type; times as they are inside (ms)."""
+    notes = ["RecBole files: times are milliseconds UTC" if log.time_kind == "timestamp" else "times are ranks"]
     renamed = log.events.rename({"value": "rating"} if {"value"} <= set(log.events.columns) - {"rating"} else {})
     written = [folder / f"{name}.inter"]
     changed = _write_atomic(renamed, written[0], ())

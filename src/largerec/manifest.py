@@ -79,13 +79,31 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "largerec" in found else None
 
 
+def listed(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the files that a manifest of ``folder`` names, each with its size and hash.
+
+    Raises:
+        LargeRecError: a name would lead out of the folder, or the list is none of ours.
+    """
+    files = document.get("files")
+    for name, facts in files.items() if isinstance(files, dict) else [(files, None)]:
+        plain = isinstance(name, str) and name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+        if not plain or not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
+            raise LargeRecError(
+                f"{folder / MANIFEST}: a damaged or foreign manifest: files has {name!r}, but each must be the plain name of a "
+                f"file in this folder with its sha256. Import the log again into another folder, or take {MANIFEST} away."
+            )
+    return dict(files or {})
+
+
 def verify(folder: Path) -> None:
     """Check that the files that a manifest names are there, unchanged. A folder without a manifest passes.
 
     Raises:
-        LargeRecError: a file is missing or has changed since the import.
+        LargeRecError: a file is missing or has changed since the import, or the manifest is broken.
     """
-    for name, expected in ((read(folder) or {}).get("files") or {}).items():
+    document = read(folder)
+    for name, expected in ({} if document is None else listed(folder, document)).items():
         path = folder / name
         if not path.is_file():
             raise LargeRecError(f"{path}: the manifest names this file, but it is not there. Import the log again.")

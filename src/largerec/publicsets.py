@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import re
 import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +172,12 @@ def fetch(
             f"{name}: its publisher gives it by hand only (login or terms). Get it from {found.page}; {found.hint}. "
             f"Put the files into {folder} and give data.path={folder}. Terms: {found.terms}."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LargeRecError(
+            f"--to {folder}: there can be no folder ({error.strerror}). Give a new or existing folder."
+        ) from error
     verified = {}
     for file in found.files:
         target = folder / file.name
@@ -212,40 +220,65 @@ def _copy(file: PublicFile, given: Path, target: Path, count: int) -> None:
         needed = "a folder with all the set's files" if count > 1 else "the file itself, or a folder that holds it"
         raise LargeRecError(f"--from {given}: {file.name} is not there. Give {needed}; it is published at {file.url}.")
     part = target.with_name(f"{target.name}.copy")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LargeRecError(f"{source} cannot be copied to {target} ({error}). Give --to FOLDER where there is room.") from error
 
 
 def _download(file: PublicFile, target: Path, report: Report) -> None:
     """Download into ``<name>.part``, going on where an earlier try broke off, and rename it when it is whole."""
     part = target.with_name(f"{target.name}.part")
-    start = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(file.url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as answer:
-            if answer.status != 206:  # the server gives the whole file
-                start = 0
-            length = answer.headers.get("Content-Length")
-            total = start + int(length) if length is not None else None
-            done = start
-            with part.open("ab" if start else "wb") as stream:
-                while block := answer.read(BLOCK):
-                    stream.write(block)
-                    done += len(block)
-                    report(file.name, done, total)
+        try:
+            done, total = _receive(file, part, report)
+        except _NoRangeError:
+            part.unlink(missing_ok=True)
+            done, total = _receive(file, part, report)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send: the part is whole, or longer than the file
-            part.replace(target)
-            return
         raise LargeRecError(f"{file.url}: the server answers {error.code} {error.reason}. {_by_hand(file, target)}") from None
-    except OSError as error:  # URLError, timeouts and broken connections among them
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException, _NoRangeError) as error:  # URLError, timeouts, broken connections among them
+        reason = getattr(error, "reason", error) or type(error).__name__
         raise LargeRecError(f"{file.url} cannot be reached or broke off ({reason}). {_by_hand(file, target)}") from None
     if total is not None and done != total:
         raise LargeRecError(
             f"{file.url}: the connection broke off after {done:,} of {total:,} bytes. The same command goes on from there."
         )
     part.replace(target)
+
+
+class _NoRangeError(Exception):
+    """The part at hand is none of the file that the server has, or the server sends another range than was asked for."""
+
+
+def _receive(file: PublicFile, part: Path, report: Report) -> tuple[int, int | None]:
+    """Ask for what the part lacks and append it; return the bytes at hand, and in all where the server says so."""
+    start = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(file.url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=WAIT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        if (error.headers.get("Content-Range") or "").strip() == f"bytes */{start}":  # nothing is left to send: the part is whole
+            return start, start
+        raise _NoRangeError(f"the server has no bytes from {start:,} on") from None
+    with answer:
+        sent = re.match(r"\s*bytes\s+(\d+)-", answer.headers.get("Content-Range") or "")
+        if answer.status == 206 and (sent is None or int(sent[1]) != start):
+            raise _NoRangeError(f"the server sends {answer.headers.get('Content-Range')}, not the bytes from {start:,} on")
+        start = start if answer.status == 206 else 0  # otherwise the server gives the whole file
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        done = start
+        with part.open("ab" if start else "wb") as stream:
+            while block := answer.read(BLOCK):
+                stream.write(block)
+                done += len(block)
+                report(file.name, done, total)
+    return done, total
 
 
 def _by_hand(file: PublicFile, target: Path) -> str:
@@ -271,5 +304,5 @@ def _unpack(path: Path, folder: Path) -> None:
         elif path.name.endswith((".tar.gz", ".tgz")):
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, RuntimeError, EOFError, OSError) as error:
         raise LargeRecError(f"{path}: the archive cannot be unpacked ({error}). Take it away and fetch it again.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -118,8 +119,10 @@ def _moment(text: str, flag: str) -> int:
 
 def _sampled(events: pl.DataFrame, wanted: float, seed: int) -> pl.DataFrame:
     users = events["user_id"].unique().sort()
-    if not wanted > 0 or (wanted > 1 and wanted != int(wanted)):
+    if not 0 < wanted < math.inf or (wanted > 1 and wanted != int(wanted)):
         raise LargeRecError(f"--sample-users {wanted} is neither a number of users nor a share. Give for example 1000 or 0.1.")
+    if seed < 0:
+        raise LargeRecError(f"--seed {seed}: a seed is a whole number of 0 or more. Give for example 0.")
     count = min(users.len(), int(wanted) if wanted >= 1 else max(1, round(wanted * users.len())))
     drawn = np.sort(np.random.default_rng(seed).permutation(users.len())[:count])
     return events.filter(pl.col("user_id").is_in(users.gather(drawn).implode()))

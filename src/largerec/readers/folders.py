@@ -28,8 +28,13 @@ class Part:
     values: dict[str, str | None]
 
 
+def _natural(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Return a key that sorts names by their words and the values of their numbers: ``hour=2`` before ``hour=10``."""
+    return [(word, int(digits or -1)) for word, digits in re.findall(r"(\D*)(\d*)", name)], name
+
+
 def hive_parts(folder: Path) -> list[Part]:
-    """Return the files below ``key=value`` folders, sorted by path; none where the folder has no such folders.
+    """Return the files below ``key=value`` folders, by path with numbers in order; none where there are no such folders.
 
     Raises:
         LargeRecError: files lie at different depths, so that some rows would lack a partition's value.
@@ -37,7 +42,7 @@ def hive_parts(folder: Path) -> list[Part]:
     if not any(PARTITION.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_dir()):
         return []
     parts = []
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folder.rglob("*"), key=lambda file: _natural(file.relative_to(folder).as_posix())):
         steps = file.relative_to(folder).parts
         if not file.is_file() or format_of(file) is None or any(step.startswith(("_", ".")) for step in steps):
             continue
@@ -60,9 +65,7 @@ def parts_side_by_side(files: list[Path]) -> list[Part]:
     shapes = {re.sub(r"\d+|[0-9a-f]{8,}", "#", file.name) for file in files}
     if len(files) < 2 or len(shapes) != 1:
         return []
-    return [
-        Part(file, {}) for file in sorted(files, key=lambda file: ([int(n) for n in re.findall(r"\d+", file.name)], file.name))
-    ]
+    return [Part(file, {}) for file in sorted(files, key=lambda file: _natural(file.name))]
 
 
 def read_parts(parts: list[Part], columns: ColumnOptions, folder: Path, read: Callable[[Path], RawTable]) -> RawTable:

@@ -11,6 +11,7 @@ from largerec.badrows import DroppedRow
 from largerec.errors import LargeRecError
 
 SAMPLE = 1000  # lines that are looked at for groups
+PYTHON_ERRORS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # what ast.literal_eval and json.dumps raise
 
 
 def parse_jsonl(data: bytes, source: str) -> pl.DataFrame:
@@ -40,19 +41,24 @@ def _holds_groups(dtype: pl.DataType) -> bool:
     return isinstance(dtype, pl.Struct) or (isinstance(dtype, pl.List) and _holds_groups(dtype.inner))  # type: ignore[arg-type]
 
 
+def _literal(line: bytes) -> bytes:
+    """Turn a line that is a Python literal into JSON; raise one of ``PYTHON_ERRORS`` where it is none."""
+    return json.dumps(ast.literal_eval(line.decode("utf-8").strip())).encode()
+
+
 def _from_python(data: bytes, source: str) -> bytes:
     """Turn lines that are Python dictionaries into JSON lines; only literals are read, nothing is run."""
     lines = []
     for number, line in enumerate((line for line in data.split(b"\n") if line.strip()), start=1):
         try:
-            lines.append(json.dumps(ast.literal_eval(line.decode("utf-8").strip())))
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            lines.append(_literal(line))
+        except PYTHON_ERRORS as error:
             shown = line[:80].decode("utf-8", "replace")
             raise LargeRecError(
                 f"{source}, row {number}: {shown!r} is neither JSON nor a Python dictionary ({error}). "
                 "Write JSON, in double quotes."
             ) from None
-    return "\n".join(lines).encode()
+    return b"\n".join(lines)
 
 
 def _explain(data: bytes, source: str, reason: str) -> LargeRecError:
@@ -89,14 +95,16 @@ def parse_leniently(data: bytes, source: str) -> tuple[pl.DataFrame, list[int], 
     kept: list[bytes] = []
     numbers: list[int] = []
     dropped: list[DroppedRow] = []
+    python = data.lstrip().startswith(b"{'")
     for number, line in enumerate((line for line in data.split(b"\n") if line.strip()), start=1):
         try:
-            problem = "" if isinstance(json.loads(line), dict) else "the line is no JSON object"
-        except (ValueError, RecursionError):
+            text = _literal(line) if python else line
+            problem = "" if isinstance(json.loads(text), dict) else "the line is no JSON object"
+        except PYTHON_ERRORS:
             problem = "the line is no JSON"
         if problem:
             dropped.append(DroppedRow(source, number, problem, line.decode("utf-8", "replace")))
         else:
-            kept.append(line)
+            kept.append(text)
             numbers.append(number)
     return parse_jsonl(b"\n".join(kept), source), numbers, dropped
