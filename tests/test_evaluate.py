@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 import torch
 from ir_measures import RR, R, ScoredDoc, nDCG
-from logs import START_MS, log_of, random_log
+from logs import MINUTE_MS, START_MS, log_of, random_log
 from runs import copy_of_run, tiny_recipe, trained_run
 
 from largerec import metrics
@@ -34,6 +35,7 @@ from largerec.evaluate import (
     generated_world,
     measure,
     popularity_scorers,
+    recent_counts,
     sample_targets,
 )
 from largerec.events import EventLog
@@ -207,6 +209,18 @@ def test_the_window_of_recent_popularity_is_chosen_on_validation_alone(test_item
         found[name] = measure(Engine.beside(engine, scorer), tests).rank_N.tolist()
     first, second = {"X": (1.0, 3.0), "Y": (2.0, 1.0)}[test_item]
     assert found == {"popularity": [first] * 5, "recent popularity (7 d)": [second] * 5}
+
+
+def test_recent_popularity_leaves_out_untimed_events() -> None:
+    """Twenty minutes of training have no window of an hour, however far the unknown times seem to lie back."""
+    rows = [(user, "early", -1) for user in range(5) for _ in range(2)]
+    rows += [(user, "late", START_MS + step * MINUTE_MS * 10) for user in range(5) for step in range(5)]
+    engine = popularity_engine(log_of(rows))
+    assert list(popularity_scorers(engine)) == ["popularity"]
+    counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, hours=1_000_000)
+    assert dict(zip(engine.tokenizer.vocabulary["item_id"], counts_V.tolist(), strict=True)) == {"early": 0, "late": 15}
+    untimed = replace(engine.sequences, time_N=np.full_like(engine.sequences.time_N, -1))
+    assert list(popularity_scorers(Engine(engine.scorer, engine.tokenizer, untimed))) == ["popularity"]
 
 
 def test_recent_popularity_counts_training_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import polars as pl
 import pytest
 from logs import MINUTE_MS, log_of, random_log
 
+from largerec.badrows import DroppedRow
+from largerec.columns import UNTIMED
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
@@ -71,6 +74,38 @@ def test_each_kind_is_what_it_says() -> None:
         assert bot["item_id"].n_unique() <= BOT_ITEMS
         assert set(np.diff(bot["timestamp"].to_numpy()).tolist()) == {BOT_PAUSE_MS}
     assert (only(log, "clock error")["timestamp"] == 0).any()
+
+
+def log_with_untimed_events(untimed: int = 500) -> EventLog:
+    """Events of which the first have no time."""
+    log = random_log(users=30, items=40, events=1000)
+    rows = pl.Series(np.arange(1000) < untimed)
+    return replace(log, events=log.events.with_columns(pl.when(rows).then(UNTIMED).otherwise("timestamp").alias("timestamp")))
+
+
+def test_faults_invent_no_time_for_untimed_events() -> None:
+    before = log_with_untimed_events()
+    earliest = int(before.events["timestamp"].filter(before.events["timestamp"] != UNTIMED).min())  # type: ignore[arg-type]
+    log = with_faults(before, FaultOptions(bots=0.5, misclicks=0.3, duplicates=0.1, clock_errors=0.2, seed=4))
+    assert only(log, "clock error").height == 100, "a share of the events that have a time"
+    sound = log.events.filter(pl.col(LABEL).is_null() | (pl.col(LABEL) == "clock error"))
+    assert ((sound["timestamp"] == UNTIMED) == (before.events["timestamp"] == UNTIMED)).all()
+    assert only(log, "bot").height and (only(log, "bot")["timestamp"] >= earliest).all()
+    misclicks = log.events.with_columns(pl.col("timestamp").shift(-1).alias("next"), pl.col(LABEL).shift(-1).alias("after"))
+    misclicks = misclicks.filter((pl.col(LABEL) == "misclick") & pl.col("after").is_null())
+    assert (misclicks["next"] == UNTIMED).any()
+    assert ((misclicks["timestamp"] == UNTIMED) == (misclicks["next"] == UNTIMED)).all()
+
+
+def test_bots_need_an_event_with_a_time() -> None:
+    with pytest.raises(LargeRecError, match=r"data\.faults\.bots=0\.5 needs events with a time.*Set it to 0"):
+        with_faults(log_with_untimed_events(1000), FaultOptions(bots=0.5))
+
+
+def test_the_record_of_dropped_rows_is_kept() -> None:
+    dropped = (DroppedRow("events.csv", 7, "an impossible time", "x"),)
+    log = replace(random_log(), dropped=dropped)
+    assert with_faults(log, ALL).dropped == dropped
 
 
 def test_ids_keep_their_type_and_are_new() -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,17 +18,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from logs import MINUTE_MS, START_MS, log_of
 from runs import copy_of_run, tiny_recipe, trained_run
 
 from largerec import metrics
+from largerec.engine import Engine, PopularityScorer
 from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, evaluate
 from largerec.recipe import recipe_from
-from largerec.report import charts, glance, page, report
+from largerec.report import _event, charts, glance, page, report
 from largerec.report.lineage import as_toml, recipe_toml
 from largerec.report.results import calibration, thinned
 from largerec.report.runs import Run, paired_baselines, read_run
-from largerec.sequences import TRAIN
+from largerec.sequences import TRAIN, SplitOptions, build_sequences
+from largerec.tokenizers import AtomicTokenizer
 from largerec.train import train
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -315,6 +319,23 @@ def test_activity_is_counted_in_the_finest_bins_that_fit(days: list[int], name: 
     assert (found, len(edge_B1) - 1) == (name, bins)
     assert bin_N[0] == 0 and bin_N[-1] == bins - 1
     assert all(edge_B1[b] <= t < edge_B1[b + 1] for b, t in zip(bin_N, time_N, strict=True))
+
+
+def test_a_glance_counts_untimed_events_and_does_not_date_them() -> None:
+    rows = [(user, "early", -1) for user in range(4) for _ in range(2)]
+    rows += [(user, "late", START_MS + step * MINUTE_MS) for user in range(4) for step in range(5)]
+    sequences = build_sequences(log_of(rows), SplitOptions())
+    said = glance.at_a_glance(sequences, "a log", [])
+    assert "from 2020-09-13 to 2020-09-13 (UTC), 8 of them without a time" in said
+    assert "Events per minute" in said and "Events without a time, which are left out: 8." in said
+    assert "1969" not in said and "1970" not in said
+    tokenizer = AtomicTokenizer.fit(sequences)
+    engine = Engine(PopularityScorer(tokenizer.counts_V), tokenizer, sequences)
+    dates = [_event(engine, row).get("date") for row in range(7)]
+    assert dates == [None] * 2 + ["2020-09-13"] * 5
+    untimed = replace(sequences, time_N=np.full_like(sequences.time_N, -1))
+    said = glance.at_a_glance(untimed, "a log", [])
+    assert "at unknown times" in said and "None of the 28 events has a time" in said
 
 
 def test_weeks_begin_on_mondays() -> None:

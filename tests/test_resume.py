@@ -204,13 +204,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(unbroken: 
 
 def test_a_finished_run_is_refused_unless_it_may_be_replaced(unbroken: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
-    (folder / "compare").mkdir()
-    (folder / "compare" / "leftover").touch()
+    shutil.copytree(unbroken, folder / "compare" / "sasrec")
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events.out.tfevents.1.host.2.0").touch()
     with pytest.raises(LargeRecError, match=r"holds a finished run.*run\.overwrite=true"):
         train(tiny_recipe(folder), quiet=True)
     assert_same_files(folder, unbroken)
     train(tiny_recipe(folder, "run.overwrite=true", "train.max_epochs=1"), quiet=True)
-    assert not (folder / "compare").exists()
+    assert not (folder / "compare").exists() and not (folder / "tensorboard").exists()
     assert len([line for line in log_lines(folder) if "validation" in line]) == 1
 
 
@@ -335,6 +336,41 @@ def test_a_folder_in_use_is_refused(unbroken: Path, tmp_path: Path) -> None:
     finally:
         os.close(descriptor)
     train(tiny_recipe(folder), quiet=True)
+
+
+@pytest.mark.parametrize("in_use", [".", "compare/sasrec"])
+def test_overwrite_removes_nothing_of_a_run_that_is_still_training(unbroken: Path, tmp_path: Path, in_use: str) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    shutil.copytree(unbroken, folder / "compare" / "sasrec")
+    before = sorted(folder.rglob("*"))
+    other = tiny_recipe(folder, "run.overwrite=true", "train.max_epochs=1")
+    descriptor = os.open(folder / in_use, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(LargeRecError, match="is in use by another training") as caught:
+            train(other, quiet=True)
+    finally:
+        os.close(descriptor)
+    assert sorted(folder.rglob("*")) == before
+    assert_same_files(folder / "compare" / "sasrec", unbroken)
+    train(other, quiet=True)  # although the exception still holds the frames of the refused start
+    assert "in use" in str(caught.value) and not (folder / "compare").exists()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ["compare/notes.txt", "compare/sasrec/notes.txt", "compare/sasrec/tensorboard/a.png", "tensorboard/a.png", "report.html/a"],
+)
+def test_overwrite_looks_for_foreign_files_in_folders_too(unbroken: Path, tmp_path: Path, foreign: str) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    shutil.copytree(unbroken, folder / "compare" / "sasrec")
+    (folder / foreign).parent.mkdir(exist_ok=True)
+    (folder / foreign).write_text("mine")
+    named = foreign.removesuffix("/a").replace(".", r"\.")
+    with pytest.raises(LargeRecError, match=rf"also holds what no run writes \({named}\).*removes nothing there\. Move it away"):
+        train(tiny_recipe(folder, "run.overwrite=true", "train.max_epochs=1"), quiet=True)
+    assert (folder / foreign).read_text() == "mine" and (folder / "result.json").is_file()
+    assert (folder / "compare" / "sasrec" / "result.json").is_file()
 
 
 def test_a_foreign_state_is_named(unbroken: Path, tmp_path: Path) -> None:

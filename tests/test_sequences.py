@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from logs import MINUTE_MS, START_MS, STEPS, log_of, logs
 from polars.testing import assert_frame_equal
 
+from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.sequences import AFTER, TEST, TRAIN, VALIDATION, Sequences, SplitOptions, Stage, build_sequences, from_frame
@@ -233,6 +234,24 @@ def test_shares_work_on_a_log_without_a_clock() -> None:
     log = log_of([("a", item, item) for item in range(10)], "order")
     options = SplitOptions(protocol="timeline", validation_from="60%", test_from="80%")
     assert build_sequences(log, options).stage_N.tolist() == [TRAIN] * 6 + [VALIDATION] * 2 + [TEST] * 2
+
+
+@pytest.mark.parametrize("validation_from", ["60%", "1969-12-01"])
+def test_untimed_events_train_and_count_in_no_share(validation_from: str) -> None:
+    log = days(10)
+    untimed = log_of([(0, 100 + n, UNTIMED) for n in range(90)])
+    log = replace(log, events=pl.concat([untimed.events, log.events]))
+    options = SplitOptions(protocol="timeline", validation_from=validation_from, test_from="80%")
+    stages = build_sequences(log, options).stage_N.tolist()
+    train = 6 if validation_from == "60%" else 0
+    assert stages == [TRAIN] * (90 + train) + [VALIDATION] * (8 - train) + [TEST] * 2
+
+
+def test_a_timeline_needs_an_event_with_a_time() -> None:
+    log = log_of([(0, n, UNTIMED) for n in range(9)])
+    options = SplitOptions(protocol="timeline", validation_from="60%", test_from="80%")
+    with pytest.raises(LargeRecError, match=r"no event of this log has a time; use split\.protocol=leave-one-out"):
+        build_sequences(log, options)
 
 
 def test_all_targets_or_the_first_of_each_user() -> None:

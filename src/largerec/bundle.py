@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", 
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
     r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+)\.parquet"
-    r"|report\.html|compare|tensorboard"
+    r"|report\.html"
 )
+TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")
 BEGINNING = ("vocabulary.parquet", "histories.parquet", "lineage.json")  # written before recipe.json, which makes a folder a run
 
 
@@ -79,26 +80,32 @@ class Bundle:
             LargeRecError: the folder holds something else, a finished run, or a run of another recipe or other data.
         """
         bundle = cls(recipe.run.dir)
-        if recipe.run.overwrite and bundle.file("recipe.json").is_file() and bundle.file("lineage.json").is_file():
-            bundle._clear_unless_resumable(recipe, lineage)
-        if bundle.file("recipe.json").is_file():
-            bundle._lock()
-            bundle._check_resumable(recipe, lineage)
-            bundle._remove_partial_files()
-            return bundle
         try:
             bundle.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LargeRecError(f"run.dir={str(bundle.path)!r} cannot be made ({error}); choose another folder.") from None
-        if any(file.name not in BEGINNING and not _is_partial(file) for file in bundle.path.iterdir()):
-            raise LargeRecError(f"run.dir={str(bundle.path)!r} is not empty and not a LargeRec run; choose another folder.")
-        bundle._lock()
-        bundle._remove_partial_files()
-        bundle.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
-        bundle.write_parquet("histories.parquet", sequences.frame())
-        bundle.write_json("lineage.json", dict(lineage))
-        bundle.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
+        unlock = bundle._lock()  # before anything is looked at or removed: another training may be writing there
+        try:
+            bundle._begin(recipe, sequences, tokenizer, lineage)
+        except BaseException:
+            unlock()  # at once: the exception itself may keep this object alive
+            raise
         return bundle
+
+    def _begin(self, recipe: Recipe, sequences: Sequences, tokenizer: AtomicTokenizer, lineage: Mapping[str, Any]) -> None:
+        """Clear, take up or begin the run in the folder that is locked."""
+        if recipe.run.overwrite and self.file("recipe.json").is_file() and self.file("lineage.json").is_file():
+            self._clear_unless_resumable(recipe, lineage)
+        if self.file("recipe.json").is_file():
+            self._check_resumable(recipe, lineage)
+            return self._remove_partial_files()
+        if any(file.name not in BEGINNING and not _is_partial(file) for file in self.path.iterdir()):
+            raise LargeRecError(f"run.dir={str(self.path)!r} is not empty and not a LargeRec run; choose another folder.")
+        self._remove_partial_files()
+        self.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
+        self.write_parquet("histories.parquet", sequences.frame())
+        self.write_json("lineage.json", dict(lineage))
+        self.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
 
     def _clear_unless_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
         """Remove a run that is finished or another one; the unfinished run of the same command is taken up.
@@ -106,7 +113,7 @@ class Bundle:
         Only what a run writes is removed; recipe.json goes last, so that a kill half-way leaves what the same command can remove.
         """
         Bundle.open(self.path)  # a folder of another format is not ours to remove
-        foreign = sorted(e.name for e in self.path.iterdir() if not _is_partial(e) and not OWN_FILES.fullmatch(e.name))
+        foreign = sorted(str(file.relative_to(self.path)) for file in _foreign(self.path))
         if foreign:
             raise LargeRecError(
                 f"run.dir={str(self.path)!r} also holds what no run writes ({', '.join(foreign[:3])}); run.overwrite=true "
@@ -117,21 +124,30 @@ class Bundle:
                 return self._check_resumable(recipe, lineage)
             except LargeRecError:
                 pass  # an unfinished run of another recipe or other data: to be replaced, as asked
+        families = [Bundle(folder) for folder in self.path.glob("compare/*")]  # which have locks of their own
+        unlocks = [family._lock() for family in families]
         for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
+            if entry.is_dir():
                 shutil.rmtree(entry)
             elif entry.name not in ("recipe.json", *BEGINNING):
                 entry.unlink()
         self.file("recipe.json").unlink()
+        for unlock in unlocks:
+            unlock()
 
-    def _lock(self) -> None:
-        """Hold the run's folder until this object goes: two trainings in one folder would destroy each other."""
+    def _lock(self) -> Callable[[], object]:
+        """Hold the run's folder until this object goes: two trainings in one folder would destroy each other.
+
+        The lock is on the folder itself, not on a file in it that could be removed. Returns what lets go of it earlier.
+        """
         descriptor = os.open(self.path, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)  # which also lets go of the lock
+        unlock = weakref.finalize(self, os.close, descriptor)  # which also lets go of the lock
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            unlock()
             raise LargeRecError(f"run.dir={str(self.path)!r} is in use by another training; wait or choose another.") from None
+        return unlock
 
     def _remove_partial_files(self) -> None:
         """Remove what a kill in the middle of writing left beside the files."""
@@ -253,6 +269,21 @@ class Bundle:
 
 def _is_partial(file: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+\.partial", file.name) is not None
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """What no run writes, in a run's folder and in those of the families that ``largerec run`` trained beside it."""
+    for entry in folder.iterdir():
+        if not entry.is_dir() or entry.is_symlink():
+            known = entry.is_file() and (_is_partial(entry) or OWN_FILES.fullmatch(entry.name))
+            yield from () if known else (entry,)
+        elif entry.name == "tensorboard":
+            yield from (file for file in entry.iterdir() if not file.is_file() or not TENSORBOARD_FILE.fullmatch(file.name))
+        elif entry.name == "compare":
+            for family in entry.iterdir():
+                yield from _foreign(family) if family.is_dir() and not family.is_symlink() else (family,)
+        else:
+            yield entry
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

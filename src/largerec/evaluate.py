@@ -17,6 +17,7 @@ import torch
 
 from largerec import metrics
 from largerec.bundle import Bundle, data_hash
+from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import SCORE_BLOCK, Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
@@ -104,8 +105,9 @@ def slices(engine: Engine, found: Measurement, options: EvaluateOptions) -> dict
 
 def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, hours: int) -> np.ndarray:
     """Training events of each token in the last ``hours`` of training [V]."""
-    trained = sequences.stage_N == TRAIN
-    recent = trained & (sequences.time_N > sequences.time_N[trained].max() - hours * HOUR_MS)
+    trained = (sequences.stage_N == TRAIN) & (sequences.time_N != UNTIMED)
+    last = sequences.time_N[trained].max(initial=UNTIMED)
+    recent = trained & (sequences.time_N > last - hours * HOUR_MS)
     token_R = token_of_item[sequences.item_N[recent]]
     return np.bincount(token_R[token_R >= 0], minlength=size)
 
@@ -116,10 +118,12 @@ def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     if engine.sequences.time_kind != "timestamp":
         return found
     trained_N = engine.sequences.time_N[engine.sequences.stage_N == TRAIN]
+    trained_N = trained_N[trained_N != UNTIMED]
+    span = np.ptp(trained_N) if len(trained_N) else 0
     rows = sample_targets(engine.sequences, "validation", 25_000, seed=0)
     best, best_name, best_scorer = -1.0, "", found["popularity"]
     for name, hours in RECENT_HOURS.items():
-        if hours * HOUR_MS >= np.ptp(trained_N):
+        if hours * HOUR_MS >= span:
             break
         counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, hours)
         # The overall count breaks ties, so that a short window is not punished for its many zeros.

@@ -7,12 +7,14 @@ model reads: null for a sound event, else the name of its fault.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
+from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
 from largerec.options import Options
@@ -32,8 +34,8 @@ class FaultOptions(Options):
 
     ``bots``: new users, as a share of the users; each has hundreds of events on a few items, at equal pauses. ``duplicates``:
     share of the events that are written twice. ``misclicks``: share of the events that come after one on a random item.
-    ``clock_errors``: share of the events whose time is wrong, by hours to a year, or is the clock's zero. All shares are of the
-    log as it was.
+    ``clock_errors``: share of the events with a time whose time is wrong, by hours to a year, or is the clock's zero. All shares
+    are of the log as it was. Untimed events stay so, and a mis-click before one is untimed too.
     """
 
     bots: float = Field(default=0.0, ge=0, le=1)
@@ -71,13 +73,13 @@ def with_faults(log: EventLog, options: FaultOptions) -> EventLog:
         mistimed.with_columns(pl.Series("place", np.arange(sound.height) * 3 + 1)),
         _misclicks(sound, options, log.time_kind),
         _duplicates(sound, options),
-        _bots(sound, options, log.time_kind),
+        _bots(sound, options, log.time_kind, log.source),
     ]
     events = pl.concat(parts).sort("place", maintain_order=True).drop("place")
     counts = {str(name): n for name, n in events[LABEL].drop_nulls().value_counts().sort(LABEL).iter_rows()}
     said = ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "none"
     note = f"faults were put into the log, labelled in {LABEL!r}: {said} (seed {options.seed})"
-    return EventLog(events, log.items, log.time_kind, (*log.notes, note), log.source)
+    return replace(log, events=events, notes=(*log.notes, note))
 
 
 def _rng(options: FaultOptions, kind: int) -> np.random.Generator:
@@ -89,9 +91,16 @@ def _chosen(rng: np.random.Generator, count: int, share: float) -> Ints:
     return np.sort(rng.choice(count, round(share * count), replace=False))
 
 
+def _timed(sound: pl.DataFrame) -> Ints:
+    """Row numbers of the events that have a time (a rank is one)."""
+    rows: Ints = np.flatnonzero(sound["timestamp"].to_numpy() != UNTIMED)
+    return rows
+
+
 def _with_clock_errors(sound: pl.DataFrame, options: FaultOptions) -> pl.DataFrame:
     rng = _rng(options, 0)
-    rows = _chosen(rng, sound.height, options.clock_errors)
+    timed = _timed(sound)
+    rows = timed[_chosen(rng, len(timed), options.clock_errors)]
     time_N = sound["timestamp"].to_numpy().copy()
     shift = rng.choice(np.array(CLOCK_SHIFTS_HOURS), len(rows)) * 3_600_000
     time_N[rows] = np.where(rng.random(len(rows)) < 0.2, 0, np.maximum(time_N[rows] + shift, 0))
@@ -111,25 +120,32 @@ def _misclicks(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind) 
     rows = _chosen(rng, sound.height, options.misclicks)
     items = sound["item_id"].unique(maintain_order=True)
     meant = sound[rows]
-    early = pl.col("timestamp") if time_kind == "order" else (pl.col("timestamp") - MISCLICK_MS).clip(0)
+    time = pl.col("timestamp")
+    early = time if time_kind == "order" else pl.when(time == UNTIMED).then(time).otherwise((time - MISCLICK_MS).clip(0))
     return meant.with_columns(
         items.gather(rng.integers(0, items.len(), len(rows))).alias("item_id"),
-        early,
+        early.alias("timestamp"),
         *_common_behaviour(sound),
         pl.lit("misclick").alias(LABEL),
         pl.Series("place", rows * 3),
     )
 
 
-def _bots(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind) -> pl.DataFrame:
-    """Events of new users: each begins at the time of an event of the log and goes round its few items."""
+def _bots(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind, source: str) -> pl.DataFrame:
+    """Events of new users: each begins at the time of a timed event of the log and goes round its few items."""
     rng = _rng(options, 3)
     users, items = sound["user_id"].unique(maintain_order=True), sound["item_id"].unique(maintain_order=True)
     bots = round(options.bots * users.len())
     length_B = rng.integers(*BOT_EVENTS, bots, endpoint=True)
     bot_M = np.repeat(np.arange(bots), length_B)  # M events of all bots
     turn_M = np.arange(len(bot_M)) - np.repeat(np.cumsum(length_B) - length_B, length_B)
-    copied_M = rng.integers(0, sound.height, bots)[bot_M]
+    timed = _timed(sound)
+    if bots and not len(timed):
+        raise LargeRecError(
+            f"{source}: data.faults.bots={options.bots:g} needs events with a time, at which a bot begins, but no event here has "
+            "one. Set it to 0, or give a log with times."
+        )
+    copied_M = timed[rng.integers(0, len(timed), bots)][bot_M] if bots else bot_M
     item_BK = rng.integers(0, items.len(), (bots, BOT_ITEMS))
     pause = BOT_PAUSE_MS if time_kind == "timestamp" else 1
     return sound[copied_M].with_columns(

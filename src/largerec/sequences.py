@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from pydantic import model_validator
 
+from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
 from largerec.options import Options
@@ -30,7 +31,8 @@ class SplitOptions(Options):
     ``leave-one-out``: a user's last event is the test target, the second-last the validation target; users with fewer than
     three events only train. ``timeline``: training before ``validation_from``, validation before ``test_from``, test before
     ``test_until`` (open when not given). A moment is an ISO date ("2017-10-15", "2017-10-15T12:00") in UTC, or a share of the
-    events such as "90%". ``targets`` of a timeline: every event of the period whose user has a history, or each user's first.
+    events such as "90%"; events without a time count in no share and always train. ``targets`` of a timeline: every event of the
+    period whose user has a history, or each user's first.
     """
 
     protocol: Literal["leave-one-out", "timeline"] = "leave-one-out"
@@ -115,7 +117,7 @@ class Sequences:
 
 
 def _moment(text: str, name: str, time_N: np.ndarray, kind: TimeKind) -> int:
-    """A moment given as an ISO date (UTC) or a share of the events, in the unit of ``time_N``."""
+    """A moment given as an ISO date (UTC) or a share of the events (only timed ones), in the unit of ``time_N``."""
     if text.endswith("%"):
         try:
             share = float(text[:-1]) / 100
@@ -142,18 +144,25 @@ def _timeline_stages(options: SplitOptions, time_N: np.ndarray, kind: TimeKind) 
             "the timeline protocol needs split.validation_from and split.test_from: ISO dates or shares of the events, "
             'for example split.validation_from="80%" split.test_from="90%".'
         )
+    timed = time_N[time_N != UNTIMED]
+    if not len(timed):
+        raise LargeRecError(
+            "the timeline protocol cuts by time, but no event of this log has a time; use split.protocol=leave-one-out."
+        )
     edges = [
-        _moment(options.validation_from, "validation_from", time_N, kind),
-        _moment(options.test_from, "test_from", time_N, kind),
+        _moment(options.validation_from, "validation_from", timed, kind),
+        _moment(options.test_from, "test_from", timed, kind),
     ]
     if options.test_until is not None:
-        edges.append(_moment(options.test_until, "test_until", time_N, kind))
+        edges.append(_moment(options.test_until, "test_until", timed, kind))
     if sorted(edges) != edges:
         raise LargeRecError(
             f"split moments must rise: validation_from={options.validation_from!r}, test_from={options.test_from!r}, "
             f"test_until={options.test_until!r}."
         )
-    return np.searchsorted(np.array(edges), time_N, side="right").astype(np.int8)
+    stage_N = np.searchsorted(np.array(edges), time_N, side="right").astype(np.int8)
+    stage_N[time_N == UNTIMED] = TRAIN  # even where a date before 1970 cuts
+    return stage_N
 
 
 def _leave_one_out_stages(offsets_U1: np.ndarray) -> np.ndarray:

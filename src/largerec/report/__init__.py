@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from largerec.columns import UNTIMED
 from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import calibration, measure, sample_targets
@@ -181,7 +182,7 @@ def _event(engine: Engine, row: int) -> dict[str, Any]:
     found: dict[str, Any] = {"item_id": sequences.item_ids[int(item)]}
     if token >= 0:
         found |= engine.tokenizer.vocabulary.row(token, named=True)
-    if sequences.time_kind == "timestamp":
+    if sequences.time_kind == "timestamp" and sequences.time_N[row] != UNTIMED:
         found["date"] = glance.date(sequences.time_N[row])
     return found
 

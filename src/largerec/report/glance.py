@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from largerec.columns import UNTIMED
 from largerec.report import charts, page
 from largerec.sequences import AFTER, TEST, TRAIN, VALIDATION, Sequences
 
@@ -60,8 +61,11 @@ def at_a_glance(sequences: Sequences, source: str, notes: Sequence[str]) -> str:
 def _in_words(sequences: Sequences, source: str) -> str:
     events, users, items = len(sequences.item_N), sequences.n_users, len(sequences.item_ids)
     length_U = np.diff(sequences.offsets_U1)
+    timed = sequences.time_N[sequences.time_N != UNTIMED]
     if sequences.time_kind == "timestamp":
-        when = f"from {date(sequences.time_N.min())} to {date(sequences.time_N.max())} (UTC)"
+        when = f"from {date(timed.min())} to {date(timed.max())} (UTC)" if len(timed) else "at unknown times"
+        if len(timed) < events and len(timed):
+            when += f", {events - len(timed):,} of them without a time"
     else:
         when = "in an order without a clock"
     known = int((sequences.train_counts() > 0).sum())
@@ -80,9 +84,13 @@ def _activity(sequences: Sequences) -> str:
         return page.figure(
             "Activity over time", "", f"This log has an order of events and no clock, so there is no time axis. Events: {counts}."
         )
-    name, bin_N, edge_B1 = activity(sequences.time_N)
+    timed = sequences.time_N != UNTIMED
+    untimed = int((~timed).sum())
+    if not timed.any():
+        return page.figure("Activity over time", "", f"None of the {untimed:,} events has a time, so there is no time axis.")
+    name, bin_N, edge_B1 = activity(sequences.time_N[timed])
     size = len(edge_B1) - 1
-    layers = [np.bincount(bin_N[sequences.stage_N == stage], minlength=size) for stage in present]
+    layers = [np.bincount(bin_N[sequences.stage_N[timed] == stage], minlength=size) for stage in present]
     total = np.sum(layers, axis=0)
     parts = [charts.Part(n, layer.tolist(), c) for (n, c), layer in zip(names, layers, strict=True)]
     busiest = int(total.argmax())
@@ -91,7 +99,10 @@ def _activity(sequences: Sequences) -> str:
         f"{int(total[busiest]):,}."
     )
     drawn = charts.spans(total.tolist(), edge_B1[:-1].tolist(), float(edge_B1[-1]), charts.Axis(f"events per {name}"), parts, alt)
-    return page.figure("Activity over time", drawn, f"Events per {name}, by what they are used for.", names)
+    note = f"Events per {name}, by what they are used for."
+    if untimed:
+        note += f" Events without a time, which are left out: {untimed:,}."
+    return page.figure("Activity over time", drawn, note, names)
 
 
 def _popularity(sequences: Sequences) -> str:
