@@ -27,7 +27,7 @@ from largerec import show
 from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.experiments import with_compared
+from largerec.experiments import rows_of, with_compared
 from largerec.recipe import load_recipe
 from largerec.train import train
 
@@ -94,10 +94,8 @@ def main() -> None:
         }
         path = RESULTS / f"{document['name']}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
-        rows = show.result_rows(results[0])[:-1] + [
-            show.result_rows(r)[-1] | {"name": f"{r['model']} seed {r['seed']}"} for r in results
-        ]
-        console.print(show.metric_table(rows, results[0]))
+        named = [r | {"model": f"{r['model']} seed {r['seed']}"} for r in results]
+        console.print(show.metric_table(rows_of([named[-1], *named[:-1]]), results[0]))
         for name in ("recall@10", "ndcg@10"):
             average, deviation = document["test"][name]
             console.print(f"{name}: mean {average:.4f}, deviation {deviation:.4f} over {len(results)} seeds; written to {path}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 # Spinning OpenMP threads make small steps many times slower as soon as the machine does anything else; before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,6 +15,7 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 import typer
 
 from largerec import cli_data
+from largerec.cli_data import AsJson, print_json
 from largerec.errors import LargeRecError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=__doc__)
@@ -28,11 +28,6 @@ RunPath = Annotated[str, typer.Argument(metavar="RUN", help="a run's directory")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="recipe values to change, for example data.path=log.csv")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on the last line")]
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, default=str))
 
 
 @app.command()
@@ -44,7 +39,7 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
 
     found = experiments.run(load_recipe(recipe, overrides or []))
     found["report"] = module.report([found["dir"]])["report"]
-    _print_json(found) if as_json else show.run(found)
+    print_json(found) if as_json else show.run(found)
 
 
 @app.command()
@@ -56,7 +51,7 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
     options = load_recipe(recipe, overrides or [])
     result = module.train(options)
-    _print_json(result) if as_json else show.trained(result, options.run.dir)
+    print_json(result) if as_json else show.trained(result, options.run.dir)
 
 
 @app.command()
@@ -80,7 +75,7 @@ def evaluate(
     result = module.evaluate(path, options)
     if against is not None:
         result = {**result, "paired": {"against": against, **module.compare_runs(path, against, options=options)}}
-    _print_json(result) if as_json else show.evaluated(result)
+    print_json(result) if as_json else show.evaluated(result)
 
 
 @app.command()
@@ -94,7 +89,7 @@ def report(
     from largerec import show
 
     found = module.report(paths, to)
-    _print_json(found) if as_json else show.reported(found)
+    print_json(found) if as_json else show.reported(found)
 
 
 @app.command()
@@ -112,7 +107,7 @@ def recommend(
     engine = load(path)
     histories = [[engine.item_id(item.strip()) for item in history.split(",")]] if history else None
     frame = engine.recommend(user_id, k, histories=histories)
-    _print_json(frame.to_dicts()) if as_json else show.frame(frame)
+    print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
 @app.command()
@@ -123,7 +118,7 @@ def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     from largerec.recipe import load_recipe
 
     found = module.estimate(load_recipe(recipe, overrides or []))
-    _print_json(found) if as_json else show.fields(found, "Estimate")
+    print_json(found) if as_json else show.fields(found, "Estimate")
 
 
 @bench_app.command("train")
@@ -139,7 +134,7 @@ def bench_train(
     from largerec.recipe import load_recipe
 
     found = bench.bench_train(load_recipe(recipe, overrides or []), steps, warmup)
-    _print_json(found) if as_json else show.fields(found, "Training speed")
+    print_json(found) if as_json else show.fields(found, "Training speed")
 
 
 @app.command()
@@ -150,7 +145,7 @@ def doctor(as_json: AsJson = False) -> None:
     from largerec import doctor as module
 
     report = module.diagnose()
-    _print_json(report) if as_json else rich_print(module.render(report))
+    print_json(report) if as_json else rich_print(module.render(report))
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on
 OnBadRows = Annotated[str, typer.Option("--on-bad-rows", help="error, or drop: count them by reason and write them to a file")]
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """One document on one line, the last that a verb prints."""
     print(json.dumps(document, default=str))
 
 
@@ -44,7 +45,7 @@ def data_describe(
     from largerec.datasets import load_log
 
     description = load_log(_data_options(path, overrides, on_bad_rows)).describe()
-    _print_json(description) if as_json else show.described(description)
+    print_json(description) if as_json else show.described(description)
 
 
 @app.command("import")
@@ -77,7 +78,7 @@ def data_import(
     target: imports.Target = "recbole" if to_format == "recbole" else "parquet"
     options = _data_options(path, overrides, on_bad_rows)
     found = imports.import_log(options, to, steps, target=target, overwrite=overwrite)
-    _print_json(found) if as_json else show.described({**found, "dir": to})
+    print_json(found) if as_json else show.described({**found, "dir": to})
 
 
 @app.command("list")
@@ -86,7 +87,7 @@ def data_list(as_json: AsJson = False) -> None:
     from largerec import publicsets, show
 
     rows = publicsets.table()
-    _print_json(rows) if as_json else show.rows(rows, ("name", "title", "events", "terms", "get"))
+    print_json(rows) if as_json else show.rows(rows, ("name", "title", "events", "terms", "get"))
 
 
 @app.command("fetch")
@@ -101,4 +102,4 @@ def data_fetch(
 
     with show.download_bar() as report:
         found = publicsets.fetch(name, to, given=given, report=report)
-    _print_json(found) if as_json else show.fields(found, "Fetched")
+    print_json(found) if as_json else show.fields(found, "Fetched")

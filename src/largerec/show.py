@@ -56,17 +56,6 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     return table
 
 
-def result_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The baselines, the model and the best possible of one ``result.json`` as rows of :func:`metric_table`."""
-    best = {"best possible": result["best_possible"]} if "best_possible" in result else {}
-    beside = [
-        [{"name": n, "test": b, "unmasked": b["unmasked"], "intervals": b["intervals"]} for n, b in found.items()]
-        for found in (result["baselines"], best)
-    ]
-    own = {"name": result["model"], "test": result["test"], "unmasked": result["test_unmasked"], "intervals": result["intervals"]}
-    return [*beside[0], {**own, "train_seconds": result["train_seconds"]}, *beside[1]]
-
-
 def reached(result: dict[str, Any]) -> str | None:
     """How much of the best possible a model reaches, in a sentence; None where the best is not known."""
     best = result.get("best_possible")
@@ -119,8 +108,10 @@ def trained(result: dict[str, Any], path: str) -> None:
 
 
 def evaluated(result: dict[str, Any]) -> None:
+    from largerec.experiments import rows_of  # here, since most of what is printed needs no torch
+
     to = console()
-    to.print(metric_table(result_rows(result), result))
+    to.print(metric_table(rows_of([result]), result))
     if (share := reached(result)) is not None:
         to.print(share)
     slices = Table(title="slices", title_justify="left", title_style="bold")

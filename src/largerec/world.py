@@ -39,7 +39,6 @@ FAVOUR = 0.35  # Dirichlet's parameter of the favourites: small means that a pre
 LONGEST_SERIES = 5
 MIN_EVENTS = 5
 STAGES = ("view", "cart", "buy")
-PRICE_LEVELS = 3
 CART_THRIFTY = (0.55, 0.25, 0.10)  # probability that a view becomes a cart, by price level, of preferences with a small purse
 CART_GENEROUS = (0.45, 0.45, 0.50)  # ... and of the others
 BUY = (0.6, 0.5, 0.4)  # probability that a cart becomes a buy, by price level
