@@ -26,7 +26,6 @@ from largerec.engine.engine import build_scorer
 from largerec.engine.scoring import Queries, mask_seen
 from largerec.errors import LargeRecError
 from largerec.evaluate import (
-    OracleScorer,
     best_possible,
     calibration,
     compare_runs,
@@ -40,7 +39,7 @@ from largerec.evaluate import (
 )
 from largerec.events import EventLog
 from largerec.metrics import EvaluateOptions
-from largerec.oracle import Asking, Histories, next_item_probabilities
+from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
 from largerec.sequences import SplitOptions, build_sequences
 from largerec.simulate import log_of_world
@@ -296,8 +295,11 @@ def test_the_best_possible_of_a_timeline_knows_when_is_asked() -> None:
     engine, world = generated(recipe)
     found = best_possible(engine, world, recipe, "test", recipe.evaluate)
     rows = engine.sequences.targets("test")
-    unaware = OracleScorer(engine, world, Asking()).cross_entropy(rows)
-    aware = OracleScorer(engine, world, Asking(first_day=75)).cross_entropy(rows)
+    histories = Histories.of(world, engine.sequences)
+    unaware, aware = (
+        negative_log(next_item_probabilities(world, histories, rows, asking), histories.item_N[rows]).mean()
+        for asking in (Asking(), Asking(first_day=75))
+    )
     assert found["cross_entropy"] == pytest.approx(aware) and aware < unaware - 0.001
 
 

@@ -123,6 +123,7 @@ def test_a_page_holds_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert f"learned from {(sequences.stage_N == TRAIN).sum():,} training events of 80 users" in shown.words
     for name, rows in (("ndcg@10", result["test"]), ("recall@10", result["test"]), ("ndcg@10", result["test_unmasked"])):
         assert page.number(rows[name]) in shown.words
+    assert "best possible" in shown.words and page.number(result["best_possible"]["ndcg@10"]) in shown.words
     low, high = result["intervals"]["ndcg@10"]
     assert f"[{page.number(low)}, {page.number(high)}]" in shown.words
     assert "On the 80 test targets of 80 users" in shown.words and "The test has only 80 users" in shown.words

@@ -19,10 +19,10 @@ from largerec import metrics
 from largerec.bundle import Bundle, data_hash
 from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
-from largerec.engine.scoring import SCORE_BLOCK, Queries, mask_seen, query_blocks, ranks, top_k
+from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
 from largerec.metrics import EvaluateOptions
-from largerec.oracle import Asking, Histories, cross_entropy, next_item_probabilities
+from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
 from largerec.sequences import STAGES, TRAIN, Sequences, Stage, build_sequences
 from largerec.simulate import log_of_world
@@ -135,28 +135,24 @@ def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
 
 
 class OracleScorer:
-    """The law of the next item in the world that generated the log, as scores: nothing ranks better on average."""
+    """The law of the next item in the world that generated the log, as scores: nothing ranks better on average.
+
+    ``losses``: -log P of the items that really came, in nats, for everything that was asked so far, block by block; items outside
+    the catalogue count too.
+    """
 
     def __init__(self, engine: Engine, world: World, asking: Asking) -> None:
         self.world, self.asking, self.size = world, asking, engine.tokenizer.size
         self.histories = Histories.of(world, engine.sequences)
         number = {item: n for n, item in enumerate(world.item_ids)}
         self.item_V = np.array([number[item] for item in engine.tokenizer.vocabulary["item_id"].to_list()])
-
-    def probabilities(self, row_Q: np.ndarray) -> np.ndarray:
-        """Of the world's items, in or outside the catalogue."""
-        return next_item_probabilities(self.world, self.histories, row_Q, self.asking)
+        self.losses: list[np.ndarray] = []
 
     def scores(self, queries: Queries) -> torch.Tensor:
         assert queries.row_Q is not None, "the oracle answers at rows of the log only"
-        return torch.from_numpy(self.probabilities(queries.row_Q)[:, self.item_V].astype(np.float32))
-
-    def cross_entropy(self, row_N: np.ndarray) -> float:
-        """Mean -log P of the targets in nats, those outside the catalogue included; in blocks that bound the memory."""
-        block = max(1, SCORE_BLOCK // len(self.world.category_V))
-        parts = [row_N[start : start + block] for start in range(0, len(row_N), block)]
-        sums = [len(rows) * cross_entropy(self.probabilities(rows), self.histories.item_N[rows]) for rows in parts]
-        return sum(sums) / len(row_N)
+        law_QW = next_item_probabilities(self.world, self.histories, queries.row_Q, self.asking)  # of the world's items
+        self.losses.append(negative_log(law_QW, self.histories.item_N[queries.row_Q]))
+        return torch.from_numpy(law_QW[:, self.item_V].astype(np.float32))
 
 
 def generated_world(recipe: Recipe, data: str) -> World | None:
@@ -185,7 +181,7 @@ def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, op
     beside = Engine.beside(engine, scorer)
     found = summary(beside, measure(beside, rows, options.k[-1]), options, recipe.seed)
     kept = {name: found[name] for name in ("unmasked", "intervals")}
-    return {**found["metrics"], **kept, "cross_entropy": scorer.cross_entropy(rows)}
+    return {**found["metrics"], **kept, "cross_entropy": float(np.concatenate(scorer.losses).mean())}
 
 
 def sample_targets(sequences: Sequences, stage: Stage, most: int, seed: int) -> np.ndarray:

@@ -98,9 +98,10 @@ def next_item_probabilities(world: World, histories: Histories, row_Q: Ints, ask
     return found_QV
 
 
-def cross_entropy(probability_QV: Floats, target_Q: Ints) -> float:
-    """Mean of ``-log P`` of the items that came, in nats."""
-    return float(-np.log(probability_QV[np.arange(len(target_Q)), target_Q]).mean())
+def negative_log(probability_QV: Floats, target_Q: Ints) -> Floats:
+    """``-log P`` of the items that came, in nats [Q]; its mean is the cross-entropy."""
+    found: Floats = -np.log(probability_QV[np.arange(len(target_Q)), target_Q])
+    return found
 
 
 # --- the filter -----------------------------------------------------------------------------------------------------------

@@ -201,12 +201,10 @@ def verify(file: PublicFile, path: Path) -> str:
     kind, _, expected = (file.checksum or "").partition(":")
     problem = f"it has {size:,} bytes, not {file.size:,}" if file.size is not None and size != file.size else ""
     if not problem and kind:
-        digest = hashlib.new(kind)
         with path.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-        if digest.hexdigest() != expected:
-            problem = f"its {kind} is {digest.hexdigest()}, not {expected}"
+            found = hashlib.file_digest(stream, kind).hexdigest()
+        if found != expected:
+            problem = f"its {kind} is {found}, not {expected}"
     if problem:
         wrong = path.with_name(f"{path.name}.wrong")
         path.replace(wrong)

@@ -36,8 +36,8 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
     Raises:
         LargeRecError: a file is broken, or a log lacks a column that makes it one of KuaiRand.
     """
-    tables, notes = [], []
-    for file in logs(folder):
+    tables, notes, files = [], [], logs(folder)
+    for file in files:
         table = read_table(file, on_bad_rows=on_bad_rows)
         lacking = [name for name in (*KEY, *SIGNALS) if name not in table.frame.columns]
         if lacking:
@@ -48,9 +48,7 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
         tables.append(table)
         notes.append(f"of the folder {folder.name}, {file.name} is read")
     log = pl.concat([table.frame for table in tables], how="diagonal_relaxed")
-    place = in_parts(
-        [(table.frame.height, table.place or in_file(str(file))) for table, file in zip(tables, logs(folder), strict=True)]
-    )
+    place = in_parts([(table.frame.height, table.place or in_file(str(file))) for table, file in zip(tables, files, strict=True)])
     kept = log.with_row_index(ROW).unique(KEY, keep="first", maintain_order=True)[ROW]
     notes.append(f"{log.height - kept.len():,} rows repeat user, video and time: the first of each is kept")
     behavior = pl.coalesce(

@@ -114,14 +114,15 @@ class Row(NamedTuple):
 
 
 def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
-    """Baselines and runs of one group in rows, with intervals in words and drawn for the main metric."""
+    """Baselines, the best possible where it is known, and runs of one group, with intervals; the main metric is drawn too."""
     first = next((run for run in runs if run.metrics), None)
     if first is None:
         return ""
     ks = cutoffs(first.metrics)
     k = int(metric.partition("@")[2]) if "@" in metric else (ks or [10])[-1]
     names = list(dict.fromkeys([metric, *(f"{kind}@{k}" for kind in SHOWN if f"{kind}@{k}" in first.metrics)]))
-    rows = [Row(name, None, b, b["unmasked"], b["intervals"]) for name, b in first.result.get("baselines", {}).items()]
+    beside = [*first.result.get("baselines", {}).items(), ("best possible", first.result.get("best_possible"))]
+    rows = [Row(name, None, b, b["unmasked"], b["intervals"]) for name, b in beside if b]
     for colour, run in ((colour, run) for colour, run in enumerate(runs) if run.metrics):
         unmasked, intervals = run.result.get(f"{run.stage}_unmasked", {}), run.result.get("intervals", {})
         rows.append(Row(run.label, colour, run.metrics, unmasked, intervals))
