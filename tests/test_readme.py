@@ -38,6 +38,14 @@ def test_the_tables_are_those_of_the_result_files(part: str) -> None:
         assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
 
 
+def test_what_the_readme_says_of_the_generated_log_is_in_the_result_file() -> None:
+    (result,) = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())["results"]
+    best = result["best_possible"]["ndcg@10"]
+    said = " ".join(README.split())
+    assert f"HSTU reaches {result['test']['ndcg@10'] / best:.0%} of its NDCG@10".replace("%", " %") in said
+    assert f"popularity {result['baselines']['popularity']['ndcg@10'] / best:.0%}".replace("%", " %") in said
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_file_says_how_it_was_made(path: Path) -> None:
     found = json.loads(path.read_text())
