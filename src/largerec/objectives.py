@@ -1,7 +1,7 @@
 """Objectives: next-item losses over the tokens whose ``loss_mask_T`` is true.
 
-Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token. None of
-them ever holds a T x V or a [T, negatives, D] tensor at once.
+Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token. They
+work through blocks of rows, so that none holds a whole T x V or [T, negatives, D] tensor of a large batch.
 """
 
 from __future__ import annotations
