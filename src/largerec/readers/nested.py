@@ -45,8 +45,9 @@ def unfold(table: RawTable, columns: ColumnOptions, source: str) -> RawTable:
     events = frame.drop(left_out).with_columns(rows).filter(length > 0).explode(beside)
     row_of = events[ROW]
     events = events.drop(ROW)
-    renamed = {name: singular for role in ("item", "time") if (name := {"item": item, "time": time}[role]) is not None
-               and (singular := _singular(name, role)) not in events.columns}  # fmt: skip
+    named: tuple[tuple[Role, str | None], ...] = (("item", item), ("time", time))
+    singular = {name: _singular(name, role) for role, name in named if name is not None}
+    renamed = {name: better for name, better in singular.items() if better not in events.columns}
     notes = [f"{source} has one row a user: {frame.height:,} rows hold {events.height:,} events, in the order of the lists"]
     if empty := int((length == 0).sum()):
         notes.append(f"{empty:,} rows hold no events")
