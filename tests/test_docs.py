@@ -115,7 +115,7 @@ def leaves(options: type[Options], prefix: str = "") -> Iterator[tuple[str, str,
     for name, field in options.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             yield from leaves(field.annotation, f"{prefix}{name}.")
-        elif field.discriminator is None:
+        elif field.discriminator is None and get_origin(field.annotation) is not dict:
             yield f"{prefix}{name}", shown_default(field), shown_type(field.annotation, field.metadata)
 
 
@@ -128,6 +128,8 @@ def option_tables() -> dict[str, list[tuple[str, str, str]]]:
     for name, field in Recipe.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             tables[f"[{name}]"] = list(leaves(field.annotation))
+        elif get_origin(field.annotation) is dict:  # groups that the recipe names
+            tables[f"[{name}.NAME]"] = list(leaves(get_args(field.annotation)[1]))
     shared = [row for row in leaves(ModelOptions) if row[0] != "name"]  # every family gives its own
     tables["[model]"] = shared
     for family, (options, _) in FAMILIES.items():
@@ -158,7 +160,10 @@ def test_every_option_has_a_meaning_and_every_group_a_heading() -> None:
 def documented_order() -> list[str]:
     """Headings in the order of the recipe's groups, families and objectives below their group."""
     groups = ["The top", *(f"[{name}]" for name in Recipe.model_fields)]
-    order = {heading: (groups.index(heading.split(" name")[0]), number) for number, heading in enumerate(OPTION_TABLES)}
+    order = {
+        heading: (groups.index(heading.split(" name")[0].replace(".NAME", "")), number)
+        for number, heading in enumerate(OPTION_TABLES)
+    }
     return sorted(OPTION_TABLES, key=lambda heading: order[heading])
 
 

@@ -19,6 +19,12 @@ from pydantic import Field
 
 from largerec.options import Options
 from largerec.sequences import Sequences
+from largerec.tasks import UNKNOWN
+
+Actions = Literal["interleaved", "summed"]
+TENSORS = (
+    "item_T", "time_T", "behaviour_T", "target_T", "query_time_T", "loss_mask_T", "action_T", "label_TA", "task_label_TA",
+)  # fmt: skip
 
 
 class BatchOptions(Options):
@@ -30,17 +36,33 @@ class BatchOptions(Options):
     ``stochastic_length`` (alpha; Zhai et al. 2024, arXiv 2402.17152, section 3.2): a window of n > L**(alpha / 2) inputs is
     thinned to L**(alpha / 2) of them with probability 1 - L**alpha / n**2, anew each pass, in training only. Which ones stay is
     uniform, they stay in order, and each still predicts the event that truly followed it.
+
+    ``actions``: how the labels of the recipe's tasks become input. ``interleaved``: an event is two tokens, its item, which
+    predicts its own labels, and the whole event, which predicts the next item (Zhai et al. 2024, section 2.2); ``max_length``
+    counts events, ``tokens`` tokens. ``summed``: one token, item and labels added; half the length, and labels are predicted
+    from the state before an event and the item in question.
     """
 
     max_length: int = Field(50, ge=1)
     tokens: int = Field(4096, ge=1)
     window: Literal["last", "all"] = "last"
     stochastic_length: float | None = Field(None, gt=1, le=2)
+    actions: Actions | None = None
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest input: with interleaved actions each event is two, and an item in question may follow."""
+        return 2 * self.max_length + 1 if self.actions == "interleaved" else self.max_length
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target."""
+    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target.
+
+    With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
+    that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
+    tokens of a history stand before each of these in a cache.
+    """
 
     item_T: torch.Tensor
     time_T: torch.Tensor
@@ -50,6 +72,10 @@ class Batch:
     query_time_T: torch.Tensor | None = None
     loss_mask_T: torch.Tensor | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict)
+    action_T: torch.Tensor | None = None
+    label_TA: torch.Tensor | None = None
+    task_label_TA: torch.Tensor | None = None
+    past: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -61,9 +87,9 @@ class Batch:
 
     @property
     def position_T(self) -> torch.Tensor:
-        """Position of each token within its own history, from 0."""
+        """Position of each token within its own history, from 0 (after what is in a cache, from ``past``)."""
         starts_T = torch.repeat_interleave(self.offsets_B1[:-1], self.lengths_B, output_size=self.n_tokens)
-        return torch.arange(self.n_tokens) - starts_T
+        return torch.arange(self.past, self.past + self.n_tokens) - starts_T
 
     def pieces(self, count: int) -> list[Batch]:
         """The batch as at most ``count`` batches of whole histories with about equal numbers of tokens; none is empty."""
@@ -73,11 +99,7 @@ class Batch:
         pieces = []
         for first, last in itertools.pairwise(cuts):
             begin, end = int(self.offsets_B1[first]), int(self.offsets_B1[last])
-            cut = {
-                name: value[begin:end]
-                for name in ("item_T", "time_T", "behaviour_T", "target_T", "query_time_T", "loss_mask_T")
-                if (value := getattr(self, name)) is not None
-            }
+            cut = {name: value[begin:end] for name in TENSORS if (value := getattr(self, name)) is not None}
             features = {name: value[begin:end] for name, value in self.features.items()}
             pieces.append(replace(self, **cut, offsets_B1=self.offsets_B1[first : last + 1] - begin, features=features))
         return pieces
@@ -88,25 +110,36 @@ class TokenRows:
     """All events of all users as tokens; events on items outside the catalogue are left out.
 
     ``token_M``, ``time_M``, ``behaviour_M``: the M kept rows. ``kept_N1[row]``: how many rows were kept before a row of the
-    sequences, which turns a row into a position here.
+    sequences, which turns a row into a position here. ``label_MA``: their labels; ``positive_M``: which may be targets (all, when
+    not given); ``actions``: how events become tokens.
     """
 
     token_M: np.ndarray
     time_M: np.ndarray
     behaviour_M: np.ndarray | None
     kept_N1: np.ndarray
+    label_MA: np.ndarray | None = None
+    positive_M: np.ndarray | None = None
+    actions: Actions | None = None
+
+    @property
+    def tokens_per_event(self) -> int:
+        return 2 if self.actions == "interleaved" else 1
 
     @classmethod
-    def of(cls, sequences: Sequences, token_of_item: np.ndarray) -> TokenRows:
+    def of(cls, sequences: Sequences, token_of_item: np.ndarray, actions: Actions | None = None) -> TokenRows:
         token_N = token_of_item[sequences.item_N]
         kept_N = token_N >= 0
         time_N = sequences.time_N if sequences.time_kind == "timestamp" else np.full_like(sequences.time_N, -1)
-        behaviour_N = sequences.behaviour_N
+        behaviour_N, label_NA, positive_N = sequences.behaviour_N, sequences.label_NA, sequences.positive_N
         return cls(
             token_M=token_N[kept_N],
             time_M=time_N[kept_N],
             behaviour_M=None if behaviour_N is None else behaviour_N[kept_N],
             kept_N1=np.concatenate([[0], np.cumsum(kept_N)]),
+            label_MA=None if label_NA is None or actions is None else label_NA[kept_N],
+            positive_M=None if positive_N is None else positive_N[kept_N],
+            actions=actions,
         )
 
 
@@ -122,7 +155,8 @@ def pack_training(
 ) -> Batch:
     """Pack the slices start..end of the rows as inputs; row t predicts row t + 1, which must be of the same user.
 
-    ``kept_B``: how many inputs of each slice stay (all, when not given); ``seed`` then chooses which.
+    ``kept_B``: how many inputs of each slice stay (all, when not given); ``seed`` then chooses which. With interleaved actions
+    the item of the last target is a token too: its labels are predicted like those of the others.
     """
     length_B = end_B - start_B
     index_T = ranges(start_B, length_B)
@@ -130,18 +164,26 @@ def pack_training(
         order_T = np.lexsort((np.random.default_rng(seed).random(len(index_T)), np.repeat(np.arange(len(length_B)), length_B)))
         first_B = np.cumsum(length_B) - length_B
         index_T, length_B = index_T[np.sort(order_T[ranges(first_B, kept_B)])], kept_B
-    batch = _pack(rows, index_T, length_B)
+    if rows.actions == "interleaved":
+        return pack_interleaved(rows, index_T, length_B, index_T[np.cumsum(length_B) - 1] + 1)
+    mask_T = np.ones(len(index_T), dtype=bool) if rows.positive_M is None else rows.positive_M[index_T + 1]
     return replace(
-        batch,
+        _pack(rows, index_T, length_B),
         target_T=torch.from_numpy(rows.token_M[index_T + 1]),
         query_time_T=torch.from_numpy(rows.time_M[index_T + 1]),
-        loss_mask_T=torch.ones(len(index_T), dtype=torch.bool),
+        loss_mask_T=torch.from_numpy(mask_T),
+        task_label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T + 1]),
     )
 
 
 def pack_histories(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, query_time_B: np.ndarray) -> Batch:
     """Pack histories that ask for what comes next; ``query_time_B`` is the moment of asking (ms UTC, -1 unknown)."""
     index_T = ranges(start_B, end_B - start_B)
+    if rows.actions == "interleaved":
+        batch = pack_interleaved(rows, index_T, end_B - start_B)
+        assert batch.query_time_T is not None
+        batch.query_time_T[batch.offsets_B1[1:] - 1] = torch.from_numpy(query_time_B)
+        return batch
     batch = _pack(rows, index_T, end_B - start_B)
     query_time_T = rows.time_M[np.minimum(index_T + 1, len(rows.time_M) - 1)]
     query_time_T[np.cumsum(end_B - start_B) - 1] = query_time_B
@@ -154,6 +196,39 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
         time_T=torch.from_numpy(rows.time_M[index_T]),
         offsets_B1=torch.from_numpy(np.concatenate([[0], np.cumsum(length_B)])),
         behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
+        action_T=None if rows.label_MA is None else torch.ones(len(index_T), dtype=torch.bool),
+        label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T]),
+    )
+
+
+def pack_interleaved(rows: TokenRows, index_E: np.ndarray, length_B: np.ndarray, asked_B: np.ndarray | None = None) -> Batch:
+    """Pack events as two tokens each, item and action; ``asked_B`` adds the item of one more event to each history.
+
+    An item token predicts the labels of its own event and knows nothing of them; an action token carries item and labels and
+    predicts the item of the next row. ``query_time_T`` is the time of what a token predicts: its own event, or the next one.
+    """
+    assert rows.label_MA is not None, "interleaved actions need labels"
+    copies_B = 2 * length_B
+    copies_E = np.full(len(index_E), 2)
+    if asked_B is not None:
+        index_E = np.insert(index_E, np.cumsum(length_B), asked_B)
+        copies_E = np.full(len(index_E), 2)
+        copies_E[np.cumsum(length_B + 1) - 1] = 1
+        copies_B = copies_B + 1
+    index_T = np.repeat(index_E, copies_E)
+    action_T = np.ones(len(index_T), dtype=bool)
+    action_T[np.cumsum(copies_E) - copies_E] = False
+    said_T = np.where(action_T, np.minimum(index_T + 1, len(rows.token_M) - 1), index_T)
+    mask_T = action_T if rows.positive_M is None else action_T & rows.positive_M[said_T]
+    label_TA = rows.label_MA[index_T]
+    return replace(
+        _pack(rows, index_T, copies_B),
+        target_T=torch.from_numpy(rows.token_M[said_T]),
+        query_time_T=torch.from_numpy(rows.time_M[said_T]),
+        loss_mask_T=torch.from_numpy(mask_T),
+        action_T=torch.from_numpy(action_T),
+        label_TA=torch.from_numpy(np.where(action_T[:, None], label_TA, UNKNOWN)),
+        task_label_TA=torch.from_numpy(np.where(action_T[:, None], UNKNOWN, label_TA)),
     )
 
 
@@ -176,7 +251,7 @@ class TrainingBatches:
     """Training windows in a seeded random order a pass ("epoch"), packed to a token budget."""
 
     def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
-        self.rows = TokenRows.of(sequences, token_of_item)
+        self.rows = TokenRows.of(sequences, token_of_item, options.actions)
         kept_N1 = self.rows.kept_N1
         first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W = _windows(first_U, end_U, options.max_length, options.window)
@@ -184,12 +259,12 @@ class TrainingBatches:
 
     @property
     def tokens_per_epoch(self) -> int:
-        return int(self.lengths_of(0).sum())
+        return int(self.tokens_of(0).sum())
 
     @property
     def mean_context(self) -> float:
         """Tokens that a token attends to, itself among them, averaged over tokens."""
-        length_W = self.lengths_of(0).astype(float)
+        length_W = self.tokens_of(0).astype(float)
         return float((length_W**2).sum() / (2 * length_W.sum()))
 
     def lengths_of(self, epoch: int) -> np.ndarray:
@@ -202,10 +277,15 @@ class TrainingBatches:
         whole_W = np.random.default_rng([self.seed, epoch, 1]).random(len(length_W)) < longest**alpha / length_W**2
         return np.where((length_W > short) & ~whole_W, short, length_W)
 
+    def tokens_of(self, epoch: int) -> np.ndarray:
+        """Tokens of each window in an epoch [W]: its inputs, or with interleaved actions two each and the last target's item."""
+        length_W = self.lengths_of(epoch)
+        return 2 * length_W + 1 if self.options.actions == "interleaved" else length_W
+
     def windows_of(self, epoch: int) -> list[np.ndarray]:
         """The windows of each batch of an epoch: as many as fit the budget, at least one."""
         order_W = np.random.default_rng([self.seed, epoch]).permutation(len(self.start_W))
-        total_W = np.cumsum(self.lengths_of(epoch)[order_W])
+        total_W = np.cumsum(self.tokens_of(epoch)[order_W])
         batches, first = [], 0
         while first < len(order_W):
             before = total_W[first - 1] if first else 0

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from largerec.errors import LargeRecError
 from largerec.recipe import Recipe, recipe_from
-from largerec.sequences import Sequences, from_frame
+from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
@@ -105,7 +105,8 @@ class Bundle:
         self.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
         self.write_parquet("histories.parquet", sequences.frame())
         self.write_json("lineage.json", dict(lineage))
-        self.write_json("recipe.json", {"format": FORMAT, "time_kind": sequences.time_kind, "recipe": recipe.to_json()})
+        kinds = {"time_kind": sequences.time_kind, **({"task_edges": dict(sequences.edges)} if sequences.edges else {})}
+        self.write_json("recipe.json", {"format": FORMAT, **kinds, "recipe": recipe.to_json()})
 
     def _clear_unless_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
         """Remove a run that is finished or another one; the unfinished run of the same command is taken up.
@@ -181,9 +182,12 @@ class Bundle:
         return AtomicTokenizer(self.read_parquet("vocabulary.parquet", ("item_id", "train_count")))
 
     def sequences(self) -> Sequences:
-        kind = self.read_json("recipe.json").get("time_kind", "timestamp")
-        columns = ("user_id", "item_id", "timestamp", "stage")
-        return from_frame(self.read_parquet("histories.parquet", columns), kind, self.recipe().split.targets)
+        document, recipe = self.read_json("recipe.json"), self.recipe()
+        columns = ["user_id", "item_id", "timestamp", "stage", *(f"{TASK_COLUMN}{name}" for name in recipe.tasks)]
+        columns += ["positive"] if recipe.split.positives is not None else []
+        edges = {name: tuple(between) for name, between in document.get("task_edges", {}).items()}
+        table = self.read_parquet("histories.parquet", columns)
+        return from_frame(table, document.get("time_kind", "timestamp"), recipe.split.targets, edges)
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -298,10 +302,13 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 of the split log: ids, order, times and stages."""
+    """SHA-256 of the split log: ids, order, times and stages; labels and positives, where there are any."""
     digest = hashlib.sha256()
     for ids in (sequences.user_ids, sequences.item_ids):
         digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
     for array in (sequences.offsets_U1, sequences.item_N, sequences.time_N, sequences.stage_N):
         digest.update(np.ascontiguousarray(array).astype(np.int64).tobytes())
+    for name, optional in (("/".join(sequences.tasks), sequences.label_NA), ("positives", sequences.positive_N)):
+        if optional is not None:
+            digest.update(name.encode() + np.ascontiguousarray(optional).astype(np.int64).tobytes())
     return digest.hexdigest()

@@ -163,7 +163,7 @@ def generated_world(recipe: Recipe, data: str) -> World | None:
     if recipe.data.path is not None or recipe.data.faults.any:
         return None
     world = World(recipe.data.simulate)
-    return world if data_hash(build_sequences(log_of_world(world), recipe.split)) == data else None
+    return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks)) == data else None
 
 
 def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, options: EvaluateOptions) -> dict[str, Any]:

@@ -13,19 +13,44 @@ from largerec.batches import Batch
 INITIAL_STD = 0.02
 
 
+class ActionInput(nn.Module):
+    """What was done with an item: one vector for each task and label, and for each task whose label is unknown, summed.
+
+    [T, D] -> [T, D]: added to the tokens that carry an action, nothing to the others.
+    """
+
+    first_A: torch.Tensor
+
+    def __init__(self, classes_A: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.label = nn.Embedding(sum(classes_A) + len(classes_A), width)
+        rows_A = torch.tensor([0, *(classes + 1 for classes in classes_A[:-1])])
+        self.register_buffer("first_A", rows_A.cumsum(0) + 1, persistent=False)  # the row of label 0; unknown is the one before
+        init_weight(self.label.weight)
+
+    def forward(self, x_TD: torch.Tensor, batch: Batch) -> torch.Tensor:
+        assert batch.label_TA is not None and batch.action_T is not None, "a model with tasks needs labels as input"
+        done_TD: torch.Tensor = self.label(batch.label_TA + self.first_A).sum(1)
+        return x_TD + done_TD * batch.action_T[:, None]
+
+
 class SequenceInput(nn.Module):
-    """Item embedding plus learned absolute position, with dropout: [T] -> [T, D]."""
+    """Item embedding plus learned absolute position, with dropout: [T] -> [T, D]. ``action`` joins in where there are tasks."""
 
     def __init__(self, n_items: int, max_length: int, width: int, dropout: float) -> None:
         super().__init__()
         self.item = nn.Embedding(n_items, width)
         self.position = nn.Embedding(max_length, width)
+        self.action: ActionInput | None = None
         self.dropout = dropout
         for table in (self.item, self.position):
             init_weight(table.weight)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        x_TD = self.item(batch.item_T) + self.position(batch.position_T)
+        x_TD = self.item(batch.item_T)
+        if self.action is not None:
+            x_TD = self.action(x_TD, batch)
+        x_TD = x_TD + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)
 
 
@@ -37,6 +62,7 @@ class Backbone(nn.Module):
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()
+        self.task_heads: nn.Module | None = None  # see ranking.py; no family's own
 
     def through(self, block: nn.Module, *given: torch.Tensor) -> torch.Tensor:
         """Apply a block; with ``recompute``, in training, without keeping what it makes on the way (Chen et al. 2016)."""

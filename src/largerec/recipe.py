@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
@@ -21,15 +22,20 @@ from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
+from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
+from largerec.tasks import TaskOptions
+
+RESERVED = ("user_id", "item_id", "score", "rank", "title")  # columns of what the Engine gives
 
 
 class TrainOptions(Options):
     """How long to train and what to keep.
 
     Training stops after ``max_epochs`` passes or ``max_steps`` steps, or when ``metric`` on validation (seen items masked) has
-    not risen for ``patience`` validations. A validation comes every ``evaluate_every`` steps, or each epoch when not given, on at
-    most ``validation_targets`` targets (a seeded sample); a checkpoint at each validation and every ``checkpoint_every`` steps.
+    not risen for ``patience`` validations; a task's AUC or GAUC (``click.auc``) may decide instead. A validation comes every
+    ``evaluate_every`` steps, or each epoch when not given, on at most ``validation_targets`` targets, and as many events that
+    tasks are asked of (seeded samples); a checkpoint at each validation and every ``checkpoint_every`` steps.
     ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
     ``accumulate``: work through the batch of a step in this many parts of whole histories and add up their gradients.
     ``recompute``: keep only what enters each block and make the rest again in the backward pass; the numbers stay the same.
@@ -38,7 +44,7 @@ class TrainOptions(Options):
     max_epochs: int = Field(100, ge=1)
     max_steps: int | None = Field(None, ge=1)
     patience: int = Field(5, ge=1)
-    metric: str = Field("ndcg@10", pattern=r"^(ndcg|recall|mrr)@[1-9]\d*$")
+    metric: str = Field("ndcg@10", pattern=r"^((ndcg|recall|mrr)@[1-9]\d*|[a-z]\w*\.(auc|gauc))$")
     evaluate_every: int | None = Field(None, ge=1)
     validation_targets: int = Field(25_000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
@@ -65,10 +71,12 @@ class Recipe(Options):
     threads: int | None = Field(None, ge=1)
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
+    tasks: dict[str, TaskOptions] = Field(default_factory=dict)
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
     objective: AnyObjectiveOptions = SoftmaxOptions()
+    ranking: RankingOptions = RankingOptions()
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
@@ -78,6 +86,37 @@ class Recipe(Options):
     def _compared_families_exist(self) -> Self:
         for family in self.run.compare:
             self.with_family(family)
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_and_actions_belong_together(self) -> Self:
+        if self.tasks and self.batch.actions is None:
+            raise LargeRecError(
+                f"tasks ({', '.join(self.tasks)}) need batch.actions = interleaved or summed: how what was done becomes input."
+            )
+        for name, given in (("batch.actions", self.batch.actions), ("ranking", self.ranking != RankingOptions() or None)):
+            if given is not None and not self.tasks:
+                raise LargeRecError(f'{name} says nothing without tasks; name one, such as tasks.click.where="is_click = 1".')
+        for name in self.tasks:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+                raise LargeRecError(
+                    f"{name!r} cannot be the name of a task: small letters, digits and _, and none of {', '.join(RESERVED)}."
+                )
+        task, dot, _ = self.train.metric.partition(".")
+        if dot and task not in self.tasks:
+            raise LargeRecError(
+                f"train.metric={self.train.metric!r} names no task of the recipe{nearest(task, self.tasks)} Tasks: "
+                f"{', '.join(self.tasks) or 'none'}."
+            )
+        if dot and (self.ranking.weight == 0 or self.tasks[task].weight == 0):
+            raise LargeRecError(
+                f"train.metric={self.train.metric!r} is of a task whose loss has weight 0; nothing would raise it."
+            )
+        if not dot and self.ranking.retrieval == 0:
+            raise LargeRecError(
+                f"train.metric={self.train.metric!r} is of retrieval, but ranking.retrieval=0 leaves its loss out; "
+                f"choose a task's, such as train.metric={next(iter(self.tasks))}.auc."
+            )
         return self
 
     @model_validator(mode="after")

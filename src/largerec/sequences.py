@@ -7,7 +7,8 @@ renaming ids changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Self
 
@@ -19,10 +20,12 @@ from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
 from largerec.options import Options
+from largerec.tasks import TaskOptions, condition, labels, task_values
 
 TRAIN, VALIDATION, TEST, AFTER = 0, 1, 2, 3
 Stage = Literal["validation", "test"]
 STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
+TASK_COLUMN = "task."  # before the name of a task, in the table of a run's histories
 
 
 class SplitOptions(Options):
@@ -33,6 +36,9 @@ class SplitOptions(Options):
     ``test_until`` (open when not given). A moment is an ISO date ("2017-10-15", "2017-10-15T12:00") in UTC, or a share of the
     events such as "90%"; events without a time count in no share and always train. ``targets`` of a timeline: every event of the
     period whose user has a history, or each user's first.
+
+    ``positives``: a condition in SQL on the log's columns, such as "is_click = 1": only such events are targets of retrieval,
+    learned and asked for; the others are history only. Tasks are learned and asked of every event.
     """
 
     protocol: Literal["leave-one-out", "timeline"] = "leave-one-out"
@@ -40,10 +46,11 @@ class SplitOptions(Options):
     test_from: str | None = None
     test_until: str | None = None
     targets: Literal["all", "first"] = "all"
+    positives: str | None = None
 
     @model_validator(mode="after")
     def _moments_belong_to_a_timeline(self) -> Self:
-        given = sorted(self.model_fields_set - {"protocol"} if self.protocol == "leave-one-out" else ())
+        given = sorted(self.model_fields_set - {"protocol", "positives"} if self.protocol == "leave-one-out" else ())
         given = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
         if given:
             raise LargeRecError(
@@ -58,7 +65,9 @@ class Sequences:
 
     ``offsets_U1[u]:offsets_U1[u + 1]`` are the rows of user ``u``; ``item_N`` indexes ``item_ids``; ``time_N`` is milliseconds
     UTC or a rank (``time_kind``); ``behaviour_N`` (None where the log names none) indexes ``behaviours``, where None stands for
-    a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user.
+    a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user. With tasks, ``label_NA`` has
+    the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
+    ``split.positives``, ``positive_N`` says which events may be targets of retrieval.
     """
 
     user_ids: pl.Series
@@ -71,6 +80,10 @@ class Sequences:
     behaviours: tuple[str | None, ...]
     time_kind: TimeKind
     targets_per_user: Literal["all", "first"]
+    tasks: tuple[str, ...] = ()
+    label_NA: np.ndarray | None = None
+    edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    positive_N: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -92,12 +105,19 @@ class Sequences:
     def targets(self, stage: Stage) -> np.ndarray:
         """Rows that are targets of ``stage``: each has a history, which is all of its user's rows before it."""
         rows = np.flatnonzero(self.stage_N == STAGES[stage])
+        if self.positive_N is not None:
+            rows = rows[self.positive_N[rows]]
         user_R = np.searchsorted(self.offsets_U1, rows, side="right") - 1
         rows, user_R = rows[rows > self.offsets_U1[user_R]], user_R[rows > self.offsets_U1[user_R]]
         if self.targets_per_user == "first":
             _, first = np.unique(user_R, return_index=True)
             rows = rows[first]
         return rows
+
+    def impressions(self, stage: Stage) -> np.ndarray:
+        """Rows of ``stage`` that tasks are asked of: every one of which some label is known, with a history or without."""
+        assert self.label_NA is not None, "a log without tasks has no impressions"
+        return np.flatnonzero((self.stage_N == STAGES[stage]) & (self.label_NA >= 0).any(axis=1))
 
     def train_counts(self) -> np.ndarray:
         """How often each item occurs in training rows [len(item_ids)]."""
@@ -113,6 +133,10 @@ class Sequences:
         }
         if self.behaviour_N is not None:
             columns["behavior"] = pl.Series(list(self.behaviours), dtype=pl.String).gather(self.behaviour_N)
+        if self.label_NA is not None:
+            columns |= {f"{TASK_COLUMN}{name}": self.label_NA[:, column] for column, name in enumerate(self.tasks)}
+        if self.positive_N is not None:
+            columns["positive"] = self.positive_N
         return pl.DataFrame(columns)
 
 
@@ -196,13 +220,19 @@ def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | Non
     return codes, tuple(names.to_list())
 
 
-def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
-    """Sort, number, group and split a log.
+def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, TaskOptions] | None = None) -> Sequences:
+    """Sort, number, group and split a log, and label its events.
 
     Raises:
-        LargeRecError: no user or no target is left, or the split moments cannot be read.
+        LargeRecError: no user or no target is left, the split moments cannot be read, or a task cannot.
     """
+    tasks = tasks or {}
     events = log.events.select(name for name in ("user_id", "item_id", "timestamp", "behavior") if name in log.events.columns)
+    value_NA = task_values(log.events, tasks) if tasks else np.empty((log.events.height, 0))
+    events = events.with_columns(pl.Series(f"{TASK_COLUMN}{name}", value_NA[:, a]) for a, name in enumerate(tasks))
+    if options.positives is not None:
+        positive = condition(log.events, options.positives, "split.positives").fill_null(False)
+        events = events.with_columns(positive.alias("positive"))
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = _numbered(events["user_id"])
@@ -215,6 +245,10 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
     else:
         stage_N = _timeline_stages(options, time_N, log.time_kind)
     behaviour_code, behaviours = _behaviours(events)
+    label_NA, edges = None, dict[str, tuple[float, ...]]()
+    if tasks:
+        value_NA = np.stack([events[f"{TASK_COLUMN}{name}"].to_numpy() for name in tasks], axis=1)[by_user]
+        label_NA, edges = labels(value_NA, stage_N == TRAIN, tasks)
     sequences = Sequences(
         user_ids=user_ids,
         item_ids=item_ids,
@@ -226,6 +260,10 @@ def build_sequences(log: EventLog, options: SplitOptions) -> Sequences:
         behaviours=behaviours,
         time_kind=log.time_kind,
         targets_per_user=options.targets,
+        tasks=tuple(tasks),
+        label_NA=label_NA,
+        edges=edges,
+        positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
@@ -241,15 +279,21 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
         if len(sequences.targets(stage)) == 0:
             raise LargeRecError(
                 f"{source}: the {stage} part has no target whose user has a history. Leave-one-out needs users with at least "
-                "three events; a timeline needs events of known users after the date."
+                "three events; a timeline needs events of known users after the date; split.positives must leave some."
             )
 
 
-def from_frame(frame: pl.DataFrame, time_kind: TimeKind, targets_per_user: Literal["all", "first"]) -> Sequences:
+def from_frame(
+    frame: pl.DataFrame,
+    time_kind: TimeKind,
+    targets_per_user: Literal["all", "first"],
+    edges: Mapping[str, tuple[float, ...]] | None = None,
+) -> Sequences:
     """Read back what :meth:`Sequences.frame` wrote (rows grouped by user, in order)."""
     user_code, user_ids = _numbered(frame["user_id"])
     item_code, item_ids = _numbered(frame["item_id"])
     behaviour_N, behaviours = _behaviours(frame)
+    tasks = tuple(name.removeprefix(TASK_COLUMN) for name in frame.columns if name.startswith(TASK_COLUMN))
     return Sequences(
         user_ids=user_ids,
         item_ids=item_ids,
@@ -261,4 +305,8 @@ def from_frame(frame: pl.DataFrame, time_kind: TimeKind, targets_per_user: Liter
         behaviours=behaviours,
         time_kind=time_kind,
         targets_per_user=targets_per_user,
+        tasks=tasks,
+        label_NA=np.stack([frame[f"{TASK_COLUMN}{name}"].to_numpy() for name in tasks], axis=1) if tasks else None,
+        edges=edges or {},
+        positive_N=frame["positive"].to_numpy() if "positive" in frame.columns else None,
     )

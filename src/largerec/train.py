@@ -35,6 +35,7 @@ from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
 from largerec.progress import Progress
+from largerec.ranking import TaskHeads
 from largerec.recipe import Recipe
 from largerec.sequences import build_sequences
 from largerec.tokenizers import AtomicTokenizer
@@ -64,6 +65,9 @@ class _Part(NamedTuple):
     batch: Batch
     target_T: torch.Tensor
     negatives: torch.Tensor | None
+    share: float  # of the step's tokens
+    targets: int  # of the whole step
+    known_A: torch.Tensor | None  # known labels of each task in the whole step
 
 
 class Trainer:
@@ -75,7 +79,7 @@ class Trainer:
         self.recipe = recipe = recipe.resolved()
         self.options, self.progress = recipe.train, progress
         log = load_log(recipe.data)
-        sequences = build_sequences(log, recipe.split)
+        sequences = build_sequences(log, recipe.split, recipe.tasks)
         tokenizer = AtomicTokenizer.fit(sequences, log.items)
         self.bundle = Bundle.start(recipe, sequences, tokenizer, _lineage(data_hash(sequences), log.source, log.notes))
         torch.manual_seed(recipe.seed)
@@ -115,9 +119,9 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         parts, table_KD, rows_R = self._parts(batch)
-        value, count = 0.0, int(batch.loss_mask_T.sum())
+        value = 0.0
         for part in parts:
-            loss = self._loss(part, table_KD, rows_R, done) * (len(part.target_T) / count)
+            loss = self._loss(part, table_KD, rows_R, done)
             value += float(loss.detach())
             if not np.isfinite(value):
                 raise self._diverged("loss", value, rate)
@@ -137,20 +141,28 @@ class Trainer:
 
     def _parts(self, batch: Batch) -> tuple[list[_Part], torch.Tensor, torch.Tensor | None]:
         """The batch in parts, and the item table that they name: all of it, or the rows in use, which stand for the whole."""
-        parts = []
+        assert batch.loss_mask_T is not None
+        parts, count = [], int(batch.loss_mask_T.sum())
+        known_A = None if batch.task_label_TA is None else (batch.task_label_TA >= 0).sum(0)
         for piece in batch.pieces(self.options.accumulate):
             assert piece.target_T is not None and piece.loss_mask_T is not None
-            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None))
+            share = piece.n_tokens / batch.n_tokens
+            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, share, count, known_A))
         if self.table is None:
             return parts, self.model.item_table_VD, None
         used: list[torch.Tensor] = []
         for part in parts:
             negatives = self.objective.draw(len(part.target_T))
             assert negatives is not None  # a recipe with the full softmax was refused
-            used += [part.batch.item_T, part.target_T, negatives]
+            assert part.batch.target_T is not None  # all of them: of those that retrieval leaves out, tasks may be asked
+            used += [part.batch.item_T, part.batch.target_T, negatives]
         rows_R, places = self.table.rows_of(*used)
         by_place = [
-            _Part(replace(part.batch, item_T=item_T), target_T, negatives)
+            part._replace(
+                batch=replace(part.batch, item_T=item_T, target_T=target_T),
+                target_T=target_T[part.batch.loss_mask_T],
+                negatives=negatives,
+            )
             for part, item_T, target_T, negatives in zip(parts, places[::3], places[1::3], places[2::3], strict=True)
         ]
         return by_place, self.model.item_table_VD.detach()[rows_R].requires_grad_(), rows_R
@@ -158,6 +170,7 @@ class Trainer:
     def _loss(
         self, part: _Part, table_KD: torch.Tensor, rows_R: torch.Tensor | None, done: Callable[[str], None]
     ) -> torch.Tensor:
+        """The part's share of the step's loss: of next items, and of tasks where there are any."""
         low_precision = self.options.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             given = {} if rows_R is None else {"input.item.weight": table_KD}
@@ -165,9 +178,17 @@ class Trainer:
         queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
         done("forward")
         keys_KD = self.scorer.head.keys(table_KD)
-        return self.objective(
-            queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
-        )
+        if part.targets and len(part.target_T) and self.recipe.ranking.retrieval > 0:
+            loss = self.objective(
+                queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
+            ) * (len(part.target_T) / part.targets)
+        else:
+            loss = 0 * queries_TD.sum()
+        if part.known_A is None:
+            return loss
+        heads = self.model.task_heads
+        assert isinstance(heads, TaskHeads)
+        return heads.joint(loss, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
 
     def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
         return LargeRecError(

@@ -6,6 +6,7 @@ import copy
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, que
 from largerec.errors import LargeRecError, nearest
 from largerec.heads import ItemHead
 from largerec.models import build_model
+from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
 from largerec.sequences import Sequences
+from largerec.tasks import UNKNOWN
 from largerec.tokenizers import AtomicTokenizer
 
 
@@ -29,7 +32,7 @@ class Engine:
     def __init__(self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences) -> None:
         self.scorer, self.tokenizer, self.sequences = scorer, tokenizer, sequences
         self.token_of_item = tokenizer.encode(sequences.item_ids)
-        self.rows = TokenRows.of(sequences, self.token_of_item)
+        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None))
         self._row_of_user: dict[Any, int] | None = None
 
     @classmethod
@@ -76,7 +79,9 @@ class Engine:
             raise LargeRecError(
                 f"item {given!r} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history."
             )
-        rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1))
+        rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1), actions=self.rows.actions)
+        if rows.actions is not None:
+            rows = replace(rows, label_MA=np.full((len(token_M), len(self.sequences.tasks)), UNKNOWN))
         return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
 
     def recommend(
@@ -150,9 +155,13 @@ class Engine:
 
 def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer."""
-    model = build_model(recipe.model, tokenizer.size, recipe.batch.max_length)
+    batch = recipe.batch
+    model = build_model(recipe.model, tokenizer.size, batch.positions)
+    if batch.actions is not None:
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    return ModelScorer(model, ItemHead(recipe.head), tokenizer.counts_V, recipe.batch.max_length, query_time=query_time)
+    head = ItemHead(recipe.head)
+    return ModelScorer(model, head, tokenizer.counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
 
 def load(path: str | Path) -> Engine:

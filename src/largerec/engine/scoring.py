@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from largerec.batches import TokenRows, pack_histories, ranges
+from largerec.batches import Actions, TokenRows, pack_histories, ranges
 from largerec.errors import LargeRecError
 from largerec.heads import ItemHead
 from largerec.models import Backbone
@@ -75,8 +75,17 @@ class PopularityScorer:
 class ModelScorer:
     """A trained backbone and its item head. Histories without any known item get the popularity scores."""
 
-    def __init__(self, model: Backbone, head: ItemHead, counts_V: np.ndarray, max_length: int, *, query_time: bool) -> None:
-        self.model, self.head, self.max_length, self.query_time = model, head, max_length, query_time
+    def __init__(
+        self,
+        model: Backbone,
+        head: ItemHead,
+        counts_V: np.ndarray,
+        max_length: int,
+        *,
+        query_time: bool,
+        actions: Actions | None = None,
+    ) -> None:
+        self.model, self.head, self.max_length, self.query_time, self.actions = model, head, max_length, query_time, actions
         self.size = len(counts_V)
         self.popularity = PopularityScorer(counts_V)
         self._keys_VD: torch.Tensor | None = None
@@ -102,13 +111,14 @@ class ModelScorer:
             end_W = np.zeros_like(start_W)
             np.maximum.at(end_W, window_Q, queries.end_Q)
             time_W = np.full(len(start_W), -1)
+        each = queries.rows.tokens_per_event
         order_Q = np.argsort(window_Q, kind="stable")  # queries by window, so that each pass keeps only the rows it is asked for
         sorted_Q, parts = window_Q[order_Q], []
         with torch.no_grad():
-            for a, b in _token_blocks(end_W - start_W):
+            for a, b in token_blocks(each * (end_W - start_W)):
                 asked = order_Q[np.searchsorted(sorted_Q, a) : np.searchsorted(sorted_Q, b)]
                 offset_W = np.concatenate([[0], np.cumsum(end_W[a:b] - start_W[a:b])])
-                at = offset_W[window_Q[asked] - a] + queries.end_Q[asked] - 1 - start_W[window_Q[asked]]
+                at = each * (offset_W[window_Q[asked] - a] + queries.end_Q[asked] - start_W[window_Q[asked]]) - 1
                 hidden_TD = self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b]))
                 parts.append(hidden_TD.index_select(0, torch.from_numpy(at)))
             return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)))
@@ -127,7 +137,7 @@ class ModelScorer:
             return self.head.queries(self.hidden(queries)).float() @ self._keys_VD.T
 
 
-def _token_blocks(length_W: np.ndarray) -> Iterator[tuple[int, int]]:
+def token_blocks(length_W: np.ndarray) -> Iterator[tuple[int, int]]:
     """Cut windows into runs of at most TOKEN_BLOCK tokens (at least one window)."""
     total_W, start = np.cumsum(length_W), 0
     while start < len(length_W):

@@ -74,22 +74,25 @@ ROW = "__row__"
 
 
 def _earlier(file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
-    """Unfold the watches before the log: user, video and behaviour, without a time; the row of each; and the note."""
+    """Unfold the watches before the log: user, video, behaviour and known signals, without a time; the row of each; a note."""
     table = read_table(file).frame.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
     # The lists of likes and long watches say which videos, not which of several watches of one: the last ones are meant.
     nth = pl.int_range(pl.len()).reverse().over("user_id", "video_id")
     marked = watches.with_columns(nth.alias("nth"))
-    words = []
-    for name, word in (("like", "like"), ("long_watch", "long_view")):
+    words, signals = [], []
+    for name, word, signal in (("like", "like", "is_like"), ("long_watch", "long_view", "long_view")):
         if name in table.columns:
             counts = table.select("user_id", pl.col(name).alias("video_id")).explode("video_id").drop_nulls("video_id")
             counts = counts.group_by("user_id", "video_id").len(name)
             marked = marked.join(counts, on=["user_id", "video_id"], how="left", maintain_order="left")
-            words.append(pl.when(pl.col("nth") < pl.col(name)).then(pl.lit(word)))
-    marked = marked.with_columns(pl.coalesce(*words, pl.lit("view")).alias("behavior"))
+            meant = pl.col("nth") < pl.col(name)
+            words.append(pl.when(meant).then(pl.lit(word)))
+            signals.append(meant.fill_null(False).cast(pl.Int64).alias(signal))
+    marked = marked.with_columns(pl.coalesce(*words, pl.lit("view")).alias("behavior"), *signals)
     note = (
         f"{marked.height:,} earlier watches of {table.height:,} users from {file.name} come before the log, without "
         "a time; likes and long watches of videos that are not among them are left out"
     )
-    return marked.select("user_id", "video_id", "behavior"), marked[ROW], note
+    known = [signal for signal in ("is_like", "long_view") if signal in marked.columns]
+    return marked.select("user_id", "video_id", "behavior", *known), marked[ROW], note

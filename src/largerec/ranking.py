@@ -1,0 +1,115 @@
+"""Ranking: heads that predict a task's label of one event from the state before it, and their loss beside retrieval's.
+
+With interleaved actions the state is that of the item's own token, which has read the history and the item but not what was done
+with it. With summed actions it is the state of the event before, joined with the item in question and their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn import functional as F
+
+from largerec.batches import Actions, Batch
+from largerec.errors import LargeRecError
+from largerec.layers import ActionInput, Backbone, init_linear
+from largerec.options import Options
+from largerec.tasks import TaskOptions
+
+
+class RankingOptions(Options):
+    """The task heads and how their losses and retrieval's are balanced; says nothing without ``tasks``.
+
+    ``head``: one linear map a task, or a network with one hidden layer. ``balance``: ``fixed`` adds up ``retrieval`` times the
+    next-item loss and ``weight`` times each task's ``weight`` times its loss; ``uncertainty`` also learns a variance s of each of
+    these losses and uses loss / s + log(s) / 2 (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, section 3.2). A weight of 0
+    leaves a loss out.
+    """
+
+    head: Literal["linear", "mlp"] = "mlp"
+    retrieval: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0)
+    balance: Literal["fixed", "uncertainty"] = "fixed"
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if self.retrieval == self.weight == 0:
+            raise LargeRecError("ranking.retrieval and ranking.weight are both 0, so nothing would be learned; raise one.")
+        return self
+
+
+class TaskHeads(nn.Module):
+    """One head a task, and the balance of the losses. N events that are asked about, A tasks, C classes of a task."""
+
+    def __init__(self, options: RankingOptions, tasks: Mapping[str, TaskOptions], width: int, actions: Actions) -> None:
+        super().__init__()
+        self.options, self.names, self.actions = options, tuple(tasks), actions
+        self.weights = (options.retrieval, *(options.weight * task.weight for task in tasks.values()))
+        inputs = width if actions == "interleaved" else 3 * width
+        self.heads = nn.ModuleList(self._head(inputs, width, task.n_classes) for task in tasks.values())
+        learned = options.balance == "uncertainty"
+        self.log_variance = nn.Parameter(torch.zeros(len(self.weights))) if learned else None
+
+    def _head(self, inputs: int, width: int, classes: int) -> nn.Module:
+        outputs = 1 if classes == 2 else classes
+        if self.options.head == "linear":
+            return init_linear(nn.Linear(inputs, outputs))
+        return nn.Sequential(init_linear(nn.Linear(inputs, width)), nn.GELU(), init_linear(nn.Linear(width, outputs)))
+
+    def forward(self, state_ND: torch.Tensor, item_ND: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Logits of each task: [N, 1] of the label 1 where there are two, else [N, C]. ``item_ND``: rows of the item table,
+        which summed actions need."""
+        if self.actions == "summed":
+            assert item_ND is not None, "summed actions need the items in question"
+            state_ND = torch.cat([state_ND, item_ND, state_ND * item_ND], dim=1)
+        return [head(state_ND) for head in self.heads]
+
+    def probabilities(self, state_ND: torch.Tensor, item_ND: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Probability of every label of each task, [N, C]."""
+        return [
+            torch.cat([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1) if logit.shape[1] == 1 else logit.softmax(1)
+            for logit in self(state_ND, item_ND)
+        ]
+
+    def losses(self, hidden_TD: torch.Tensor, batch: Batch, table_VD: torch.Tensor, known_A: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each task's labels in a batch, summed and over ``known_A``, the known labels of the whole step. [A]"""
+        assert batch.task_label_TA is not None and batch.target_T is not None
+        asked_N = (batch.task_label_TA >= 0).any(1).nonzero()[:, 0]
+        label_NA, state_ND = batch.task_label_TA[asked_N], hidden_TD[asked_N].float()
+        item_ND = F.embedding(batch.target_T[asked_N], table_VD) if self.actions == "summed" else None
+        sums = [_cross_entropy(logit, label_NA[:, column]) for column, logit in enumerate(self(state_ND, item_ND))]
+        return torch.stack(sums) / known_A.clamp_min(1)
+
+    def joint(self, retrieval: torch.Tensor, task_losses_A: torch.Tensor, share: float) -> torch.Tensor:
+        """The balanced sum; ``share`` is the part of a step that this is (of the logarithms of the variances)."""
+        losses = [retrieval, *task_losses_A.unbind()]
+        total = retrieval.new_zeros(())
+        for number, (weight, loss) in enumerate(zip(self.weights, losses, strict=True)):
+            if weight == 0:
+                continue
+            if self.log_variance is not None:
+                own = self.log_variance[number]
+                loss = loss * (-own).exp() + share * own / 2
+            total = total + weight * loss
+        return total
+
+
+def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+    """Sum over the known labels."""
+    known_N = label_N >= 0
+    if logit_NC.shape[1] == 1:
+        losses_N = F.binary_cross_entropy_with_logits(logit_NC[:, 0], label_N.clamp_min(0).float(), reduction="none")
+    else:
+        losses_N = F.cross_entropy(logit_NC, label_N.clamp_min(0), reduction="none")
+    return (losses_N * known_N).sum()
+
+
+def add_tasks(model: Backbone, tasks: Mapping[str, TaskOptions], options: RankingOptions, actions: Actions) -> None:
+    """Give a model the actions as input and its task heads, from torch's global random state; its file knows of neither."""
+    width = model.item_table_VD.shape[1]
+    model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
+    model.task_heads = TaskHeads(options, tasks, width, actions)
