@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics distributed events columns badrows",
+    "kernels metrics task_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks sequences batches layers",
     "tokenizers models heads",
@@ -30,7 +30,7 @@ LEVELS = (
     "recipe",
     "bundle accounting progress",
     "engine",
-    "evaluate",
+    "evaluate evaluate_tasks",
     "train",
     "experiments",
     "scaling update report serve doctor estimate show",

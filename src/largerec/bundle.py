@@ -31,7 +31,7 @@ FORMAT = 1
 NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
-    r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+)\.parquet"
+    r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+|predictions-\w+)\.parquet"
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")

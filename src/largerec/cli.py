@@ -111,6 +111,27 @@ def recommend(
 
 
 @app.command()
+def rank(
+    path: RunPath,
+    items: Annotated[list[str] | None, typer.Option("--items", help="candidates; may be given several times, or A,B,C")] = None,
+    user_id: Annotated[str | None, typer.Option(help="a user of the log")] = None,
+    history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
+    by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank candidates for a user by what they would do with them: one probability a task."""
+    from largerec import show
+    from largerec.engine import load
+
+    engine = load(path)
+    given = [item.strip() for text in items or [] for item in text.split(",")] + (more or [])
+    past = [engine.item_id(item.strip()) for item in history.split(",")] if history else None
+    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by)
+    print_json(frame.to_dicts()) if as_json else show.frame(frame)
+
+
+@app.command()
 def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Parameters, memory and time of a recipe before it runs (takes a few real steps)."""
     from largerec import estimate as module

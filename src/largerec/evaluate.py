@@ -21,6 +21,7 @@ from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
+from largerec.evaluate_tasks import evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
@@ -108,13 +109,25 @@ def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, ho
     trained = (sequences.stage_N == TRAIN) & (sequences.time_N != UNTIMED)
     last = sequences.time_N[trained].max(initial=UNTIMED)
     recent = trained & (sequences.time_N > last - hours * HOUR_MS)
+    if sequences.positive_N is not None:
+        recent &= sequences.positive_N
     token_R = token_of_item[sequences.item_N[recent]]
     return np.bincount(token_R[token_R >= 0], minlength=size)
 
 
+def target_counts(engine: Engine) -> np.ndarray:
+    """How often each item was a target in training [V]: its training events, of which only positives where the split says so."""
+    sequences = engine.sequences
+    if sequences.positive_N is None:
+        return engine.tokenizer.counts_V
+    token_R = engine.token_of_item[sequences.item_N[(sequences.stage_N == TRAIN) & sequences.positive_N]]
+    return np.bincount(token_R[token_R >= 0], minlength=engine.tokenizer.size)
+
+
 def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     """The baselines: overall popularity, and recent popularity where the log has a clock (window chosen on validation)."""
-    found: dict[str, Scorer] = {"popularity": PopularityScorer(engine.tokenizer.counts_V)}
+    counts_V = target_counts(engine)
+    found: dict[str, Scorer] = {"popularity": PopularityScorer(counts_V)}
     if engine.sequences.time_kind != "timestamp":
         return found
     trained_N = engine.sequences.time_N[engine.sequences.stage_N == TRAIN]
@@ -125,9 +138,9 @@ def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     for name, hours in RECENT_HOURS.items():
         if hours * HOUR_MS >= span:
             break
-        counts_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, hours)
+        recent_V = recent_counts(engine.sequences, engine.token_of_item, engine.scorer.size, hours)
         # The overall count breaks ties, so that a short window is not punished for its many zeros.
-        scorer = PopularityScorer(counts_V + engine.tokenizer.counts_V / (2.0 * engine.tokenizer.counts_V.max()))
+        scorer = PopularityScorer(recent_V + counts_V / (2.0 * max(1, counts_V.max())))
         got = float(metrics.ndcg(measure(Engine.beside(engine, scorer), rows).rank_N, 10).mean())
         if got > best:
             best, best_name, best_scorer = got, name, scorer
@@ -251,7 +264,8 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
     """Evaluate a run on its own split and write it into the run's ``result.json``; returns that document.
 
     Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
-    :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each).
+    :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each),
+    predictions of tasks in ``predictions-STAGE.parquet``.
 
     Raises:
         LargeRecError: the run is missing, foreign, unfinished or damaged.
@@ -271,6 +285,10 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
         world = generated_world(recipe, str(bundle.read_json("lineage.json").get("data_hash")))
         if world is not None:
             result["best_possible"] = best_possible(engine, world, recipe, stage, options)
+    if recipe.learned_tasks:
+        key = "tasks" if stage == "test" else f"{stage}_tasks"
+        result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
+        bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

@@ -55,16 +55,20 @@ class SequenceInput(nn.Module):
 
 
 class Backbone(nn.Module):
-    """What every model family is: built from (options, n_items, max_length); ``forward(batch)`` gives hidden states [T, D]."""
+    """What every model family is: built from (options, n_items, max_length); ``forward(batch)`` gives hidden states [T, D].
+
+    ``cached``: ``forward(batch, cache)`` also reads one history into a ``HistoryCache``, and then tokens that follow it.
+    """
 
     input: SequenceInput
     recompute = False
+    cached = False
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()
         self.task_heads: nn.Module | None = None  # see ranking.py; no family's own
 
-    def through(self, block: nn.Module, *given: torch.Tensor) -> torch.Tensor:
+    def through(self, block: nn.Module, *given: Any) -> torch.Tensor:
         """Apply a block; with ``recompute``, in training, without keeping what it makes on the way (Chen et al. 2016)."""
         if not (self.recompute and self.training):
             out: torch.Tensor = block(*given)

@@ -48,6 +48,7 @@ class TaskHeads(nn.Module):
     def __init__(self, options: RankingOptions, tasks: Mapping[str, TaskOptions], width: int, actions: Actions) -> None:
         super().__init__()
         self.options, self.names, self.actions = options, tuple(tasks), actions
+        self.classes = tuple(task.n_classes for task in tasks.values())
         self.weights = (options.retrieval, *(options.weight * task.weight for task in tasks.values()))
         inputs = width if actions == "interleaved" else 3 * width
         self.heads = nn.ModuleList(self._head(inputs, width, task.n_classes) for task in tasks.values())

@@ -108,7 +108,7 @@ class Recipe(Options):
                 f"train.metric={self.train.metric!r} names no task of the recipe{nearest(task, self.tasks)} Tasks: "
                 f"{', '.join(self.tasks) or 'none'}."
             )
-        if dot and (self.ranking.weight == 0 or self.tasks[task].weight == 0):
+        if dot and task not in self.learned_tasks:
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of a task whose loss has weight 0; nothing would raise it."
             )
@@ -138,6 +138,11 @@ class Recipe(Options):
         if train.precision == "auto":
             train = train.model_copy(update={"precision": "bf16" if native_bf16() else "fp32"})
         return self.model_copy(update={"model": model, "optim": optim, "train": train})
+
+    @property
+    def learned_tasks(self) -> tuple[str, ...]:
+        """The tasks whose loss has a weight."""
+        return tuple(name for name, task in self.tasks.items() if task.weight * self.ranking.weight > 0)
 
     def with_family(self, family: str) -> Recipe:
         """The same recipe for another model family: what the two families share is kept."""

@@ -281,6 +281,10 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
                 f"{source}: the {stage} part has no target whose user has a history. Leave-one-out needs users with at least "
                 "three events; a timeline needs events of known users after the date; split.positives must leave some."
             )
+        for column, name in enumerate(sequences.tasks):
+            assert sequences.label_NA is not None
+            if not (sequences.label_NA[sequences.stage_N == STAGES[stage], column] >= 0).any():
+                raise LargeRecError(f"{source}: task {name!r} is unknown for every event of the {stage} part; move the split.")
 
 
 def from_frame(

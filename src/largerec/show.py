@@ -28,7 +28,7 @@ def _number(value: float) -> str:
 
 
 def _with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
-    if name not in found:
+    if found.get(name) is None:
         return "-"
     low, high = intervals.get(name, (float("nan"), float("nan")))
     return f"{_number(found[name])} [dim]\\[{_number(low)}, {_number(high)}][/dim]"
@@ -77,9 +77,25 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
     to.print(metric_table(found["rows"], found["result"]))
     if (share := reached(found["result"])) is not None:
         to.print(share)
+    if found["result"]["tasks"]:
+        to.print(task_table(found["result"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+
+
+def task_table(result: dict[str, Any]) -> Table:
+    """Metrics of each task of an evaluated run, the share of items as a baseline beside it."""
+    title = "tasks: every event of the test part whose label is known, at its own time"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("task", "predicted by", "events", "auc", "gauc", "accuracy", "log loss", "ne", "ece"):
+        table.add_column(name, justify="left" if name in ("task", "predicted by") else "right")
+    for task, found in result["tasks"].items():
+        for label, row in (*found["baselines"].items(), (result["model"], found)):
+            cells = [_with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
+            rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
+            table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
+    return table
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -114,6 +130,8 @@ def evaluated(result: dict[str, Any]) -> None:
     to.print(metric_table(rows_of([result]), result))
     if (share := reached(result)) is not None:
         to.print(share)
+    if result["tasks"]:
+        to.print(task_table(result))
     slices = Table(title="slices", title_justify="left", title_style="bold")
     for name in ("slice", "targets", *SHOWN):
         slices.add_column(name, justify="left" if name == "slice" else "right")

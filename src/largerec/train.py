@@ -31,6 +31,7 @@ from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
@@ -94,6 +95,9 @@ class Trainer:
         self.table = RowOptimizer(table_VD, recipe.optim) if by_rows else None
         self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([table_VD] if by_rows else []))
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
+        self.asked_rows = (
+            asked_rows(sequences, "validation", self.options.validation_targets, recipe.seed) if recipe.learned_tasks else None
+        )
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
         self.state = State()
@@ -246,9 +250,14 @@ class Trainer:
         state, name = self.state, self.options.metric
         self.scorer.prepared()
         rank_N = measure(self.engine, self.validation_rows).rank_N
-        kind, k = name.split("@")
-        value = float({"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}[kind](rank_N, int(k)).mean())
-        shown = metrics.summarise(rank_N, (10,)) | {name: value}
+        kind, _, k = name.partition("@")
+        shown = metrics.summarise(rank_N, (10,))
+        if k:
+            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
+            shown[name] = float(functions[kind](rank_N, int(k)).mean())
+        if self.asked_rows is not None:
+            shown |= task_values(self.engine, self.asked_rows)
+        value = shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
         if value > state.best:
             state.best, state.best_step, state.bad = value, state.step, 0
             self.bundle.write_tensors("model.safetensors", self.model.state_dict())
@@ -319,6 +328,10 @@ class Trainer:
         rows = self.engine.sequences.targets("validation")
         found = measure(self.engine, rows)
         recipe, state = self.recipe, self.state
+        tasks: dict[str, Any] = {}
+        if self.asked_rows is not None:
+            predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
+            tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
@@ -338,6 +351,7 @@ class Trainer:
             "best_step": state.best_step,
             "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
             "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            **tasks,
             "tasks": {},
             "n_test_evaluations": 0,
         }

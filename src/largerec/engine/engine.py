@@ -15,6 +15,7 @@ import polars as pl
 
 from largerec.batches import TokenRows
 from largerec.bundle import Bundle
+from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
 from largerec.errors import LargeRecError, nearest
 from largerec.heads import ItemHead
@@ -22,6 +23,7 @@ from largerec.models import build_model
 from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
 from largerec.sequences import Sequences
+from largerec.task_metrics import mean_label
 from largerec.tasks import UNKNOWN
 from largerec.tokenizers import AtomicTokenizer
 
@@ -34,12 +36,30 @@ class Engine:
         self.token_of_item = tokenizer.encode(sequences.item_ids)
         self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None))
         self._row_of_user: dict[Any, int] | None = None
+        self._ranker: Ranker | None = None
+
+    @property
+    def ranker(self) -> Ranker:
+        """What predicts the run's tasks.
+
+        Raises:
+            LargeRecError: the run has none, or learned none.
+        """
+        if self._ranker is None:
+            if not isinstance(self.scorer, ModelScorer) or self.scorer.model.task_heads is None:
+                raise LargeRecError(
+                    'this run has no tasks to rank by; train one with, for example, tasks.click.where="is_click = 1".'
+                )
+            self._ranker = Ranker(self.scorer, self.sequences)
+        if not self._ranker.learned:
+            raise LargeRecError("this run learned none of its tasks (ranking.weight or their weights are 0), so it cannot rank.")
+        return self._ranker
 
     @classmethod
     def beside(cls, engine: Engine, scorer: Scorer) -> Engine:
         """The same tokenizer and histories with another scorer: how baselines are measured by the same code."""
         other = copy.copy(engine)
-        other.scorer = scorer
+        other.scorer, other._ranker = scorer, None
         return other
 
     def queries_at(self, row_Q: np.ndarray) -> Queries:
@@ -132,6 +152,49 @@ class Engine:
         if "title" in self.tokenizer.vocabulary.columns:
             frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(item_QK.flatten().numpy()))
         return frame.filter(pl.col("score") > float("-inf"))  # a user who has seen nearly everything gets a shorter list
+
+    def rank(
+        self,
+        user: Any = None,
+        candidates: Sequence[Any] = (),
+        *,
+        history: Sequence[Any] | None = None,
+        by: str | None = None,
+    ) -> pl.DataFrame:
+        """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
+
+        Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
+        mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
+        titles. A known user's history is the whole log, asked now. Equal predictions stand in the order of the candidates.
+
+        Raises:
+            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history.
+        """
+        ranker = self.ranker
+        names = [ranker.names[column] for column in ranker.learned]
+        if by is not None and by not in names:
+            raise LargeRecError(f"by={by!r} is no task of this run{nearest(by, names)} Tasks: {', '.join(names)}.")
+        if (user is None) == (history is None):
+            raise LargeRecError("give either a user or history=[item, ...].")
+        if len(candidates) == 0:
+            raise LargeRecError("the list of candidates is empty; name at least one item.")
+        given = pl.Series(list(candidates), strict=False)
+        token_C = self.tokenizer.encode(given)
+        if (token_C < 0).any():
+            raise LargeRecError(
+                f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
+                f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
+            )
+        query = (
+            self._queries_of_users(np.array([self._user_row(user)])) if history is None else self._queries_of_histories([history])
+        )
+        found = ranker.of_candidates(query, token_C)
+        columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
+        frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
+        if "title" in self.tokenizer.vocabulary.columns:
+            frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(token_C))
+        frame = frame.sort(by or names[0], descending=True, maintain_order=True)
+        return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""

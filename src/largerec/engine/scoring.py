@@ -107,9 +107,7 @@ class ModelScorer:
         if self.query_time:
             start_W, end_W, time_W, window_Q = start_Q, queries.end_Q, queries.time_Q, np.arange(len(queries))
         else:
-            start_W, window_Q = np.unique(start_Q, return_inverse=True)
-            end_W = np.zeros_like(start_W)
-            np.maximum.at(end_W, window_Q, queries.end_Q)
+            start_W, end_W, window_Q = shared_windows(start_Q, queries.end_Q)
             time_W = np.full(len(start_W), -1)
         each = queries.rows.tokens_per_event
         order_Q = np.argsort(window_Q, kind="stable")  # queries by window, so that each pass keeps only the rows it is asked for
@@ -135,6 +133,14 @@ class ModelScorer:
         assert self._keys_VD is not None, "prepared() was not called"
         with torch.no_grad():
             return self.head.queries(self.hidden(queries)).float() @ self._keys_VD.T
+
+
+def shared_windows(start_Q: np.ndarray, end_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The windows that hold slices which begin at the same row, and the window of each slice: start_W, end_W, window_Q."""
+    start_W, window_Q = np.unique(start_Q, return_inverse=True)
+    end_W = np.zeros_like(start_W)
+    np.maximum.at(end_W, window_Q, end_Q)
+    return start_W, end_W, window_Q
 
 
 def token_blocks(length_W: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -11,12 +11,16 @@ from types import ModuleType
 import torch
 
 from largerec.kernels import cpu, padded, triton
+from largerec.kernels.cache import BlockCache, HistoryCache, attention_after
 from largerec.kernels.cpu import native_bf16
 from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime
 
 __all__ = [
+    "BlockCache",
     "BucketedTime",
+    "HistoryCache",
+    "attention_after",
     "describe",
     "exp_rows_",
     "native_bf16",
@@ -49,8 +53,13 @@ def softmax_attention(
     offsets_B1: torch.Tensor,
     position_table_HN: torch.Tensor | None = None,
     time: BucketedTime | None = None,
+    cache: BlockCache | None = None,
 ) -> torch.Tensor:
-    """As :func:`largerec.kernels.reference.softmax_attention`."""
+    """As :func:`largerec.kernels.reference.softmax_attention`; with a cache that holds a history, as :func:`attention_after`."""
+    if cache is not None and cache.kept is not None:
+        return attention_after(q_THK, k_THK, v_THK, cache, position_table_HN, time, scale=q_THK.shape[-1] ** -0.5, softmax=True)
+    if cache is not None:
+        cache.keep(k_THK, v_THK, time)
     twin = _twin(v_THK)
     if twin is not None:
         out: torch.Tensor = twin.attention(
@@ -68,8 +77,13 @@ def silu_attention(
     scale: float,
     position_table_HN: torch.Tensor | None = None,
     time: BucketedTime | None = None,
+    cache: BlockCache | None = None,
 ) -> torch.Tensor:
-    """As :func:`largerec.kernels.reference.silu_attention`."""
+    """As :func:`largerec.kernels.reference.silu_attention`; with a cache that holds a history, as :func:`attention_after`."""
+    if cache is not None and cache.kept is not None:
+        return attention_after(q_THK, k_THK, v_THK, cache, position_table_HN, time, scale=scale, softmax=False)
+    if cache is not None:
+        cache.keep(k_THK, v_THK, time)
     twin = _twin(v_THK)
     if twin is not None:
         out: torch.Tensor = twin.attention(q_THK, k_THK, v_THK, offsets_B1, False, scale, position_table_HN, time)

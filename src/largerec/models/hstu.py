@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Batch
 from largerec.errors import LargeRecError
-from largerec.kernels import BucketedTime, silu_attention
+from largerec.kernels import BlockCache, BucketedTime, HistoryCache, silu_attention
 from largerec.kernels.reference import TIME_BUCKETS
 from largerec.layers import Backbone, SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
@@ -61,12 +61,17 @@ class Block(nn.Module):
         self.time_table_HK = nn.Parameter(torch.zeros(self.heads, TIME_BUCKETS)) if options.time_bias else None
 
     def forward(
-        self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, row_time_T: torch.Tensor, time_T: torch.Tensor
+        self,
+        x_TD: torch.Tensor,
+        offsets_B1: torch.Tensor,
+        row_time_T: torch.Tensor,
+        time_T: torch.Tensor,
+        cache: BlockCache | None,
     ) -> torch.Tensor:
         u_TD, v_TD, q_TD, k_TD = F.silu(self.uvqk(self.norm(x_TD))).chunk(4, dim=1)
         q, k, v = (x.view(len(x), self.heads, -1) for x in (q_TD, k_TD, v_TD))
         time = None if self.time_table_HK is None else BucketedTime(self.time_table_HK, row_time_T, time_T)
-        attended_TD = silu_attention(q, k, v, offsets_B1, self.scale, self.position_table_HN, time).flatten(1)
+        attended_TD = silu_attention(q, k, v, offsets_B1, self.scale, self.position_table_HN, time, cache).flatten(1)
         gated_TD = dropout(u_TD * self.gate_norm(attended_TD), self.dropout, self.training)
         out_TD: torch.Tensor = x_TD + self.out(gated_TD)
         return out_TD
@@ -74,6 +79,8 @@ class Block(nn.Module):
 
 class HSTU(Backbone):
     """The backbone: a Batch to hidden states [T, D]."""
+
+    cached = True
 
     def __init__(self, options: HSTUOptions, n_items: int, max_length: int) -> None:
         super().__init__(options, n_items, max_length)
@@ -83,13 +90,14 @@ class HSTU(Backbone):
         self.blocks = nn.ModuleList(Block(options, max_length) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, cache: HistoryCache | None = None) -> torch.Tensor:
         row_time_T = batch.time_T
         if self.query_time:
             assert batch.query_time_T is not None, "a model with query time needs query_time_T"
             row_time_T = batch.query_time_T
         x_TD = self.input(batch)
-        for block in self.blocks:
-            x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T)
+        for level, block in enumerate(self.blocks):
+            kept = None if cache is None else cache[level]
+            x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T, kept)
         hidden_TD: torch.Tensor = self.norm(x_TD)
         return hidden_TD

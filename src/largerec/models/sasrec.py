@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from largerec.batches import Batch
-from largerec.kernels import softmax_attention
+from largerec.kernels import BlockCache, HistoryCache, softmax_attention
 from largerec.layers import Backbone, SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
@@ -46,9 +46,9 @@ class Block(nn.Module):
         self.inner = init_linear(nn.Linear(width, feedforward * width))
         self.outer = init_linear(nn.Linear(feedforward * width, width))
 
-    def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, cache: BlockCache | None) -> torch.Tensor:
         q, k, v = self.qkv(self.attention_norm(x_TD)).unflatten(1, (3, self.heads, -1)).unbind(1)
-        attended_TD = softmax_attention(q, k, v, offsets_B1).flatten(1)
+        attended_TD = softmax_attention(q, k, v, offsets_B1, cache=cache).flatten(1)
         x_TD = x_TD + dropout(self.out(attended_TD), self.dropout, self.training)
         inner = dropout(F.gelu(self.inner(self.feedforward_norm(x_TD))), self.dropout, self.training)
         return x_TD + dropout(self.outer(inner), self.dropout, self.training)
@@ -57,6 +57,8 @@ class Block(nn.Module):
 class SASRec(Backbone):
     """The backbone: a Batch to hidden states [T, D]."""
 
+    cached = True
+
     def __init__(self, options: SASRecOptions, n_items: int, max_length: int) -> None:
         super().__init__(options, n_items, max_length)
         depth, width, heads = options.shape
@@ -64,9 +66,9 @@ class SASRec(Backbone):
         self.blocks = nn.ModuleList(Block(width, heads, options.feedforward, options.dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, cache: HistoryCache | None = None) -> torch.Tensor:
         x_TD = self.input(batch)
-        for block in self.blocks:
-            x_TD = self.through(block, x_TD, batch.offsets_B1)
+        for level, block in enumerate(self.blocks):
+            x_TD = self.through(block, x_TD, batch.offsets_B1, None if cache is None else cache[level])
         hidden_TD: torch.Tensor = self.norm(x_TD)
         return hidden_TD
