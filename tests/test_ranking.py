@@ -30,6 +30,7 @@ from largerec.evaluate_tasks import predict_tasks
 from largerec.heads import HeadOptions, ItemHead
 from largerec.models import build_model
 from largerec.ranking import RankingOptions, TaskHeads, add_tasks
+from largerec.report import report
 from largerec.sequences import SplitOptions, build_sequences
 from largerec.tasks import TaskOptions
 from largerec.tokenizers import AtomicTokenizer
@@ -333,6 +334,16 @@ def test_runs_with_tasks_are_compared_like_others(tmp_path: Path) -> None:
     run = copy_of_run(tmp_path / "run", *overrides_of("interleaved"))
     other = trained_run(*overrides_of("summed"))
     assert compare_runs(run, other)["ndcg@10"].keys() == {"difference", "low", "high", "p_value"}
+
+
+def test_the_report_shows_each_task_and_its_reliability(tmp_path: Path) -> None:
+    runs = [trained_run(*overrides_of("interleaved")), trained_run()]
+    whole = Path(report([runs[0]], tmp_path / "one.html")["report"]).read_text(encoding="utf-8")
+    found = json.loads((runs[0] / "result.json").read_text(encoding="utf-8"))["tasks"]["buy"]
+    assert "Tasks on the test part" in whole and "Reliability of buy" in whole and "Reliability of cheap" not in whole
+    for value in (found["auc"], found["ne"], found["baselines"]["item rate"]["auc"]):
+        assert f"{value:.4f}".removeprefix("0") in whole
+    assert "Tasks on the" not in Path(report([runs[1]], tmp_path / "two.html")["report"]).read_text(encoding="utf-8")
 
 
 def test_shares_are_those_of_training() -> None:

@@ -14,6 +14,7 @@ from largerec.experiments import with_compared
 from largerec.recipe import Recipe, load_recipe
 from largerec.sequences import build_sequences
 from largerec.simulate import SimulateOptions
+from largerec.tasks import TaskOptions
 from largerec.train import train
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -32,6 +33,9 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
     }
     if recipe.split.protocol == "timeline":
         changes["split"] = recipe.split.model_copy(update=moments)
+    if recipe.tasks:  # of the generated log's own columns
+        changes["tasks"] = {name: TaskOptions(where="behavior = 'buy'") for name in recipe.tasks}
+        changes["split"] = changes.get("split", recipe.split).model_copy(update={"positives": "behavior != 'view'"})
     return recipe.model_copy(update=changes)
 
 
@@ -66,6 +70,7 @@ REAL = {
     "ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
     "ml-latest-timeline": ("movielens-latest-206k", 2_148, 206_423),
     "globo-timeline": ("globo-news", 322_897, 2_988_181),
+    "kuairand-unified": ("kuairand", 27_077, 1_039_631),
 }
 
 
@@ -74,7 +79,7 @@ def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_dat
     folder, users, events = REAL[name]
     path = next(path for path in RECIPES if path.stem == name)
     recipe = load_recipe(path, [f"data.path={shared_data / folder}"])
-    sequences = build_sequences(load_log(recipe.data), recipe.split)
+    sequences = build_sequences(load_log(recipe.data), recipe.split, recipe.tasks)
     assert (sequences.n_users, len(sequences.item_N)) == (users, events)
     if recipe.split.protocol == "leave-one-out":
         assert len(sequences.targets("test")) == len(sequences.targets("validation")) == users

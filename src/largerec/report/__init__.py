@@ -17,7 +17,7 @@ from largerec.columns import UNTIMED
 from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import calibration, measure, sample_targets
-from largerec.report import glance, page, results, summary
+from largerec.report import glance, page, results, summary, tasks
 from largerec.report.lineage import lineage
 from largerec.report.runs import (
     Paired,
@@ -272,6 +272,7 @@ def _sections(group: Group) -> list[tuple[str, str, str]]:
         ("training", "Training", results.training(group.runs)),
         ("metrics", f"Metrics on the {main.stage} part", metrics),
         ("paired", "Paired differences", results.paired_table(group.paired, group.metric, group.level)),
+        ("tasks", f"Tasks on the {main.stage} part", tasks.tasks(group.runs)),
         ("slices", "Slices", results.slices(group.runs, group.metric)),
         ("calibration", "Calibration of the scores", scores),
         ("examples", "Example users", results.examples(group.examples, main.stage, LIST_LENGTH)),
