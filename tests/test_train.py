@@ -21,6 +21,7 @@ from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.metrics import summarise
+from largerec.models import FAMILIES
 from largerec.optim import derived_learning_rate, learning_rate_at
 from largerec.progress import Progress
 from largerec.train import Trainer, commit_of, train
@@ -64,7 +65,7 @@ def chain_file(tmp_path: Path) -> str:
 # --- learning -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["hstu", "sasrec"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_known_rule_is_learned(tmp_path: Path, family: str, precision: str) -> None:
     overrides = (chain_file(tmp_path), f"model.name={family}", f"train.precision={precision}", "train.max_epochs=25")
