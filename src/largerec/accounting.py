@@ -14,9 +14,9 @@ def scored_items(recipe: Recipe, n_items: int) -> int:
 
 
 def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean_context: float) -> float:
-    """Forward and backward (three times the forward) of the blocks' matrices, of attention (or what stands for it) and of the loss.
+    """Forward and backward (three times the forward) of the blocks' matrices, of what looks at earlier tokens and of the loss.
 
-    ``mean_context`` is the number of earlier tokens that a token attends to, on average.
+    ``mean_context`` is the number of earlier tokens that a token looks at, on average.
     """
     _, width, _ = recipe.model.shape
     matrices = 2 * non_embedding_parameters(model)

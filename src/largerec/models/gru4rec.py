@@ -1,4 +1,5 @@
-"""GRU4Rec: gated recurrent units over a history (Hidasi et al. 2016, arXiv 1511.06939; Hidasi & Karatzoglou 2018, arXiv 1706.03847).
+"""GRU4Rec: gated recurrent units over a history (Hidasi et al. 2016, arXiv 1511.06939; Hidasi & Karatzoglou 2018, arXiv
+1706.03847).
 
 As in the second paper: item embeddings into GRU layers, and one table for input and output ("constrained embedding"). The state
 of the recurrence knows the order, so the input has no table of positions. Unlike the papers: each layer reads the normalised
@@ -6,8 +7,8 @@ stream and is added to it, so that deep ones see the items (which the first pape
 stands before the item scores; whole histories are unrolled, each from a state of zero, instead of session-parallel mini-batches
 that cut the gradient; the loss is the recipe's choice.
 
-Steps run for all users at once, without padding: tokens are put in the order of their position, users with longer histories first,
-which is how torch's PackedSequence wants them.
+Steps run for all users at once, without padding: tokens are put in the order of their position, users with longer histories
+first, which is how torch's PackedSequence wants them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 al. 2025, arXiv 2508.06450), which puts its layers into SASRec.
 
 As in eSASRec: learned positions, causal softmax attention and a SwiGLU network, each read from the normalised stream x and added
-to it through a gate, ``x + sigmoid(W x) * f(norm(x))``. Unlike it: a last layer norm stands before the item scores, and nothing is
-dropped from the attention weights. Its loss, a sampled softmax, is the recipe's choice. LiGR's own model ranks and is not causal;
-its set-wise attention over the items of one page is left out.
+to it through a gate, ``x + sigmoid(W x) * f(norm(x))``. Unlike it: a last layer norm stands before the item scores, and nothing
+is dropped from the attention weights. Its loss, a sampled softmax, is the recipe's choice. LiGR's own model ranks the items of a
+page together; that set-wise attention is left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Block(nn.Module):
         attended_TD = self.out(softmax_attention(q, k, v, offsets_B1).flatten(1))
         x_TD = x_TD + self.attention_gate(x_TD).sigmoid() * dropout(attended_TD, self.dropout, self.training)
         network_TD = self.feedforward(self.feedforward_norm(x_TD))
-        return x_TD + self.feedforward_gate(x_TD).sigmoid() * dropout(network_TD, self.dropout, self.training)
+        out_TD: torch.Tensor = x_TD + self.feedforward_gate(x_TD).sigmoid() * dropout(network_TD, self.dropout, self.training)
+        return out_TD
 
 
 class LiGR(Backbone):

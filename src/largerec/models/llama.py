@@ -68,7 +68,7 @@ def rotary_angles(position_T: torch.Tensor, head_width: int) -> torch.Tensor:
 def turned(x_THK: torch.Tensor, cos_T1P: torch.Tensor, sin_T1P: torch.Tensor) -> torch.Tensor:
     """Turn pair i, which is numbers i and i + K // 2; in a head of odd width the last number stays as it is."""
     pairs = cos_T1P.shape[-1]
-    one, two, rest = x_THK.split((pairs, pairs, x_THK.shape[-1] - 2 * pairs), dim=-1)
+    one, two, rest = x_THK[..., :pairs], x_THK[..., pairs : 2 * pairs], x_THK[..., 2 * pairs :]
     return torch.cat([one * cos_T1P - two * sin_T1P, one * sin_T1P + two * cos_T1P, rest], dim=-1).to(x_THK.dtype)
 
 
