@@ -94,12 +94,6 @@ def test_grouped_queries_save_parameters_and_the_dial_knows() -> None:
     assert sum(p.numel() for p in blocks.parameters()) == 2 * options.block_parameters(16)
 
 
-def test_the_derived_number_of_kv_heads_is_written_out() -> None:
-    resolved = LlamaOptions(size="base").resolved()
-    assert resolved.kv_heads == resolved.heads == 2
-    assert resolved.resolved() == resolved
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

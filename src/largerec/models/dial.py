@@ -80,8 +80,8 @@ def _heads(width: int) -> int:
 
 
 def _width(block_parameters: Callable[[int], int], depth: int, target: int, heads: int | None) -> int:
-    """The width (a multiple of ``heads``) whose blocks come nearest to the target: a multiple of 4, or of 2 where all multiples of 4
-    miss it by more than a tenth."""
+    """The width (a multiple of ``heads``) whose blocks come nearest to the target: a multiple of 4, or of 2 where all of those miss
+    it by more than a tenth."""
 
     def miss(width: int) -> int:
         return abs(depth * block_parameters(width) - target)

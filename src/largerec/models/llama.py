@@ -49,10 +49,6 @@ class LlamaOptions(ModelOptions):
             )
         return self
 
-    def resolved(self) -> Self:
-        done = super().resolved()
-        return done if done.kv_heads else type(self).model_validate(done.model_dump() | {"kv_heads": done.heads})
-
     def block_parameters(self, width: int) -> int:
         kv_width = width if self.kv_heads is None or self.heads is None else width // self.heads * self.kv_heads
         return 2 * width**2 + 2 * width * kv_width + SwiGLU.parameters_of(width, self.feedforward) + 2 * width
