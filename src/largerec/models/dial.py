@@ -45,7 +45,7 @@ class ModelOptions(Options):
         if self.width is not None and self.heads is not None and self.width % self.heads:
             raise LargeRecError(f"model.width={self.width} is no multiple of model.heads={self.heads}; choose a width that is.")
         if not self.has_heads and self.heads not in (None, 1):
-            raise LargeRecError(f"model.heads={self.heads} would do nothing: {self.name} has no heads. Leave model.heads out.")
+            raise LargeRecError(f"model.heads={self.heads} would do nothing: {self.name} has no heads. Leave it out or set 1.")
         return self
 
     def block_parameters(self, width: int) -> int:
@@ -80,8 +80,8 @@ def _heads(width: int) -> int:
 
 
 def _width(block_parameters: Callable[[int], int], depth: int, target: int, heads: int | None) -> int:
-    """The width (a multiple of ``heads``) whose blocks come nearest to the target: a multiple of 4, or of 2 where all of those miss
-    it by more than a tenth."""
+    """The width (a multiple of ``heads``) whose blocks come nearest to the target: a multiple of 4, or of 2 where all of
+    those miss it by more than a tenth."""
 
     def miss(width: int) -> int:
         return abs(depth * block_parameters(width) - target)
