@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,13 @@ def test_the_command_ranks(mode: Mode) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert [row["item_id"] for row in found] == engine.rank(user, items)["item_id"].to_list()
     assert found[0].keys() == {"item_id", "buy", "cheap", "rank", "title"}
+    for moment in ("2000-01-01", "2000-01-01T01:00+01:00"):
+        done = CliRunner().invoke(app, ["rank", str(run), "--user-id", user, "--json", "--items", *items, "--at", moment])
+        earlier = json.loads(done.stdout.splitlines()[-1])
+        assert earlier == engine.rank(user, items, at=datetime(2000, 1, 1)).to_dicts()
+        assert (earlier == found) == (mode == "summed")  # the item's own token stands at the moment of asking
+    done = CliRunner().invoke(app, ["rank", str(run), "--user-id", user, "--items", *items, "--at", "soon"])
+    assert isinstance(done.exception, LargeRecError) and "'soon' is no ISO date" in str(done.exception)
     done = CliRunner().invoke(
         app, ["rank", str(run), "--history", items[0], "--items", f"{items[1]},{items[2]}", "--by", "cheap"]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from typing import Annotated
 
 # Spinning OpenMP threads make small steps many times slower as soon as the machine does anything else; before torch is imported.
@@ -117,6 +118,7 @@ def rank(
     user_id: Annotated[str | None, typer.Option(help="a user of the log")] = None,
     history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
     by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
+    at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +129,11 @@ def rank(
     engine = load(path)
     given = [item.strip() for text in items or [] for item in text.split(",")] + (more or [])
     past = [engine.item_id(item.strip()) for item in history.split(",")] if history else None
-    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by)
+    try:
+        moment = datetime.fromisoformat(at) if at else None
+    except ValueError:
+        raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
+    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 

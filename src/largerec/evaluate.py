@@ -171,9 +171,11 @@ class OracleScorer:
 def generated_world(recipe: Recipe, data: str) -> World | None:
     """The world of a run's log, if the log is a generated one without faults; ``data`` is the hash of the split log.
 
+    With ``split.positives`` there is none: the law of the world is of every next item, not of the next positive one.
+
     The log is generated again and compared, since a run may be older than the rules of this version.
     """
-    if recipe.data.path is not None or recipe.data.faults.any:
+    if recipe.data.path is not None or recipe.data.faults.any or recipe.split.positives is not None:
         return None
     world = World(recipe.data.simulate)
     return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks)) == data else None

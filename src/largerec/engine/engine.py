@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,14 @@ class Engine:
         *,
         history: Sequence[Any] | None = None,
         by: str | None = None,
+        at: datetime | None = None,
     ) -> pl.DataFrame:
         """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
-        titles. A known user's history is the whole log, asked now. Equal predictions stand in the order of the candidates.
+        titles. A known user's history is the whole log, asked at the moment ``at`` (UTC where it has no zone; now, if not given).
+        Equal predictions stand in the order of the candidates.
 
         Raises:
             LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history.
@@ -188,6 +191,9 @@ class Engine:
         query = (
             self._queries_of_users(np.array([self._user_row(user)])) if history is None else self._queries_of_histories([history])
         )
+        if at is not None:
+            moment = at if at.tzinfo else at.replace(tzinfo=UTC)
+            query = replace(query, time_Q=np.array([int(moment.timestamp() * 1000)]))
         found = ranker.of_candidates(query, token_C)
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
