@@ -25,7 +25,8 @@ class BatchOptions(Options):
     """How histories become batches.
 
     ``max_length`` (L): inputs kept of a history, the last ones. ``tokens``: tokens a training step. ``window``: a longer
-    training history gives its ``last`` L inputs, or ``all`` of it in consecutive windows of at most L.
+    training history gives its ``last`` L inputs, ``all`` of it in consecutive windows of at most L, or a ``sample``: one window
+    of L inputs, anew each pass, every place as likely as any other.
 
     ``stochastic_length`` (alpha; Zhai et al. 2024, arXiv 2402.17152, section 3.2): a window of n > L**(alpha / 2) inputs is
     thinned to L**(alpha / 2) of them with probability 1 - L**alpha / n**2, anew each pass, in training only. Which ones stay is
@@ -34,7 +35,7 @@ class BatchOptions(Options):
 
     max_length: int = Field(50, ge=1)
     tokens: int = Field(4096, ge=1)
-    window: Literal["last", "all"] = "last"
+    window: Literal["last", "all", "sample"] = "last"
     stochastic_length: float | None = Field(None, gt=1, le=2)
 
 
@@ -158,18 +159,22 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
 
 
 def _windows(
-    first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Input slices of the training histories first..end; the last event of each is only a target."""
+    first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all", "sample"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First row, end and room of the input slices of the training histories first..end, whose last event is only a target.
+
+    A slice may lie up to ``room`` rows earlier.
+    """
     last_U = end_U - 1
     long_enough = last_U > first_U
     first_U, last_U = first_U[long_enough], last_U[long_enough]
-    if window == "last":
-        return np.maximum(first_U, last_U - length), last_U
+    if window != "all":
+        start_U = np.maximum(first_U, last_U - length)
+        return start_U, last_U, start_U - first_U if window == "sample" else np.zeros_like(start_U)
     count_U = -(-(last_U - first_U) // length)
     step_W = ranges(np.zeros_like(count_U), count_U)
     end_W = np.repeat(last_U, count_U) - step_W * length
-    return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W
+    return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W, np.zeros_like(end_W)
 
 
 class TrainingBatches:
@@ -179,7 +184,7 @@ class TrainingBatches:
         self.rows = TokenRows.of(sequences, token_of_item)
         kept_N1 = self.rows.kept_N1
         first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
-        self.start_W, self.end_W = _windows(first_U, end_U, options.max_length, options.window)
+        self.start_W, self.end_W, self.room_W = _windows(first_U, end_U, options.max_length, options.window)
         self.options, self.seed = options, seed
 
     @property
@@ -202,6 +207,11 @@ class TrainingBatches:
         whole_W = np.random.default_rng([self.seed, epoch, 1]).random(len(length_W)) < longest**alpha / length_W**2
         return np.where((length_W > short) & ~whole_W, short, length_W)
 
+    def slices_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """First row and end of each window's inputs in an epoch. [W]"""
+        earlier_W = np.random.default_rng([self.seed, epoch, 3]).integers(self.room_W, endpoint=True)
+        return self.start_W - earlier_W, self.end_W - earlier_W
+
     def windows_of(self, epoch: int) -> list[np.ndarray]:
         """The windows of each batch of an epoch: as many as fit the budget, at least one."""
         order_W = np.random.default_rng([self.seed, epoch]).permutation(len(self.start_W))
@@ -217,11 +227,12 @@ class TrainingBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Batches ``first``, ``first + 1``, ... of an epoch, built ahead of their use by one thread."""
         kept_W = None if self.options.stochastic_length is None else self.lengths_of(epoch)
+        start_W, end_W = self.slices_of(epoch)
 
         def batch(number: int, windows: np.ndarray) -> Batch:
             kept_B = None if kept_W is None else kept_W[windows]
             seed = int(np.random.SeedSequence([self.seed, epoch, 2, number]).generate_state(1)[0])
-            return pack_training(self.rows, self.start_W[windows], self.end_W[windows], kept_B, seed)
+            return pack_training(self.rows, start_W[windows], end_W[windows], kept_B, seed)
 
         numbered = list(enumerate(self.windows_of(epoch)))[first:]
         return prefetch((lambda n=number, w=windows: batch(n, w)) for number, windows in numbered)  # type: ignore[misc]
