@@ -10,7 +10,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -41,7 +41,10 @@ class BatchOptions(Options):
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target."""
+    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target.
+
+    ``target_row_T``: where the target stands among all kept rows. ``masked_T``: inputs whose item is hidden from the model.
+    """
 
     item_T: torch.Tensor
     time_T: torch.Tensor
@@ -50,6 +53,8 @@ class Batch:
     target_T: torch.Tensor | None = None
     query_time_T: torch.Tensor | None = None
     loss_mask_T: torch.Tensor | None = None
+    target_row_T: torch.Tensor | None = None
+    masked_T: torch.Tensor | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -74,11 +79,8 @@ class Batch:
         pieces = []
         for first, last in itertools.pairwise(cuts):
             begin, end = int(self.offsets_B1[first]), int(self.offsets_B1[last])
-            cut = {
-                name: value[begin:end]
-                for name in ("item_T", "time_T", "behaviour_T", "target_T", "query_time_T", "loss_mask_T")
-                if (value := getattr(self, name)) is not None
-            }
+            names = [field.name for field in fields(self) if field.name.endswith("_T")]
+            cut = {name: value[begin:end] for name in names if (value := getattr(self, name)) is not None}
             features = {name: value[begin:end] for name, value in self.features.items()}
             pieces.append(replace(self, **cut, offsets_B1=self.offsets_B1[first : last + 1] - begin, features=features))
         return pieces
@@ -137,6 +139,7 @@ def pack_training(
         target_T=torch.from_numpy(rows.token_M[index_T + 1]),
         query_time_T=torch.from_numpy(rows.time_M[index_T + 1]),
         loss_mask_T=torch.ones(len(index_T), dtype=torch.bool),
+        target_row_T=torch.from_numpy(index_T + 1),
     )
 
 
@@ -183,8 +186,8 @@ class TrainingBatches:
     def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
         self.rows = TokenRows.of(sequences, token_of_item)
         kept_N1 = self.rows.kept_N1
-        first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
-        self.start_W, self.end_W, self.room_W = _windows(first_U, end_U, options.max_length, options.window)
+        self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
+        self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
         self.options, self.seed = options, seed
 
     @property

@@ -25,7 +25,10 @@ class SequenceInput(nn.Module):
             init_weight(table.weight)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        x_TD = self.item(batch.item_T) + self.position(batch.position_T)
+        item_TD = self.item(batch.item_T)
+        if batch.masked_T is not None:
+            item_TD = item_TD.masked_fill(batch.masked_T[:, None], 0)
+        x_TD = item_TD + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)
 
 

@@ -26,6 +26,7 @@ from largerec import metrics
 from largerec.accounting import training_flops_per_token
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import Bundle, data_hash
+from largerec.contrastive import Contrast
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
@@ -64,6 +65,7 @@ class _Part(NamedTuple):
     batch: Batch
     target_T: torch.Tensor
     negatives: torch.Tensor | None
+    views: list[Batch]
 
 
 class Trainer:
@@ -85,6 +87,7 @@ class Trainer:
         self.engine = Engine(self.scorer, tokenizer, sequences)
         self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
+        self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
         table_VD = self.model.input.item.weight
         self.table = RowOptimizer(table_VD, recipe.optim) if by_rows else None
@@ -140,19 +143,20 @@ class Trainer:
         parts = []
         for piece in batch.pieces(self.options.accumulate):
             assert piece.target_T is not None and piece.loss_mask_T is not None
-            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None))
+            views = [] if self.contrast is None else self.contrast.views(piece)
+            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, views))
         if self.table is None:
             return parts, self.model.item_table_VD, None
         used: list[torch.Tensor] = []
         for part in parts:
             negatives = self.objective.draw(len(part.target_T))
             assert negatives is not None  # a recipe with the full softmax was refused
-            used += [part.batch.item_T, part.target_T, negatives]
+            used += [part.batch.item_T, part.target_T, negatives, *(view.item_T for view in part.views)]
         rows_R, places = self.table.rows_of(*used)
-        by_place = [
-            _Part(replace(part.batch, item_T=item_T), target_T, negatives)
-            for part, item_T, target_T, negatives in zip(parts, places[::3], places[1::3], places[2::3], strict=True)
-        ]
+        place, by_place = iter(places), []
+        for part in parts:
+            batch, target_T, negatives = replace(part.batch, item_T=next(place)), next(place), next(place)
+            by_place.append(_Part(batch, target_T, negatives, [replace(view, item_T=next(place)) for view in part.views]))
         return by_place, self.model.item_table_VD.detach()[rows_R].requires_grad_(), rows_R
 
     def _loss(
@@ -162,12 +166,14 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
             given = {} if rows_R is None else {"input.item.weight": table_KD}
             hidden_TD = functional_call(self.model, given, (part.batch,))
+            views = [(view, functional_call(self.model, given, (view,))) for view in part.views]
         queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
         done("forward")
         keys_KD = self.scorer.head.keys(table_KD)
-        return self.objective(
+        loss = self.objective(
             queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
         )
+        return loss if self.contrast is None else loss + self.contrast.loss(part.batch, hidden_TD, views)
 
     def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
         return LargeRecError(
