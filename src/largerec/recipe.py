@@ -92,6 +92,15 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _rows_need_a_plain_table(self) -> Self:
+        if self.optim.table != "adamw" and not self.model.plain_table:
+            raise LargeRecError(
+                f"optim.table={self.optim.table!r} updates the rows of one table with a free row for each item, but model.tied, "
+                "model.table or model.side say otherwise. Leave those out, or choose optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_second_pass_differs_by_dropout(self) -> Self:
         if self.contrastive.weight and "dropout" in self.contrastive.views and not self.model.dropout:
             raise LargeRecError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from largerec.errors import LargeRecError
+from largerec.item_tables import SideOptions, TableOptions
 from largerec.options import Options
 
 Size = Literal["nano", "tiny", "small", "base", "large", "xl"]
@@ -27,7 +28,10 @@ HEAD_WIDTH = 64
 
 
 class ModelOptions(Options):
-    """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand."""
+    """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand.
+
+    ``tied``: items are scored with the table that is their input, or with one of their own. ``table``, ``side``: of either.
+    """
 
     name: str = ""  # each family gives its own
     size: Size = "tiny"
@@ -35,6 +39,9 @@ class ModelOptions(Options):
     width: int | None = Field(None, ge=4)
     heads: int | None = Field(None, ge=1, le=512)  # up to here some width of the dial is a multiple
     dropout: float = Field(0.2, ge=0, lt=1)
+    tied: bool = True
+    table: TableOptions = TableOptions()
+    side: SideOptions = SideOptions()
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -53,6 +60,11 @@ class ModelOptions(Options):
         heads = self.heads or _heads(width)
         changes: dict[str, Any] = {"depth": depth, "width": width, "heads": heads}
         return type(self).model_validate(self.model_dump() | changes)
+
+    @property
+    def plain_table(self) -> bool:
+        """Whether there is one item table, with a free row for each item."""
+        return self.tied and self.table.kind == "full" and not self.side.columns
 
     @property
     def shape(self) -> tuple[int, int, int]:
