@@ -20,7 +20,7 @@ def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean
     """
     depth, width, _ = recipe.model.shape
     matrices = 2 * non_embedding_parameters(model)
-    attention = 4 * depth * width * mean_context
+    attention = depth * recipe.model.mixing_flops(width, mean_context)
     loss = 2 * width * scored_items(recipe, n_items)
     return 3 * (matrices + attention + loss)
 

@@ -12,8 +12,8 @@ import torch
 
 from largerec.kernels import cpu, padded, triton
 from largerec.kernels.cpu import native_bf16
-from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.linear import linear_attention
+from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime, PowerLawTime
 
 __all__ = [
@@ -84,11 +84,13 @@ def silu_attention(
 
 def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.position_attention`; without a twin for CUDA devices."""
-    kernel = cpu if _twin(v_THK) is cpu else padded
-    return kernel.position_attention(v_THK, offsets_B1, position_table_HN)
+    if _twin(v_THK) is cpu:
+        return cpu.position_attention(v_THK, offsets_B1, position_table_HN)
+    return padded.position_attention(v_THK, offsets_B1, position_table_HN)
 
 
 def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: BucketedTime | PowerLawTime) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.time_attention`; without a twin for CUDA devices."""
-    kernel = cpu if _twin(v_THK) is cpu else padded
-    return kernel.time_attention(v_THK, offsets_B1, time)
+    if _twin(v_THK) is cpu:
+        return cpu.time_attention(v_THK, offsets_B1, time)
+    return padded.time_attention(v_THK, offsets_B1, time)

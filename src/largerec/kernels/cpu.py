@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: attention.cpp, bias.cpp, loss.cpp, softmax.cpp.
+"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: four sources beside this file.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.

@@ -121,10 +121,13 @@ def _power_law(slot_T: torch.Tensor, n_users: int, longest: int, time: PowerLawT
     elapsed_BNN = (row_BN[:, :, None] - column_BN[:, None, :]).clamp_min(0) * known_BNN
     log_BNN = torch.log1p(elapsed_BNN.double() / 1000).to(time.table_HP.dtype)
     a_H11, b_H11 = time.table_HP.T[:, :, None, None]
-    return a_H11 * torch.exp(-b_H11 * log_BNN[:, None]) * known_BNN[:, None]
+    weight_BHNN: torch.Tensor = a_H11 * torch.exp(-b_H11 * log_BNN[:, None])
+    return weight_BHNN * known_BNN[:, None]
 
 
-def _weighted(v_THK: torch.Tensor, offsets_B1: torch.Tensor, weights: Callable[[torch.Tensor, int, int], torch.Tensor]) -> torch.Tensor:
+def _weighted(
+    v_THK: torch.Tensor, offsets_B1: torch.Tensor, weights: Callable[[torch.Tensor, int, int], torch.Tensor]
+) -> torch.Tensor:
     """The causal weighted sum of values, with weights [B or 1, H, N, N]."""
     if len(v_THK) == 0:
         return torch.zeros_like(v_THK)

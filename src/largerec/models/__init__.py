@@ -9,12 +9,18 @@ from pydantic import BeforeValidator, SerializeAsAny
 from largerec.errors import LargeRecError, nearest
 from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
+from largerec.models.fuxi_alpha import FuXiAlpha, FuXiAlphaOptions
+from largerec.models.fuxi_beta import FuXiBeta, FuXiBetaOptions
+from largerec.models.fuxi_linear import FuXiLinear, FuXiLinearOptions
 from largerec.models.hstu import HSTU, HSTUOptions
 from largerec.models.sasrec import SASRec, SASRecOptions
 
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "hstu": (HSTUOptions, HSTU),
+    "fuxi-alpha": (FuXiAlphaOptions, FuXiAlpha),
+    "fuxi-beta": (FuXiBetaOptions, FuXiBeta),
+    "fuxi-linear": (FuXiLinearOptions, FuXiLinear),
 }
 
 

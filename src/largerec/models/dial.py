@@ -46,6 +46,15 @@ class ModelOptions(Options):
         """Parameters of one block without its bias tables: the family's rule for the dial."""
         raise AssertionError("each family gives its rule")
 
+    def mixing_flops(self, width: int, mean_context: float) -> float:
+        """Forward operations of one block and token beside its matrices: those of attention over ``mean_context`` tokens."""
+        return 4 * width * mean_context
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether times of events are input of the model."""
+        return False
+
     def resolved(self) -> Self:
         """The same options with depth, width and heads written out."""
         depth = self.depth or DEPTHS[self.size]
