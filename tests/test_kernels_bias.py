@@ -1,4 +1,4 @@
-"""Attention by distance and by elapsed time: every implementation against loops over pairs, and the compiled twin in its precisions."""
+"""Attention by distance and by elapsed time: every implementation against loops, and the compiled twin in its precisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compi
 
 
 class Case:
-    """Random values, tables and times in float64; some times unknown, and where they do not rise some rows ask before their columns."""
+    """Random values, tables and times in float64; some times are unknown, and some rows ask before their columns."""
 
     def __init__(self, lengths: list[int], heads: int, width: int, kind: str, rising: bool = True) -> None:
         generator = torch.Generator().manual_seed(sum(lengths) * heads + width)
