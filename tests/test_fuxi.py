@@ -116,7 +116,7 @@ class Recurrent:
         channel = self.block.positional
         v = channel.value.weight @ x
         kernel = channel.position_table_NK[self.place][None]
-        state = self.carried("positional", 1.0, kernel / 16, v[None])
+        state = self.carried("positional", 1.0, kernel / 8, v[None])
         return channel.share_table_P * (kernel.double() @ state[0])[0] + channel.own_table_P * v
 
     def temporal(self, x: torch.Tensor, row: int, column: int) -> torch.Tensor:
@@ -230,6 +230,6 @@ def test_pairs_of_tokens_cost_a_product_for_each_weight_and_each_channel(
 
 
 def test_linear_costs_the_same_at_any_length() -> None:
-    """Two blocks; a state of 8 (its head's width), 32 and 2 numbers for each of 16 is written and read."""
-    assert forward_flops("fuxi-linear", 10.0) == forward_flops("fuxi-linear", 1000.0) == 2 * 4 * 16 * (8 + 32 + 2)
-    assert forward_flops("fuxi-linear", 10.0, time_channel=False) == 2 * 4 * 16 * (8 + 32)
+    """Two blocks; a state of 8 (its head's width), 16 and 2 numbers for each of 16 is written and read."""
+    assert forward_flops("fuxi-linear", 10.0) == forward_flops("fuxi-linear", 1000.0) == 2 * 4 * 16 * (8 + 16 + 2)
+    assert forward_flops("fuxi-linear", 10.0, time_channel=False) == 2 * 4 * 16 * (8 + 16)

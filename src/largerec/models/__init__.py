@@ -12,7 +12,10 @@ from largerec.models.dial import ModelOptions
 from largerec.models.fuxi_alpha import FuXiAlpha, FuXiAlphaOptions
 from largerec.models.fuxi_beta import FuXiBeta, FuXiBetaOptions
 from largerec.models.fuxi_linear import FuXiLinear, FuXiLinearOptions
+from largerec.models.gru4rec import GRU4Rec, GRU4RecOptions
 from largerec.models.hstu import HSTU, HSTUOptions
+from largerec.models.ligr import LiGR, LiGROptions
+from largerec.models.llama import Llama, LlamaOptions
 from largerec.models.sasrec import SASRec, SASRecOptions
 
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
@@ -21,6 +24,9 @@ FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "fuxi-alpha": (FuXiAlphaOptions, FuXiAlpha),
     "fuxi-beta": (FuXiBetaOptions, FuXiBeta),
     "fuxi-linear": (FuXiLinearOptions, FuXiLinear),
+    "llama": (LlamaOptions, Llama),
+    "ligr": (LiGROptions, LiGR),
+    "gru4rec": (GRU4RecOptions, GRU4Rec),
 }
 
 
@@ -54,7 +60,13 @@ __all__ = [
     "HSTU",
     "AnyModelOptions",
     "Backbone",
+    "GRU4Rec",
+    "GRU4RecOptions",
     "HSTUOptions",
+    "LiGR",
+    "LiGROptions",
+    "Llama",
+    "LlamaOptions",
     "ModelOptions",
     "SASRec",
     "SASRecOptions",

@@ -37,8 +37,9 @@ class FuXiAlphaOptions(FuXiOptions):
     def block_parameters(self, width: int) -> int:
         return (self.channels + 3) * width**2 + self.feedforward_parameters(self.channels, width)
 
-    def mixing_flops(self, width: int, mean_context: float) -> float:
-        return 2 * (self.channels + 1) * width * mean_context
+    def context_operations(self, mean_context: float) -> float:
+        depth, width, _ = self.shape
+        return 2 * (self.channels + 1) * depth * width * mean_context
 
 
 class Block(nn.Module):
@@ -60,7 +61,7 @@ class Block(nn.Module):
         self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, row_time_T: torch.Tensor, time_T: torch.Tensor
     ) -> torch.Tensor:
         u_TC, *vqk = torch.split(F.silu(self.uvqk(rms(x_TD, 1e-6))), self.widths, dim=1)
-        v, q, k = (x.view(len(x), self.heads, -1) for x in vqk)
+        v, q, k = (x.view(len(x), self.heads, x.shape[1] // self.heads) for x in vqk)
         found = [position_attention(v, offsets_B1, self.position_table_HN), silu_attention(q, k, v, offsets_B1, self.scale)]
         if self.time_table_HK is not None:
             found.append(time_attention(v, offsets_B1, BucketedTime(self.time_table_HK, row_time_T, time_T)))

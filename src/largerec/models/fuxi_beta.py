@@ -36,8 +36,9 @@ class FuXiBetaOptions(FuXiOptions):
     def block_parameters(self, width: int) -> int:
         return (self.channels + 1) * width**2 + self.feedforward_parameters(self.channels, width)
 
-    def mixing_flops(self, width: int, mean_context: float) -> float:
-        return 2 * self.channels * width * mean_context
+    def context_operations(self, mean_context: float) -> float:
+        depth, width, _ = self.shape
+        return 2 * self.channels * depth * width * mean_context
 
 
 class Block(nn.Module):
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, row_time_T: torch.Tensor, time_T: torch.Tensor
     ) -> torch.Tensor:
         u_TC, v_TD = torch.split(F.silu(self.uv(rms(x_TD, 1e-6))), self.widths, dim=1)
-        v = v_TD.view(len(v_TD), self.heads, -1)
+        v = v_TD.view(len(v_TD), self.heads, v_TD.shape[1] // self.heads)
         found = [position_attention(v, offsets_B1, self.position_table_HN)]
         if self.time_table_HP is not None:
             found.append(time_attention(v, offsets_B1, PowerLawTime(self.time_table_HP, row_time_T, time_T)))

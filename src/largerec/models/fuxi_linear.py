@@ -5,16 +5,17 @@ The three channels of FuXi-alpha, each in a form whose cost grows with the lengt
 - retention: weights (q_i . k_j) exp(-rate (i - j)), a rate for each head;
 - temporal retention: of periods 1 s, 16 s, ... 16^7 s (8.5 years) the sine and the cosine of the angle between row and column,
   decayed by gamma^(2 pi elapsed / period); which columns of the values follow which of them goes round in turn;
-- linear positional: weights p_i . p_j / 16 of a learned table of 32 numbers a position, which starts as sines and cosines.
+- linear positional: weights p_i . p_j / 8 of a learned table of 16 numbers a position, which starts as sines and cosines.
 
 Each channel is layer normalised by itself, all are gated by U and go through the multi-stage feed-forward network (``fuxi.py``).
 The two channels beside retention have values of their own and add a share of the token's own value.
 
 Of the paper only the abstract could be had when this was written; details follow the authors' public code (its setting for
-MovieLens-20M). What differs: retention's rates start so spread that the slowest head forgets as in the authors' eight heads, also
-with fewer heads; gamma is learned in every block (theirs: fixed, or learned once) and starts at their 1/2; the temporal channel
-adds the token's own value always (theirs: on KuaiRand); pairs with an unknown time weigh nothing; a last layer norm stands before
-the item scores. The authors' code asks at the target's own time; here that needs ``query_time``.
+MovieLens-20M). What differs: positions have 16 numbers, not 32, which would be an eighth of the smallest model; retention's rates
+start so spread that the slowest head forgets as in the authors' eight heads, also with fewer heads; gamma is learned in every
+block (theirs: fixed, or learned once) and starts at their 1/2; the temporal channel adds the token's own value always (theirs: on
+KuaiRand); pairs with an unknown time weigh nothing; a last layer norm stands before the item scores. The authors' code asks at the
+target's own time; here that needs ``query_time``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from largerec.layers import Backbone, SequenceInput, init_linear, init_weight
 from largerec.models.fuxi import FuXiOptions, MultiStageFeedForward, row_times
 
 PERIODS_S = tuple(16**power for power in range(8))
-KERNEL_WIDTH = 32
+KERNEL_WIDTH = 16
 
 
 class FuXiLinearOptions(FuXiOptions):
@@ -48,11 +49,10 @@ class FuXiLinearOptions(FuXiOptions):
         matrices = (self.channels + 3) + (self.channels - 1)  # U V Q K, and the values of the other channels
         return matrices * width**2 + self.feedforward_parameters(self.channels, width)
 
-    def mixing_flops(self, width: int, mean_context: float) -> float:
+    def context_operations(self, mean_context: float) -> float:
         """Of the recurrent form: a state of K numbers for each of the width's is written and read, whatever the length."""
-        heads = self.resolved().heads
-        assert heads is not None
-        return 4 * width * (width // heads + KERNEL_WIDTH + 2 * self.time_channel)
+        depth, width, heads = self.shape
+        return 4 * depth * width * (width // heads + KERNEL_WIDTH + 2 * self.time_channel)
 
 
 class Clock(NamedTuple):
@@ -123,7 +123,7 @@ class TemporalRetention(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, clock: Clock, offsets_B1: torch.Tensor) -> torch.Tensor:
         width, heads = x_TD.shape[1], len(self.own_table_G)
-        v_TWG = F.pad(self.value(x_TD), (0, -width % heads)).view(len(x_TD), -1, heads)
+        v_TWG = F.pad(self.value(x_TD), (0, -width % heads)).view(len(x_TD), -(-width // heads), heads)
         turns_F = 2 * math.pi / torch.tensor(PERIODS_S, device=x_TD.device)
         rate_G = (turns_F * F.softplus(-self.decay_table_F)).repeat_interleave(2)  # -log gamma is softplus(-g)
         row_TG2 = clock.row_TG2 * torch.exp(-rate_G * clock.gap_T[:, None])[:, :, None]
@@ -171,7 +171,7 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         normed_TD = _norm(x_TD)
         u_TC, *vqk = torch.split(F.silu(self.uvqk(normed_TD)), self.widths, dim=1)
-        v, q, k = (x.view(len(x), self.heads, -1) for x in vqk)
+        v, q, k = (x.view(len(x), self.heads, x.shape[1] // self.heads) for x in vqk)
         found = [
             self.retention(q, k, v, position_T, offsets_B1),
             self.positional(normed_TD, position_T, offsets_B1),
