@@ -14,7 +14,7 @@ Of the paper only the abstract could be had when this was written; details follo
 MovieLens-20M). What differs: positions have 16 numbers, not 32, which would be an eighth of the smallest model; retention's rates
 start so spread that the slowest head forgets as in the authors' eight heads, also with fewer heads; gamma is learned in every
 block (theirs: fixed, or learned once) and starts at their 1/2; the temporal channel adds the token's own value always (theirs: on
-KuaiRand); pairs with an unknown time weigh nothing; a last layer norm stands before the item scores. The authors' code asks at the
+KuaiRand); pairs with an unknown time weigh nothing; a last layer norm stands before the item scores. Their code asks at the
 target's own time; here that needs ``query_time``.
 """
 
