@@ -360,8 +360,8 @@ def _step_of(line: str) -> int:
 
 
 def _warnings(recipe: Recipe, time_kind: str) -> list[str]:
-    if time_kind == "order" and getattr(recipe.model, "time_bias", False):
-        return ["the log has an order and no clock: the model's time bias sees only 'unknown' and says nothing"]
+    if time_kind == "order" and recipe.model.reads_time:
+        return ["the log has an order and no clock: what the model reads of times is only 'unknown' and says nothing"]
     return []
 
 

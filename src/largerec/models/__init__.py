@@ -10,6 +10,9 @@ from largerec.errors import LargeRecError, nearest
 from largerec.item_tables import build_table
 from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
+from largerec.models.fuxi_alpha import FuXiAlpha, FuXiAlphaOptions
+from largerec.models.fuxi_beta import FuXiBeta, FuXiBetaOptions
+from largerec.models.fuxi_linear import FuXiLinear, FuXiLinearOptions
 from largerec.models.gru4rec import GRU4Rec, GRU4RecOptions
 from largerec.models.hstu import HSTU, HSTUOptions
 from largerec.models.ligr import LiGR, LiGROptions
@@ -19,6 +22,9 @@ from largerec.models.sasrec import SASRec, SASRecOptions
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "hstu": (HSTUOptions, HSTU),
+    "fuxi-alpha": (FuXiAlphaOptions, FuXiAlpha),
+    "fuxi-beta": (FuXiBetaOptions, FuXiBeta),
+    "fuxi-linear": (FuXiLinearOptions, FuXiLinear),
     "llama": (LlamaOptions, Llama),
     "ligr": (LiGROptions, LiGR),
     "gru4rec": (GRU4RecOptions, GRU4Rec),

@@ -63,6 +63,11 @@ class ModelOptions(Options):
         depth, width, _ = self.shape
         return 4 * depth * width * mean_context
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether times of events are input of the model."""
+        return False
+
     def resolved(self) -> Self:
         """The same options with depth, width and heads written out."""
         depth = self.depth or DEPTHS[self.size]
