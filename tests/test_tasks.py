@@ -137,6 +137,10 @@ def test_a_task_unknown_in_training_is_refused() -> None:
     ("document", "message"),
     [
         ({"tasks": {"click": {"where": "a = 1"}}}, "need batch.actions"),
+        (
+            {"tasks": {"a": {"where": "b"}}, "batch": {"actions": "summed"}, "contrastive": {"weight": 0.1}},
+            "cannot stand beside tasks",
+        ),
         ({"batch": {"actions": "summed"}}, "batch.actions says nothing without tasks"),
         ({"ranking": {"weight": 2}}, "ranking says nothing without tasks"),
         ({"tasks": {"Click": {"where": "a = 1"}}, "batch": {"actions": "summed"}}, "'Click' cannot be the name of a task"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from largerec.batches import TENSORS, Batch, pack_histories, pack_interleaved, ranges
+from largerec.batches import Batch, pack_histories, pack_interleaved, ranges
 from largerec.engine.scoring import TOKEN_BLOCK, ModelScorer, Queries, shared_windows, token_blocks
 from largerec.kernels import HistoryCache
 from largerec.ranking import TaskHeads
@@ -133,8 +133,8 @@ class Ranker:
         for block in single.pieces(-(-single.n_tokens * length // TOKEN_BLOCK)):
             copies: dict[str, Any] = {
                 name: torch.cat([old.expand(block.n_tokens, *old.shape), new[:, None]], dim=1).flatten(0, 1)
-                for name in TENSORS
-                if (old := getattr(history, name)) is not None and (new := getattr(block, name)) is not None
+                for name, new in block.tensors.items()
+                if (old := history.tensors.get(name)) is not None
             }
             batch = replace(block, **copies, offsets_B1=torch.arange(block.n_tokens + 1) * length)
             parts.append(self.scorer.model(batch)[length - 1 :: length])
