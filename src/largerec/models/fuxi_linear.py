@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Batch
 from largerec.kernels import linear_attention
+from largerec.kernels.linear import CHUNK
 from largerec.layers import Backbone, SequenceInput, init_linear, init_weight
 from largerec.models.fuxi import FuXiOptions, MultiStageFeedForward, row_times
 
@@ -50,9 +51,11 @@ class FuXiLinearOptions(FuXiOptions):
         return matrices * width**2 + self.feedforward_parameters(self.channels, width)
 
     def context_operations(self, mean_context: float) -> float:
-        """Of the recurrent form: a state of K numbers for each of the width's is written and read, whatever the length."""
+        """In chunks: pairs within a chunk, and states of K numbers for each of the width's, whatever the length."""
         depth, width, heads = self.shape
-        return 4 * depth * width * (width // heads + KERNEL_WIDTH + 2 * self.time_channel)
+        states = 4 * width * (width // heads + KERNEL_WIDTH + 2 * self.time_channel)
+        compared = 3 * width + KERNEL_WIDTH + self.time_channel * (width + 4 * len(PERIODS_S))
+        return depth * (states + 2 * min(mean_context, CHUNK) * compared)
 
 
 class Clock(NamedTuple):
