@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from largerec.audit import bots, bursts, clocks, leakage, misclicks, repeats, timeline
+from largerec.audit.drift import drift
+from largerec.audit.drift import findings as findings_of_drift
 from largerec.audit.findings import SEVERITIES, Finding
+from largerec.audit.information import information
 from largerec.audit.ordered import Ordered
 from largerec.audit.shape import shape
 from largerec.events import EventLog
@@ -18,12 +21,14 @@ __all__ = ["Audit", "Finding", "audit"]
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: the shape of the log, its findings (the worst first), and what was noticed while it was read."""
+    """Shape of a log, what there is to learn, how it drifts, its findings (the worst first), and what its reader noticed."""
 
     source: str
     time_kind: str
     protocol: str
     shape: dict[str, Any]
+    information: dict[str, Any]
+    drift: dict[str, Any] | None
     findings: list[Finding]
     notes: tuple[str, ...]
 
@@ -36,6 +41,8 @@ class Audit:
             "counts": {one: sum(found.severity == one for found in self.findings) for one in SEVERITIES},
             "findings": [found.to_json() for found in self.findings],
             "shape": self.shape,
+            "information": self.information,
+            "drift": self.drift,
             "notes": list(self.notes),
         }
 
@@ -54,6 +61,7 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
     ordered, split = Ordered.of(log), split or SplitOptions()
     wrong = clocks.WrongTimes.of(ordered, now)
     wrong_N = wrong.any_N
+    known, drifting = information(ordered), drift(ordered, wrong_N)
     found = [
         *repeats.findings(ordered, data),
         *clocks.findings(ordered, wrong, data),
@@ -62,6 +70,7 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
         *timeline.findings(ordered, wrong_N),
         *misclicks.findings(ordered),
         *leakage.findings(ordered, split),
+        *findings_of_drift(drifting, known, ordered),
     ]
     found.sort(key=lambda one: SEVERITIES.index(one.severity))
-    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), found, log.notes)
+    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, log.notes)
