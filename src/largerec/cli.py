@@ -130,6 +130,10 @@ def audit(
     reading = [override for override in overrides or [] if override.startswith("data.")]
     found = look(load_log(options.data), options.split, data=[path, *reading])
     document = found.to_json()
+    if out is not None:
+        from largerec.report.audit import write
+
+        document |= write(document, out)
     print_json(document) if as_json else show.audited(document)
 
 

@@ -183,6 +183,10 @@ def audited(found: dict[str, Any]) -> None:
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
     to.print(table if found["findings"] else "Nothing was found.")
+    if "report" in found:
+        to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
+    else:
+        to.print("With --out DIR a page to look at and the findings as JSON are written there.")
 
 
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ def information(log: Ordered, seed: int = 0) -> dict[str, Any]:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Shannon entropy of counts in bits; summed in sorted order, so that the last digit does not depend on how they are numbered."""
+    """Shannon entropy of counts in bits; summed in sorted order, so that numbering does not move the last digit."""
     share = np.sort(counts[counts > 0]) / counts.sum()
     return float(-(share * np.log2(share)).sum())
 
