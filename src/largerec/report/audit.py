@@ -96,7 +96,7 @@ def _findings(found: Sequence[dict[str, Any]], nothing: str) -> str:
     """Each finding: what it is, how much of it, what mends it, and examples on a click."""
     parts = []
     for one in found:
-        share = page.share(one["count"], one["of"])
+        share = f"{100 * one['share']:.3g} %"
         more = ""
         if one["examples"]:
             head = list(dict.fromkeys(name for example in one["examples"] for name in example))
