@@ -238,7 +238,8 @@ def main() -> None:
         "polars": pl.__version__,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python benchmarks/audit_detectors.py --seeds {' '.join(map(str, given.seeds))} --logs {' '.join(given.logs)}",
+        "command": f"python benchmarks/audit_detectors.py --seeds {' '.join(map(str, given.seeds))} "
+        f"--logs {' '.join(given.logs)}",
     }
     Console().print("\n".join(table(logs, oracles)), markup=False)
     if given.json:

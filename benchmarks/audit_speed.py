@@ -5,8 +5,8 @@
 
 The generated log is that of `read_speed.py`: users and items drawn with popularity, seconds as times, a rating. Each log is
 audited in a process of its own. `wall_seconds` says what a user waits, `cpu_seconds` what the work is on a machine that does
-other work beside; `load` is the load average when the reading began. The result goes to benchmarks/results/audit-speed.json; with --json it
-goes to the last line of standard output instead.
+other work beside; `load` is the load average when the reading began. The result goes to benchmarks/results/audit-speed.json;
+with --json it goes to the last line of standard output instead.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 from largerec.audit.ordered import Codes, Ints, Ordered
 
-SAMPLE = 2_000_000  # events that are looked at
+SAMPLE = 1_000_000  # events that are looked at
 LZ_USERS = 1_000  # users whose sequences are parsed
 LZ_LONGEST = 500  # first events of each
 LZ_SHORTEST = 10
@@ -29,12 +29,13 @@ def information(log: Ordered, seed: int = 0) -> dict[str, Any]:
     """
     some = log.some_users(SAMPLE, seed)
     popularity = entropy(np.bincount(some.item_N))
+    approximate, sample = zip(*(entropies(some, m) for m in (1, 2)), strict=True)
     return {
         "events": len(some),
         "sampled": some is not log,
         "popularity_bits": popularity,
-        "approximate_entropy_bits": [approximate_entropy(some, m) for m in (1, 2)],
-        "sample_entropy_bits": [sample_entropy(some, m) for m in (1, 2)],
+        "approximate_entropy_bits": list(approximate),
+        "sample_entropy_bits": list(sample),
         "compression": compression(some, seed),
         "lempel_ziv": lempel_ziv(some, seed),
         "predictability": {"popularity": fano(popularity, int((np.bincount(some.item_N) > 0).sum()))},
@@ -62,21 +63,18 @@ def _counts(code_G: Ints) -> Ints:
     return np.unique(code_G, return_counts=True)[1]
 
 
-def approximate_entropy(log: Ordered, m: int) -> float | None:
-    """Approximate entropy with tolerance zero (Pincus, 1991): of the item that follows m items, runs pooled over users.
+def entropies(log: Ordered, m: int) -> tuple[float | None, float | None]:
+    """Approximate and sample entropy, with tolerance zero, of the item that follows m items; runs are pooled over users.
 
-    With equality as the only closeness it is H(m + 1) - H(m) of the counts of runs. Where most runs come once it falls to zero
-    for want of data: compare it with the sample entropy, which leaves out matches of a run with itself.
+    With equality as the only closeness approximate entropy (Pincus, 1991) is H(m + 1) - H(m) of the counts of runs. Where most
+    runs come once it falls to zero for want of data. Sample entropy (Richman and Moorman, 2000) leaves out matches of a run with
+    itself: -log2 of how often two equal runs of m go on alike. None where there is no such run, or no two that go on alike.
     """
-    shorter, longer = grams(log, m)
-    return entropy(_counts(longer)) - entropy(_counts(shorter)) if len(shorter) else None
-
-
-def sample_entropy(log: Ordered, m: int) -> float | None:
-    """Sample entropy with tolerance zero (Richman and Moorman, 2000): -log2 of how often two equal runs of m go on alike."""
-    shorter, longer = grams(log, m)
-    before, after = (float((count * (count - 1.0)).sum()) for count in (_counts(shorter), _counts(longer)))
-    return -float(np.log2(after / before)) if after else None
+    shorter, longer = (_counts(code_G) for code_G in grams(log, m))
+    if not len(shorter):
+        return None, None
+    before, after = (float((count * (count - 1.0)).sum()) for count in (shorter, longer))
+    return entropy(longer) - entropy(shorter), -float(np.log2(after / before)) if after else None
 
 
 def canonical(log: Ordered, order_N: Ints | None = None) -> Codes:
