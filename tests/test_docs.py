@@ -376,7 +376,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md", "report.md"])
+@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md", "report.md", "audit.md"])
 def test_python_examples_run(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     namespace: dict[str, Any] = {}

@@ -138,6 +138,33 @@ def rank(
 
 
 @app.command()
+def audit(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="a log, or the folder of a known set")],
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="write audit.html and audit.json there")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for faults in a log: what is wrong, how bad, and what mends it; overrides may change data.* and split.*."""
+    from largerec import show
+    from largerec.audit import audit as look
+    from largerec.datasets import load_log
+    from largerec.recipe import apply_overrides, recipe_from
+
+    for override in overrides or []:
+        if "=" in override and not override.startswith(("data.", "split.")):
+            raise LargeRecError(f"{override!r} says nothing about a log; only data.* and split.* may be set here: data.where=...")
+    options = recipe_from(apply_overrides({"data": {"path": path}}, overrides or []), "largerec audit")
+    reading = [override for override in overrides or [] if override.startswith("data.")]
+    found = look(load_log(options.data), options.split, data=[path, *reading])
+    document = found.to_json()
+    if out is not None:
+        from largerec.report.audit import write
+
+        document |= write(document, out)
+    print_json(document) if as_json else show.audited(document)
+
+
+@app.command()
 def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Parameters, memory and time of a recipe before it runs (takes a few real steps)."""
     from largerec import estimate as module

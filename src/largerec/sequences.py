@@ -196,7 +196,14 @@ def _leave_one_out_stages(offsets_U1: np.ndarray) -> np.ndarray:
     return stage_N
 
 
-def _numbered(column: pl.Series, values: pl.Series | None = None) -> tuple[np.ndarray, pl.Series]:
+def stages_of(options: SplitOptions, offsets_U1: np.ndarray, time_N: np.ndarray, kind: TimeKind) -> np.ndarray:
+    """The stage of each event [N] (TRAIN, VALIDATION, TEST or AFTER) of a log that is grouped by user and in time order."""
+    if options.protocol == "leave-one-out":
+        return _leave_one_out_stages(offsets_U1)
+    return _timeline_stages(options, time_N, kind)
+
+
+def numbered(column: pl.Series, values: pl.Series | None = None) -> tuple[np.ndarray, pl.Series]:
     """Number the values of a column by first appearance, or by their place in ``values``: (codes, distinct values in order)."""
     values = column.unique(maintain_order=True) if values is None else values
     table = pl.DataFrame({"value": values, "code": np.arange(len(values))})
@@ -204,7 +211,7 @@ def _numbered(column: pl.Series, values: pl.Series | None = None) -> tuple[np.nd
     return codes.to_numpy(), values
 
 
-def _stable_order(codes: np.ndarray) -> np.ndarray:
+def stable_order(codes: np.ndarray) -> np.ndarray:
     """The stable order of codes below 2^31: a plain sort of (code, row) in one number, twice as fast as a stable one."""
     keys = (codes.astype(np.int64) << 32) | np.arange(len(codes))
     keys.sort()
@@ -216,7 +223,7 @@ def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | Non
     """Behaviours numbered by name, a missing one first: the numbers do not depend on the order of the rows."""
     if "behavior" not in frame.columns:
         return None, ()
-    codes, names = _numbered(frame["behavior"], frame["behavior"].unique().sort())
+    codes, names = numbered(frame["behavior"], frame["behavior"].unique().sort())
     return codes, tuple(names.to_list())
 
 
@@ -235,15 +242,12 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
         events = events.with_columns(positive.alias("positive"))
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
-    user_code, user_ids = _numbered(events["user_id"])
-    item_code, item_ids = _numbered(events["item_id"])
-    by_user = _stable_order(user_code)
+    user_code, user_ids = numbered(events["user_id"])
+    item_code, item_ids = numbered(events["item_id"])
+    by_user = stable_order(user_code)
     offsets_U1 = np.concatenate([[0], np.cumsum(np.bincount(user_code, minlength=len(user_ids)))])
     time_N = events["timestamp"].to_numpy()[by_user]
-    if options.protocol == "leave-one-out":
-        stage_N = _leave_one_out_stages(offsets_U1)
-    else:
-        stage_N = _timeline_stages(options, time_N, log.time_kind)
+    stage_N = stages_of(options, offsets_U1, time_N, log.time_kind)
     behaviour_code, behaviours = _behaviours(events)
     label_NA, edges = None, dict[str, tuple[float, ...]]()
     if tasks:
@@ -294,8 +298,8 @@ def from_frame(
     edges: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Sequences:
     """Read back what :meth:`Sequences.frame` wrote (rows grouped by user, in order)."""
-    user_code, user_ids = _numbered(frame["user_id"])
-    item_code, item_ids = _numbered(frame["item_id"])
+    user_code, user_ids = numbered(frame["user_id"])
+    item_code, item_ids = numbered(frame["item_id"])
     behaviour_N, behaviours = _behaviours(frame)
     tasks = tuple(name.removeprefix(TASK_COLUMN) for name in frame.columns if name.startswith(TASK_COLUMN))
     return Sequences(

@@ -189,6 +189,24 @@ def described(description: dict[str, Any]) -> None:
         console().print(f"note: {note}", highlight=False, markup=False)
 
 
+def audited(found: dict[str, Any]) -> None:
+    """The findings of an audit, the worst first, and what mends them."""
+    to, shape = console(), found["shape"]
+    to.print(f"{found['source']}: {shape['events']:,} events, {shape['users']:,} users, {shape['items']:,} items", markup=False)
+    table = Table()
+    for name in ("severity", "finding", "count", "what it is, and what mends it"):
+        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+    for one in found["findings"]:
+        mended = f"\n{one['cure']}" + (f"\n$ {one['command']}" if one["command"] else "")
+        count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
+        table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
+    to.print(table if found["findings"] else "Nothing was found.")
+    if "report" in found:
+        to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
+    else:
+        to.print("With --out DIR a page to look at and the findings as JSON are written there.")
+
+
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     """Documents as the rows of a table, some of their fields as its columns."""
     table = Table()

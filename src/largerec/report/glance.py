@@ -7,36 +7,17 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from largerec.audit.periods import activity
 from largerec.columns import UNTIMED
 from largerec.report import charts, page
 from largerec.sequences import AFTER, TEST, TRAIN, VALIDATION, Sequences
 
 STAGE_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test", AFTER: "after the test"}
 STAGE_COLOURS = {TRAIN: 0, VALIDATION: 4, TEST: 1, AFTER: 5}
-# What one column of the activity chart may hold, as (name, unit of numpy, how many), from fine to coarse.
-BINS = (
-    *(("minute", "m", 1), ("hour", "h", 1), ("day", "D", 1), ("week", "D", 7)),
-    *(("month", "M", 1), ("quarter", "M", 3), ("year", "Y", 1), ("decade", "Y", 10)),
-)
-MOST_BINS = 120
-MONDAY = 4  # 1970-01-05, in days since the epoch
 
 
 def date(moment_ms: int | float) -> str:
     return f"{datetime.fromtimestamp(float(moment_ms) / 1000, UTC):%Y-%m-%d}"
-
-
-def activity(time_N: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
-    """The finest bins of time (at most 120) that hold all events: name of a bin, bin of each event [N], B + 1 edges in ms."""
-    moment_N = time_N.astype("datetime64[ms]")
-    for name, unit, count in BINS:
-        shift = MONDAY if name == "week" else 0
-        number_N = (moment_N.astype(f"datetime64[{unit}]").astype(np.int64) - shift) // count
-        first, last = int(number_N.min()), int(number_N.max())
-        if last - first < MOST_BINS:
-            break
-    edge_B1 = np.arange(first, last + 2) * count + shift
-    return name, number_N - first, edge_B1.astype(f"datetime64[{unit}]").astype("datetime64[ms]").astype(np.int64)
 
 
 def length_bins(longest: int) -> list[tuple[int, int]]:

@@ -1,0 +1,83 @@
+"""Items that get very many events within an hour: from a few users a push, from many a surge of interest."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from largerec.audit.findings import CURATE, Finding, Severity, counted
+from largerec.audit.ordered import HOUR, Ordered
+from largerec.columns import UNTIMED, iso_time
+
+FEWEST = 50  # events of an item within an hour
+TIMES = 10.0  # as many as in its mean active hour,
+MOST = 0.5  # or so much of all its events
+FEW_USERS = 0.2  # different users an event, at most: a push
+# Name, whether it is a push, severity, what it means, what mends it.
+SORTS: tuple[tuple[str, bool, Severity, str, str], ...] = (
+    (
+        "pushed items", True, "warn", f"from few users (at most {FEW_USERS:g} an event): a push by programs or by hand",
+        f"Leave these events out. {CURATE}",
+    ),
+    (
+        "surges", False, "info", "from many users: news, a campaign, a position on the front page",
+        "No fault. A model with time sees it; popularity of the whole log does not.",
+    ),
+)  # fmt: skip
+
+
+def bursts(log: Ordered) -> pl.DataFrame:
+    """Hours of items with a burst: ``item``, ``hour`` (ms), ``events``, ``users``, ``push``, the largest first."""
+    times = pl.DataFrame({"item": log.item_N, "user": log.user_N, "hour": log.time_N // HOUR})
+    popular = np.flatnonzero(log.count_V >= FEWEST)
+    if len(popular) < len(log.count_V):
+        times = times.filter(pl.Series((log.count_V >= FEWEST)[log.item_N]))
+    times = times.filter(pl.col("hour") >= UNTIMED + 1)
+    hours = times.group_by("item", "hour").len("events")
+    mean, total = pl.col("events").mean().over("item"), pl.col("events").sum().over("item")
+    hours = hours.filter((pl.col("events") >= TIMES * mean) | (pl.col("events") >= MOST * total))
+    hours = hours.filter(pl.col("events") >= FEWEST)
+    users = times.join(hours.select("item", "hour"), on=["item", "hour"], how="semi")
+    counted = users.group_by("item", "hour").agg(users=pl.col("user").n_unique())
+    found = hours.join(counted, on=["item", "hour"])
+    return found.with_columns(
+        (pl.col("hour") * HOUR).alias("hour"), (pl.col("users") <= FEW_USERS * pl.col("events")).alias("push")
+    ).sort("events", "item", "hour", descending=[True, False, False])
+
+
+def findings(log: Ordered) -> list[Finding]:
+    """Pushes and surges."""
+    if not log.has_clock:
+        return []
+    found, every = [], bursts(log)
+    for name, push, severity, meaning, cure in SORTS:
+        some = every.filter(pl.col("push") == push)
+        if not some.height:
+            continue
+        events = int(some["events"].sum())
+        examples = [
+            {"item_id": log.item_ids[row["item"]], "hour": iso_time(row["hour"]), "events": row["events"], "users": row["users"]}
+            for row in some.head(5).iter_rows(named=True)
+        ]
+        items = some["item"].n_unique()
+        said = (
+            f"{counted(items, 'items')} had an hour with at least {FEWEST} events, ten times their mean or half of all, "
+            f"{meaning}; {events:,} events in all."
+        )
+        of = len(log.item_ids)
+        found.append(
+            Finding(
+                name,
+                "fault",
+                severity,
+                items,
+                "items",
+                of,
+                said,
+                cure,
+                None,
+                examples,
+                {"events": events},
+            )
+        )
+    return found

@@ -1,0 +1,59 @@
+"""A finding: what was found, how much of it, how bad it is, and what mends it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warn", "serious"]
+Kind = Literal["fault", "leakage", "information"]
+SEVERITIES: tuple[Severity, ...] = ("serious", "warn", "info")
+CURATE = "`largerec curate`, which will do this, is not there yet."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an audit found.
+
+    Attributes:
+        name: a short name, the same for every log. kind: fault, leakage or information.
+        severity: "info" (good to know), "warn" (look at it before you train), "serious" (mend it before you train).
+        count, unit, of: so many of how many (events, users, items, days, columns).
+        said: what it is, in a sentence or two. cure: what mends it, or why nothing does yet.
+        command: the command that mends it, where there is one today.
+        examples: some of them. more: further numbers.
+    """
+
+    name: str
+    kind: Kind
+    severity: Severity
+    count: int
+    unit: str
+    of: int
+    said: str
+    cure: str
+    command: str | None = None
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the share among them."""
+        return {**asdict(self), "share": self.count / self.of if self.of else 0.0}
+
+
+def by_share(count: int, of: int, warn: float, serious: float) -> Severity:
+    """The severity of a share: info below ``warn``, serious from ``serious`` on."""
+    share = count / max(1, of)
+    return "serious" if share >= serious else "warn" if share >= warn else "info"
+
+
+def counted(number: int, unit: str) -> str:
+    """``1 day``, ``2,000 days``: a number of what ``unit`` names in the plural."""
+    return f"{number:,} {unit[:-1] if number == 1 else unit}"
+
+
+def import_command(data: Sequence[str], *steps: str) -> str:
+    """A ``largerec data import`` of the audited log with these steps."""
+    return shlex.join(["largerec", "data", "import", *data, "--to", "data/mended", *steps])

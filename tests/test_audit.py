@@ -1,0 +1,402 @@
+"""The audit: each finding on a log made by hand, nothing on a sound one, and no crash on the worst."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from logs import MINUTE_MS, START_MS, log_of, logs, random_log
+from typer.testing import CliRunner
+
+from largerec.audit import Audit, audit, bots, clocks, misclicks, repeats, timeline
+from largerec.audit.findings import Finding, by_share, counted
+from largerec.audit.ordered import DAY, HOUR, MINUTE, SECOND, Ordered
+from largerec.audit.periods import activity
+from largerec.audit.shape import gini, power_law, shape
+from largerec.cli import app
+from largerec.datasets import DataOptions, load_log
+from largerec.errors import LargeRecError
+from largerec.events import EventLog
+from largerec.faults import LABEL, FaultOptions, with_faults
+from largerec.sequences import SplitOptions
+from largerec.simulate import SimulateOptions, simulate
+
+NOW = START_MS + 10_000 * DAY
+Row = tuple[Any, Any, int]
+
+
+def small(seed: int = 3) -> EventLog:
+    return simulate(SimulateOptions(users=300, items=200, events=9000, seed=seed))
+
+
+def found(log: EventLog, **more: Any) -> dict[str, Finding]:
+    one = audit(log, now=NOW, **more)
+    json.dumps(one.to_json())
+    return {finding.name: finding for finding in one.findings}
+
+
+def visits(user: Any, start: int, pauses: list[int], item: Callable[[int], Any] = lambda n: f"i{n % 40}") -> list[Row]:
+    """Events of a user after these pauses in ms, the first at ``start``."""
+    return [(user, item(n), start + sum(pauses[: n + 1])) for n in range(len(pauses))]
+
+
+def steady(days: int = 60, a_day: int = 40, users: int = 50, seed: int = 0) -> list[Row]:
+    """A quiet log sorted by time: the same number of events every day."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for day in range(days):
+        for second in np.sort(rng.integers(DAY // SECOND, size=a_day)).tolist():
+            rows.append((f"u{rng.integers(users)}", f"i{rng.integers(60)}", START_MS // DAY * DAY + day * DAY + second * SECOND))
+    return rows
+
+
+# --- order and numbers ----------------------------------------------------------------------------------------------------
+
+
+@given(logs())
+def test_the_order_is_by_user_and_time_and_leads_back_to_the_rows(log: EventLog) -> None:
+    ordered = Ordered.of(log)
+    events = log.events[ordered.row_N]
+    assert ordered.user_ids.gather(ordered.user_N).to_list() == events["user_id"].to_list()
+    assert ordered.item_ids.gather(ordered.item_N).to_list() == events["item_id"].to_list()
+    assert ordered.time_N.tolist() == events["timestamp"].to_list()
+    for user in range(len(ordered.length_U)):
+        own = slice(*ordered.offsets_U1[user : user + 2])
+        assert set(ordered.user_N[own]) == {user}
+        keys = list(zip(ordered.time_N[own], ordered.row_N[own], strict=True))
+        assert keys == sorted(keys)
+    assert ordered.file_R.tolist() == np.argsort(ordered.row_N).tolist()
+
+
+def test_a_part_of_a_log_keeps_the_numbers_of_users_and_items() -> None:
+    ordered = Ordered.of(random_log())
+    some = ordered.kept(ordered.item_N % 2 == 0)
+    assert (some.item_N % 2 == 0).all() and some.length_U.sum() == len(some)
+    assert (np.repeat(np.arange(len(some.length_U)), some.length_U) == some.user_N).all()
+    sample = ordered.some_users(60)
+    assert 0 < len(sample) <= 60
+    kept = np.unique(sample.user_N)
+    assert (sample.length_U[kept] == ordered.length_U[kept]).all(), "users are whole"
+
+
+def test_severity_by_share_and_plural() -> None:
+    assert [by_share(n, 1000, 0.01, 0.1) for n in (9, 10, 99, 100)] == ["info", "warn", "warn", "serious"]
+    assert counted(1, "days") == "1 day" and counted(2000, "days") == "2,000 days"
+
+
+# --- a sound log ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_generated_log_has_no_fault_that_would_change_it() -> None:
+    names = found(small())
+    assert not {"exact duplicates", "near duplicates", "impossible times", "mixed units", "users like bots"} & set(names)
+    assert not {"times out of order", "clock jumps", "strays", "missing days", "pushed items", "jumps of the file"} & set(names)
+
+
+def test_the_shape_of_a_log_by_hand() -> None:
+    rows = [("a", "x", 0), ("a", "y", 10 * MINUTE), ("a", "x", 60 * MINUTE), ("b", "x", 26 * HOUR)]
+    got = shape(Ordered.of(log_of([(u, i, START_MS // DAY * DAY + t) for u, i, t in rows])), np.zeros(4, dtype=bool))
+    assert (got["events"], got["users"], got["items"], got["density"]) == (4, 2, 2, 1.0)
+    assert got["history_length"]["bins"] == [[1, 1, 1], [2, 2, 0], [3, 4, 1]] and got["history_length"]["fewer_than_3"] == 1
+    assert got["popularity"]["seen_once"] == 1 and got["popularity"]["gini"] == pytest.approx(0.25)
+    assert got["sessions"]["count"] == 3 and got["sessions"]["events"]["max"] == 2
+    assert got["sessions"]["seconds"]["max"] == 600 and got["sessions"]["single_event_share"] == pytest.approx(2 / 3)
+    hours = got["time"]["by_hour"]
+    assert [hours[0], hours[1], hours[2]] == [2, 1, 1] and sum(hours) == 4
+    assert got["time"]["by_weekday"] == [1, 0, 0, 0, 0, 0, 3], "2020-09-13 was a Sunday"
+    assert sum(got["time"]["events"]) == 4 and sum(got["time"]["new_users"]) == 2 and sum(got["time"]["new_items"]) == 2
+
+
+def test_a_power_law_is_found_again() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.floor(0.5 + 5 * (1 - rng.random(20_000)) ** (-1 / 1.5)).astype(np.int64)  # alpha 2.5 from 5 on
+    fit = power_law(counts)
+    assert fit is not None and fit["alpha"] == pytest.approx(2.5, abs=0.15) and fit["zipf"] == pytest.approx(1 / 1.5, abs=0.08)
+    assert power_law(np.full(200, 7)) is None and gini(np.full(9, 4)) == pytest.approx(0)
+
+
+@given(st.lists(st.integers(0, 4_000_000_000_000), min_size=1, max_size=30))
+def test_bins_of_time_hold_every_event(times: list[int]) -> None:
+    _, bin_N, edge_B1 = activity(np.array(times))
+    assert len(edge_B1) <= 121 and bin_N.min() >= 0 and bin_N.max() < len(edge_B1) - 1
+    assert ((edge_B1[bin_N] <= times) & (times < edge_B1[bin_N + 1])).all()
+
+
+# --- repeats --------------------------------------------------------------------------------------------------------------
+
+
+@given(logs(), st.data())
+def test_exact_duplicates_are_those_that_an_import_drops(log: EventLog, data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.integers(0, log.events.height - 1), max_size=10))
+    events = pl.concat([log.events, log.events[again]])
+    doubled = replace(log, events=events)
+    mask_N = repeats.exact(Ordered.of(doubled))
+    assert int(mask_N.sum()) == events.height - events.n_unique()
+
+
+def test_behaviours_at_one_time_are_no_duplicates() -> None:
+    rows = [("a", "x", START_MS), ("a", "x", START_MS), ("a", "x", START_MS)]
+    one = found(log_of(rows, behaviors=["view", "buy", "buy"]))["exact duplicates"]
+    assert one.count == 2 and one.more == {"with_the_same_behaviour": 1, "identical_in_every_column": 1}
+    assert one.command == "largerec data import DATA --to data/mended --dedupe"
+    other = found(log_of(rows[:2], behaviors=["view", "buy"]))["exact duplicates"]
+    assert other.command is None and other.severity == "info"
+
+
+def test_near_duplicates_and_ties() -> None:
+    rows = [("a", "x", 0), ("a", "x", 4 * SECOND), ("a", "y", 5 * SECOND), ("a", "x", 9 * SECOND), ("a", "x", 60 * SECOND)]
+    names = found(log_of([(u, i, START_MS + t) for u, i, t in rows]))
+    assert names["near duplicates"].count == 2 and "exact duplicates" not in names
+    tied = found(log_of([("a", "x", START_MS), ("a", "y", START_MS), ("b", "x", START_MS), ("b", "z", START_MS + DAY)]))[
+        "time ties"
+    ]
+    assert tied.count == 2 and tied.severity == "warn"
+    assert repeats.resolution(Ordered.of(log_of([("a", "x", 5 * DAY), ("b", "y", 9 * DAY)]))) == "day"
+    assert repeats.resolution(Ordered.of(log_of([("a", "x", 5), ("b", "y", 9)], "order"))) is None
+
+
+# --- clocks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_impossible_times_and_the_window_that_leaves_them_out(tmp_path: Path) -> None:
+    rows = [*steady(20), ("u1", "i1", 0), ("u2", "i2", 5000), ("u3", "i3", NOW + 9 * DAY)]
+    one = found(log_of(rows))["impossible times"]
+    assert one.count == 3 and one.more == {"at_zero": 1} and one.severity == "warn"
+    assert one.command is not None and "--from 2020-09-13" in one.command and "--until" in one.command
+
+
+def test_mixed_units() -> None:
+    rows = steady(20)
+    rows += [(user, item, time // 1000) for user, item, time in rows[:7]]
+    names = found(log_of(rows))
+    assert names["mixed units"].count == 7 and "impossible times" not in names
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_times_out_of_order_in_a_sorted_file(grouped: bool) -> None:
+    rows = steady(40, 60, users=12)
+    if grouped:
+        rows.sort(key=lambda row: row[0])
+    wrong = np.random.default_rng(1).choice(len(rows), 30, replace=False)
+    for n in wrong.tolist():
+        rows[n] = (*rows[n][:2], rows[n][2] + (9 * DAY if n % 2 else -11 * DAY))
+    ordered = Ordered.of(log_of(rows))
+    mask_N, jumps = clocks.out_of_order(ordered, np.zeros(len(rows), dtype=bool))
+    assert clocks.sorted_by(ordered) == ("user and time" if grouped else "time")
+    got, meant = set(ordered.row_N[mask_N].tolist()), set(wrong.tolist())
+    assert len(got & meant) >= 28 and len(got - meant) <= 2 and len(jumps) <= 1
+    assert found(log_of(rows))["times out of order"].severity == "serious"
+
+
+def test_parts_set_one_behind_another_are_no_wrong_clocks() -> None:
+    rows = steady(40)
+    names = found(log_of([*rows[800:], *rows[:800]]))
+    assert "times out of order" not in names and names["jumps of the file"].count == 1
+
+
+def test_rows_a_few_seconds_out_of_order_are_let_be() -> None:
+    rows = steady(20)
+    rng = np.random.default_rng(0)
+    ordered = Ordered.of(log_of([(u, i, t + int(rng.integers(-15, 15)) * SECOND) for u, i, t in rows]))
+    assert not clocks.out_of_order(ordered, np.zeros(len(rows), dtype=bool))[0].any()
+
+
+def shifted_sessions(share_wrong: float, hours: tuple[int, ...]) -> tuple[EventLog, np.ndarray]:
+    """Long sessions without an order of the rows; some events stand a few hours beside them."""
+    rng = np.random.default_rng(5)
+    rows: list[tuple[str, str, int, bool]] = []
+    for user in range(60):
+        for visit in range(4):
+            time = START_MS + visit * 40 * DAY + int(rng.integers(30 * DAY))
+            for _ in range(40):
+                time += int(rng.integers(5, 200)) * SECOND + int(rng.integers(1000))
+                wrong = bool(rng.random() < share_wrong)
+                rows.append((f"u{user}", f"i{rng.integers(500)}", time + wrong * int(rng.choice(hours)) * HOUR, wrong))
+    rng.shuffle(rows)  # type: ignore[arg-type]
+    return log_of([(str(u), str(i), int(t)) for u, i, t, _ in rows]), np.array([str(wrong) == "True" for *_, wrong in rows])
+
+
+def test_clock_jumps_beside_long_sessions() -> None:
+    log, wrong_R = shifted_sessions(0.03, (-8, 24))
+    ordered = Ordered.of(log)
+    mask_N, by_shift = clocks.misplaced(ordered, np.zeros(len(ordered), dtype=bool))
+    assert set(by_shift) == {-8, 24}
+    right = int((mask_N & wrong_R[ordered.row_N]).sum())
+    assert right >= 0.9 * wrong_R.sum() and right >= 0.9 * mask_N.sum()
+    assert "clock jumps" in found(log)
+
+
+def test_events_beside_a_session_by_no_whole_hours_are_people() -> None:
+    sound, _ = shifted_sessions(0.0, (1,))
+    assert "clock jumps" not in found(sound)
+    rng, size = np.random.default_rng(0), sound.events.height
+    apart = rng.integers(2, 30, size) * HOUR + rng.integers(HOUR, size=size)
+    later = sound.events["timestamp"] + pl.Series(np.where(rng.random(size) < 0.03, apart, 0))
+    assert "clock jumps" not in found(replace(sound, events=sound.events.with_columns(later)))
+
+
+def test_strays_have_a_window() -> None:
+    one = found(log_of([*steady(60), ("u1", "i1", START_MS + 300 * DAY)]))["strays"]
+    assert one.count == 1 and one.command is not None and "--until" in one.command and "--from" not in one.command
+
+
+# --- users and items ------------------------------------------------------------------------------------------------------
+
+
+def test_bots_by_two_signs() -> None:
+    rng = np.random.default_rng(0)
+    person = [int(pause) for pause in rng.exponential(4000, 120)]
+    rows = visits("robot", START_MS, [2000] * 80, lambda n: f"i{n % 5}") + visits("person", START_MS, person)
+    rows += visits("listener", START_MS, [int(pause) for pause in rng.exponential(HOUR, 90)], lambda n: f"i{n % 4}")
+    rows += visits("gallery", START_MS, [1500] * 90, lambda n: f"i{n // 45}")
+    ordered = Ordered.of(log_of(rows))
+    shown = bots.signs(ordered)
+    told = {str(ordered.user_ids[user]): shown.told(user) for user in range(4)}
+    assert told == {"robot": "fast, regular, narrow", "person": "fast", "listener": "narrow", "gallery": ""}
+    one = found(log_of(rows))["users like bots"]
+    assert one.count == 1 and one.examples[0]["user_id"] == "robot" and one.more["events"] == 80
+
+
+def test_a_user_who_never_sleeps_and_takes_everything() -> None:
+    rows = visits("crawler", START_MS // DAY * DAY, [20 * MINUTE + n * 977 for n in range(260)], lambda n: f"i{n}")
+    assert bots.signs(Ordered.of(log_of(rows))).told(0) == "sweeping, sleepless"
+
+
+def test_pushes_and_surges() -> None:
+    rows = steady(30, 100, users=200)
+    first = START_MS // DAY * DAY + 5 * DAY
+    rows += [("u1", "pushed", first + n * 20 * SECOND) for n in range(60)]
+    rows += [(f"v{n}", "news", first + n * 20 * SECOND) for n in range(60)]
+    names = found(log_of(rows))
+    assert names["pushed items"].examples == [{"item_id": "pushed", "hour": "2020-09-18T00:00:00Z", "events": 60, "users": 1}]
+    assert names["surges"].examples[0]["item_id"] == "news" and names["surges"].severity == "info"
+
+
+def test_missing_days_and_level_shifts() -> None:
+    rows = [row for row in steady(60) if (row[2] - START_MS // DAY * DAY) // DAY != 20]
+    one = found(log_of(rows))["missing days"]
+    assert one.count == 1 and one.examples == [{"day": "2020-10-03", "events": 0, "usual": 40.0}]
+    louder = steady(30, 40) + [(u, i, t + 30 * DAY) for u, i, t in steady(30, 160)]
+    shift = found(log_of(louder))["level shifts"]
+    assert shift.count == 1 and shift.examples[0]["day"] == "2020-10-13"
+    assert timeline.level_shifts(np.full(40, 50)) == []
+
+
+def test_dead_items() -> None:
+    rows = steady(80) + [("u1", "gone", START_MS + n * HOUR) for n in range(30)]
+    one = found(log_of(rows))["dead items"]
+    assert [example["item_id"] for example in one.examples] == ["gone"]
+
+
+def test_misclicks_score_above_what_was_meant() -> None:
+    log = with_faults(small(), FaultOptions(misclicks=0.02, seed=9))
+    ordered = Ordered.of(log)
+    label_N = (log.events[LABEL] == "misclick").fill_null(False).to_numpy()[ordered.row_N]
+    for score_N in (misclicks.scores(ordered), misclicks.misfit(ordered)):
+        better = np.searchsorted(np.sort(score_N[~label_N]), score_N[label_N]).mean() / (~label_N).sum()
+        assert better > 0.85
+    assert found(log)["suspected mis-clicks"].count > 0.3 * label_N.sum()
+
+
+# --- leakage --------------------------------------------------------------------------------------------------------------
+
+
+def test_leakage_of_a_split() -> None:
+    rows = [("a", "x", 0), ("a", "y", 1), ("a", "new", 2), ("b", "x", 10), ("b", "y", 11), ("b", "x", 12), ("b", "y", 13)]
+    log = log_of([(u, i, START_MS + t * MINUTE_MS) for u, i, t in rows])
+    names = found(log)
+    assert names["test before training ends"].count == 1 and names["items only in the test"].more == {"events": 1}
+    timed = SplitOptions(protocol="timeline", validation_from="60%", test_from="80%")
+    assert "test before training ends" not in found(log, split=timed)
+
+
+def test_features_of_the_whole_period() -> None:
+    log = random_log(1, users=40, items=40, events=2000)
+    events = log.events.with_columns(user_events=pl.len().over("user_id"), hour=pl.col("timestamp") % 24)
+    items = events.group_by("item_id").agg(shown=pl.len() * 3).with_columns(price=(pl.col("item_id") * 7) % 13)
+    one = found(replace(log, events=events, items=items))["features of the whole period"]
+    assert [suspect["column"] for suspect in one.examples] == ["shown", "user_events"]
+
+
+# --- hostile logs ---------------------------------------------------------------------------------------------------------
+
+
+def one_user() -> EventLog:
+    return log_of(visits("a", START_MS, [1000] * 300))
+
+
+HOSTILE: dict[str, Callable[[], EventLog]] = {
+    "one event": lambda: log_of([("a", "x", START_MS)]),
+    "one event, a rank": lambda: log_of([("a", "x", 0)], "order"),
+    "one user": one_user,
+    "one item": lambda: log_of([(n, "x", START_MS + n * 977) for n in range(200)]),
+    "one moment": lambda: log_of([(n % 9, n % 7, START_MS) for n in range(500)]),
+    "the clock's zero": lambda: log_of([(n % 9, n % 7, 0) for n in range(500)]),
+    "no times": lambda: log_of([(n % 9, n % 7, -1) for n in range(500)]),
+    "half without times": lambda: log_of([(n % 9, n % 7, -1 if n % 2 else START_MS + n * MINUTE) for n in range(500)]),
+    "ranks": lambda: log_of([(n % 9, n % 7, n) for n in range(500)], "order"),
+    "ids like markup": lambda: log_of([(f"<b>{n % 9}", f'"><script>{n % 7}', START_MS + n * MINUTE) for n in range(500)]),
+    "all faults": lambda: with_faults(small(), FaultOptions(bots=0.1, duplicates=0.3, misclicks=0.3, clock_errors=0.3)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_logs_are_audited(name: str) -> None:
+    log = HOSTILE[name]()
+    document = audit(log, now=NOW).to_json()
+    assert document["shape"]["events"] == log.events.height
+    assert "hidden_fault" not in json.dumps(document["findings"]), "labels are not looked at"
+    for finding in document["findings"]:
+        assert 0 < finding["count"] <= finding["of"] and finding["said"].endswith(".") and finding["cure"].endswith(".")
+
+
+@given(logs())
+def test_any_log_is_audited(log: EventLog) -> None:
+    assert isinstance(audit(log, now=NOW), Audit)
+
+
+def test_labels_change_nothing() -> None:
+    log = with_faults(small(), FaultOptions(bots=0.02, duplicates=0.02, seed=2))
+    assert audit(log, now=NOW).findings == audit(replace(log, events=log.events.drop(LABEL)), now=NOW).findings
+
+
+# --- the command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_that_mends_duplicates_mends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_faults(small(), FaultOptions(duplicates=0.05)).write("my log.parquet")
+    done = CliRunner().invoke(app, ["audit", "my log.parquet", "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.output.splitlines()[-1])
+    (one,) = [finding for finding in document["findings"] if finding["name"] == "exact duplicates"]
+    assert one["count"] == 450 and document["counts"]["serious"] >= 0
+    words = shlex.split(one["command"])
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    assert "exact duplicates" not in found(load_log(DataOptions(path="data/mended")))
+
+
+def test_the_command_shows_a_table_and_refuses_other_overrides(tmp_path: Path) -> None:
+    with_faults(small(), FaultOptions(bots=0.05)).write(tmp_path / "log.csv")
+    done = CliRunner().invoke(app, ["audit", str(tmp_path / "log.csv")])
+    assert done.exit_code == 0 and "users like bots" in done.output and "serious" in done.output
+    refused = CliRunner().invoke(app, ["audit", str(tmp_path / "log.csv"), "model.size=nano"])
+    assert isinstance(refused.exception, LargeRecError) and "only data.* and split.*" in str(refused.exception)
+
+
+def test_kuairand_has_its_known_repeats(shared_data: Path) -> None:
+    log = load_log(DataOptions(path=str(shared_data / "kuairand" / "log_standard_0425_0508.csv.gz")))
+    assert found(log)["exact duplicates"].count == 5885
+    rows = np.sort(np.random.default_rng(0).choice(log.events.height, 100, replace=False))
+    more = replace(log, events=pl.concat([log.events, log.events[rows]]))
+    one = found(more)["exact duplicates"]
+    assert one.count == 5985 and one.more["identical_in_every_column"] == 5560
