@@ -34,7 +34,7 @@ LEVELS = (
     "train",
     "experiments",
     "scaling update report serve doctor estimate show",
-    "bench",
+    "bench compare",
     "cli cli_data",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

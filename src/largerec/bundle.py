@@ -162,15 +162,23 @@ class Bundle:
         missing = [name for name in ("vocabulary.parquet", "histories.parquet") if not self.file(name).is_file()]
         if missing:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
+        self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice)
+
+    def check_same(self, recipe: Recipe, data: str, what: str, advice: str) -> None:
+        """Refuse a run of another (resolved) recipe or on a log of another hash; ``what`` and ``advice`` complete the message.
+
+        Raises:
+            LargeRecError: the two differ in something that training depends on.
+        """
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
         changed = sorted(
             key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(NOT_OF_TRAINING)
         )
         if changed:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run of another recipe ({shown}). {advice}")
-        if self.read_json("lineage.json").get("data_hash") != lineage["data_hash"]:
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run on other data. {advice}")
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} of another recipe ({shown}). {advice}")
+        if self.read_json("lineage.json").get("data_hash") != data:
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

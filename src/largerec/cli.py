@@ -93,6 +93,28 @@ def report(
 
 
 @app.command()
+def compare(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [key=value ...]", help="TOML recipes, and values to change in all of them")
+    ],
+    seeds: Annotated[
+        str, typer.Option(metavar="N | S S ...", help="one number: so many seeds, from 0; several numbers: these")
+    ] = "3",
+    against: Annotated[
+        str | None, typer.Option(metavar="ROW", help="test the others against this row; else the chosen one")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--out", metavar="FILE", help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several recipes with the same seeds on one split and set them side by side, in run.dir or runs/compare."""
+    from largerec import compare as module
+    from largerec import show
+
+    found = module.from_arguments(arguments, seeds, to, against=against)
+    print_json(found) if as_json else show.compared(found)
+
+
+@app.command()
 def recommend(
     path: RunPath,
     user_id: Annotated[list[str] | None, typer.Option(help="a user of the log; may be given several times")] = None,

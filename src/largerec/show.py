@@ -141,6 +141,45 @@ def reported(found: dict[str, Any]) -> None:
     to.print(f"Report: {found['report']} ({found['bytes'] / 1e3:,.0f} kB; open it in a browser)", markup=False, soft_wrap=True)
 
 
+def compared(found: dict[str, Any]) -> None:
+    """The table of each section of a comparison, the paired tests, and where the files are."""
+    to = console()
+    for section in found["sections"]:
+        rows = [row for row in found["rows"] if row["query_time"] in (None, section["query_time"])]
+        to.print(_compared_table(rows, section, found))
+        for row in rows:
+            for name, test in row.get("paired", {}).items():
+                if name != "against":
+                    interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
+                    said = f"{row['name']} minus {section['against']}, {name}: {test['difference']:+.4f} {interval}"
+                    to.print(f"{said}, p = {test['p_value']:.4f}", markup=False)
+    to.print(f"Files: {found['dir']}/ (compare.json, NAME/seed-S/). Report: {found['report']}", markup=False, soft_wrap=True)
+
+
+def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: dict[str, Any]) -> Table:
+    metric, k = found["metric"], found["metric"].partition("@")[2]
+    names = list(dict.fromkeys([f"recall@{k}", f"ndcg@{k}", metric]))
+    clock = "with query time" if section["query_time"] else "without query time"
+    seeds = ", ".join(map(str, found["seeds"]))
+    title = f"{found['protocol']} test, {found['targets']['n']:,} targets, seen items masked, {clock}, means over seeds {seeds}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("row", overflow="fold")
+    heads = [f"valid {metric}", *names, "± seeds", "table", "other", "FLOPs", "train s", "ms a user"]
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
+        quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
+        if not row["model"]:
+            table.add_row(name, "-", *quality, *["-"] * 6)
+            continue
+        spread = row["test_spread"][metric]
+        costs = [f"{row['params_embedding']:,.0f}", f"{row['params_non_embedding']:,.0f}", f"{row['train_flops']:.1e}"]
+        costs += [f"{row['train_seconds']:,.0f}", f"{row['recommend_ms']:.3f}"]
+        table.add_row(name, _number(row["validation"][metric]), *quality, "-" if spread is None else _number(spread), *costs)
+    return table
+
+
 def frame(found: pl.DataFrame) -> None:
     table = Table()
     for name in found.columns:
