@@ -26,7 +26,7 @@ LEVELS = (
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " sequences batches layers",
     "tokenizers models heads",
-    "objectives optim",
+    "objectives optim averaging",
     "recipe",
     "bundle accounting progress",
     "engine",

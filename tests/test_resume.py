@@ -178,6 +178,7 @@ def test_killed_before_and_after_the_first_checkpoint(unbroken: Path, tmp_path: 
             'objective={name = "sampled-softmax", negatives = 8}',
         ),
         ("optim.table=rowwise-adagrad", 'objective={name = "bce", negatives = 4}'),
+        ("train.average=0.9", "train.evaluate_every=5"),
     ],
 )
 def test_other_recipes_resume_too(tmp_path: Path, overrides: tuple[str, ...]) -> None:

@@ -33,6 +33,7 @@ class TrainOptions(Options):
     ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
     ``accumulate``: work through the batch of a step in this many parts of whole histories and add up their gradients.
     ``recompute``: keep only what enters each block and make the rest again in the backward pass; the numbers stay the same.
+    ``average``: the decay of an exponential moving average of the weights over steps, which is then what is validated and kept.
     """
 
     max_epochs: int = Field(100, ge=1)
@@ -46,6 +47,7 @@ class TrainOptions(Options):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
+    average: float | None = Field(None, gt=0, lt=1)
     tensorboard: bool = False
 
 
@@ -86,6 +88,15 @@ class Recipe(Options):
             raise LargeRecError(
                 f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
                 "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_need_whole_tables(self) -> Self:
+        if self.optim.table != "adamw" and self.train.average is not None:
+            raise LargeRecError(
+                f"train.average={self.train.average} averages every row of the item table at every step, but optim.table="
+                f"{self.optim.table!r} is there to touch only the rows in use. Leave train.average out, or set optim.table = adamw."
             )
         return self
 

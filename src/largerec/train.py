@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from largerec import metrics
 from largerec.accounting import training_flops_per_token
+from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import Bundle, data_hash
 from largerec.datasets import load_log
@@ -89,6 +90,7 @@ class Trainer:
         table_VD = self.model.input.item.weight
         self.table = RowOptimizer(table_VD, recipe.optim) if by_rows else None
         self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([table_VD] if by_rows else []))
+        self.average = WeightAverage(self.model, self.options.average) if self.options.average is not None else None
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
@@ -132,6 +134,8 @@ class Trainer:
         if self.table is not None:
             assert rows_R is not None and table_KD.grad is not None
             self.table.step(rows_R, table_KD.grad, rate, state.step)
+        if self.average is not None:
+            self.average.update(state.step + 1)
         done("optimizer")
         return value
 
@@ -203,7 +207,8 @@ class Trainer:
             budget_spent = state.step >= self.total_steps or (epoch_ended and state.epoch >= options.max_epochs)
             due = state.step % options.evaluate_every == 0 if options.evaluate_every else epoch_ended
             if due or budget_spent:
-                self._validate()
+                with self.average.in_place() if self.average is not None else nullcontext():
+                    self._validate()
                 state.finished = budget_spent or state.bad >= options.patience
                 self.model.train()
             if due or state.finished or state.step % options.checkpoint_every == 0 or interrupted[0]:
@@ -254,6 +259,8 @@ class Trainer:
                 tensors[f"optimizer.{index}.{name}"] = tensor
         if self.table is not None:
             tensors |= {f"table.{name}": tensor for name, tensor in self.table.state.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         self.bundle.write_tensors("state.safetensors", tensors, {"state": json.dumps(asdict(self.state))})
 
     def _resume(self) -> None:
@@ -278,6 +285,8 @@ class Trainer:
             self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         if self.table is not None:
             self.table.state = {name: tensors[f"table.{name}"] for name in self.table.state}
+        if self.average is not None:
+            self.average.tensors = {name: tensors[f"average.{name}"] for name in self.average.tensors}
         kept = (
             [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
             if log.is_file()
