@@ -32,7 +32,7 @@ LEVELS = (
     "engine",
     "evaluate",
     "train",
-    "experiments",
+    "experiments ensemble",
     "scaling update report serve doctor estimate show",
     "bench compare",
     "cli cli_data",

@@ -249,3 +249,28 @@ def test_families_of_run_compare_are_rows(tmp_path: Path) -> None:
     found = compare([recipe], [3], tmp_path / "runs", quiet=True)
     assert [row["name"] for row in found["rows"] if row["model"]] == ["a", "a-sasrec"]
     assert evaluate(tmp_path / "runs" / "a-sasrec" / "seed-3")["n_test_evaluations"] == 2
+
+
+def test_ensembles_are_further_rows_and_are_never_chosen(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = copy(place, tmp_path / "c")
+    found = from_arguments(arguments, "2", ensemble=True, quiet=True)
+    rows = rows_of(found)
+    chosen = found["sections"][0]["chosen"]
+    other = {"a": "b", "b": "a"}[chosen]
+    both, seeds = rows[f"{chosen}+{other}"], rows[f"{chosen}+seeds"]
+    assert (both["members"], both["seeds"], len(both["runs"])) == ([chosen, other], [0, 1], 2)
+    assert (seeds["members"], seeds["seeds"], len(seeds["runs"])) == ([chosen], [0, 1], 1)
+    assert not both["chosen"] and not seeds["chosen"] and both["weights"] == "equal, of softmax probabilities"
+    assert both["params"] == rows["a"]["params"] + rows["b"]["params"] and seeds["params"] == 2 * rows[chosen]["params"]
+    assert both["train_flops"] == pytest.approx(rows["a"]["train_flops"] + rows["b"]["train_flops"])
+    assert both["n_test_evaluations"] == [1, 1] and both["paired"]["against"] == chosen
+    assert without_clock(rows["a"]) == without_clock(rows_of(document(place))["a"]), "other rows stay as they are"
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("the test part was looked at again"))
+    again = from_arguments(arguments, "2", ensemble=True, quiet=True)
+    assert without_clock(again) == without_clock(found)
+
+
+def test_an_ensemble_needs_two_of_something(place: Path, tmp_path: Path) -> None:
+    a, _, *overrides = copy(place, tmp_path / "c")
+    with pytest.raises(LargeRecError, match="two model families or more than one seed"):
+        from_arguments([a, *overrides], "1", ensemble=True, quiet=True)

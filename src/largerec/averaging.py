@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights over the steps of a run: often better than the last step's, at no other cost."""
+"""An exponential moving average of a model's weights over the steps of a run."""
 
 from __future__ import annotations
 

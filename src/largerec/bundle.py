@@ -185,10 +185,26 @@ class Bundle:
     def recipe(self) -> Recipe:
         return recipe_from(self.read_json("recipe.json").get("recipe", {}), str(self.file("recipe.json")))
 
+    def members(self) -> list[str]:
+        """The runs that an ensemble's folder stands for, relative to it; empty for a run."""
+        return [str(member) for member in self.read_json("recipe.json").get("members", [])]
+
+    def member_bundles(self) -> list[Bundle]:
+        """The members' bundles, or this one alone.
+
+        Raises:
+            LargeRecError: a member is gone.
+        """
+        return [Bundle.open(self.path / member) for member in self.members()] or [self]
+
     def tokenizer(self) -> AtomicTokenizer:
+        if self.members():
+            return self.member_bundles()[0].tokenizer()
         return AtomicTokenizer(self.read_parquet("vocabulary.parquet", ("item_id", "train_count")))
 
     def sequences(self) -> Sequences:
+        if self.members():
+            return self.member_bundles()[0].sequences()
         kind = self.read_json("recipe.json").get("time_kind", "timestamp")
         columns = ("user_id", "item_id", "timestamp", "stage")
         return from_frame(self.read_parquet("histories.parquet", columns), kind, self.recipe().split.targets)

@@ -26,6 +26,7 @@ from largerec.bundle import Bundle, data_hash, flatten
 from largerec.datasets import load_log
 from largerec.doctor import processor
 from largerec.engine import Engine, load
+from largerec.ensemble import ensemble as make_ensemble
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.experiments import with_compared
@@ -50,6 +51,8 @@ class Row:
     name: str
     folders: tuple[Path, ...]
     results: tuple[dict[str, Any], ...]
+    members: tuple[str, ...] = ()
+    """Rows that this one is an ensemble of; such a row is never chosen."""
 
     @property
     def query_time(self) -> bool:
@@ -66,14 +69,15 @@ def compare(
     folder: str | Path = FOLDER,
     *,
     against: str | None = None,
+    ensemble: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train and evaluate every recipe with every seed and set them side by side.
 
     The families of a recipe's ``run.compare`` are rows too. The test part is looked at once a run, and the row that is best on
-    validation is marked ``chosen``. ``against``: the row that the others are tested against, the chosen one when not given. Rows
-    with query time are chosen and tested among themselves. Returns ``{"rows": [...], "sections": [...], ...}`` as docs/compare.md
-    describes it.
+    validation is marked ``chosen``. ``against``: the row that the others are tested against, the chosen one when not given.
+    ``ensemble``: add the rows of :func:`ensemble_rows`. Rows with query time are chosen and tested among themselves.
+    Returns ``{"rows": [...], "sections": [...], ...}`` as docs/compare.md describes it.
 
     Raises:
         LargeRecError: recipes that cannot stand in one table, a folder with runs of others, or as :func:`largerec.train.train`.
@@ -90,6 +94,8 @@ def compare(
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
+    if ensemble:
+        rows += ensemble_rows(rows, folder, started[0].train.metric)
     document = table(rows, started[0], against)
     return document | {"dir": str(folder), "seeds": list(seeds), "data": data}
 
@@ -121,7 +127,9 @@ def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, 
         [load_recipe(file, overrides) for file in files], chosen if len(chosen) > 1 else range(chosen[0]), place, **options
     )
     command = ["largerec compare", *files, f"--seeds {' '.join(numbers)}"]
-    command += [f"--{name} {value}" for name, value in options.items() if value]
+    command += [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items() if value and name != "quiet"
+    ]
     command += ["data.path=<data>" if override.startswith("data.path=") else override for override in overrides]
     made = {"date": datetime.now(UTC).date().isoformat(), "hardware": processor(), "command": " ".join(command)}
     found = made | found | {"report": str(compared_page(found | made, Path(place) / "compare.html"))}
@@ -214,6 +222,37 @@ def finished_run(recipe: Recipe, data: str, *, beside: Path | None = None, quiet
     return result
 
 
+def ensemble_rows(rows: Sequence[Row], folder: Path, metric: str) -> list[Row]:
+    """Ensembles as further rows, from the rows of each section that are best on validation: for every seed the best two families'
+    runs of that seed, and all seeds of the best row. Folders are ``FOLDER/A+B/seed-S`` and ``FOLDER/A+seeds/seed-S-S...``.
+
+    Raises:
+        LargeRecError: there are neither two families nor two seeds.
+    """
+    found = []
+    for query_time in (False, True):
+        own = sorted((row for row in rows if row.query_time == query_time), key=lambda row: -row.validation(metric))
+        others = [row for row in own if row.results[0]["model"] != own[0].results[0]["model"]]
+        if others:
+            pair, name = (own[0].name, others[0].name), f"{own[0].name}+{others[0].name}"
+            both = list(zip(own[0].folders, others[0].folders, strict=True))
+            found.append(_ensemble_row(name, [folder / name / one.name for one, _ in both], both, pair))
+        if own and len(own[0].folders) > 1:
+            name, seeds = f"{own[0].name}+seeds", "-".join(str(result["seed"]) for result in own[0].results)
+            found.append(_ensemble_row(name, [folder / name / f"seed-{seeds}"], [own[0].folders], (own[0].name,)))
+    if not found:
+        raise LargeRecError("--ensemble needs recipes of two model families or more than one seed; here are neither.")
+    return found
+
+
+def _ensemble_row(name: str, folders: Sequence[Path], members: Sequence[Sequence[Path]], rows: tuple[str, ...]) -> Row:
+    results = []
+    for folder, runs in zip(folders, members, strict=True):
+        result = make_ensemble(runs, folder)
+        results.append(result if "test" in result else evaluate(folder, beside=runs[0]))
+    return Row(name, tuple(folders), tuple(results), rows)
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a file in one step, as a run's are."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -234,7 +273,7 @@ def table(rows: Sequence[Row], recipe: Recipe, against: str | None) -> dict[str,
         if not own:
             continue
         ranks = {row.name: row_ranks(row) for row in own}
-        chosen = max(own, key=lambda row: row.validation(metric)).name
+        chosen = max((row for row in own if not row.members), key=lambda row: row.validation(metric)).name
         beside = against if against in ranks else chosen
         for row in own:
             document = _document(row, ranks[row.name], recipe) | {"chosen": row.name == chosen}
@@ -280,7 +319,8 @@ def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
         "name": row.name,
         "model": results[0]["model"],
         "query_time": row.query_time,
-        "seeds": [result["seed"] for result in results],
+        "seeds": sorted({seed for result in results for seed in result.get("seeds", [result["seed"]])}),
+        **({"members": list(row.members), "weights": results[0]["weights"]} if row.members else {}),
     }
     for part in ("validation", "test", "test_unmasked"):
         found[part] = {name: mean(result[part][name] for result in results) for name in results[0][part]}

@@ -96,7 +96,7 @@ class Recipe(Options):
         if self.optim.table != "adamw" and self.train.average is not None:
             raise LargeRecError(
                 f"train.average={self.train.average} averages every row of the item table at every step, but optim.table="
-                f"{self.optim.table!r} is there to touch only the rows in use. Leave train.average out, or set optim.table = adamw."
+                f"{self.optim.table!r} touches only the rows in use. Leave train.average out, or set optim.table = adamw."
             )
         return self
 
