@@ -24,10 +24,10 @@ from rich.console import Console
 
 from largerec import show
 from largerec.bundle import data_hash
-from largerec.compare import finished_run, placed
+from largerec.compare import finished_run
 from largerec.datasets import load_log
 from largerec.doctor import processor
-from largerec.experiments import rows_of, with_compared
+from largerec.experiments import placed, rows_of, with_compared
 from largerec.recipe import load_recipe
 from largerec.sequences import build_sequences
 

@@ -32,7 +32,7 @@ LEVELS = (
     "engine",
     "evaluate",
     "train",
-    "experiments ensemble",
+    "experiments ensemble tune",
     "scaling update report serve doctor estimate show",
     "bench compare",
     "cli cli_data",

@@ -91,7 +91,7 @@ def test_what_is_no_ensemble_is_refused(both: Path, tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match="is an ensemble itself"):
         ensemble([one, both], tmp_path / "x")
     with pytest.raises(LargeRecError, match="another log or split"):
-        ensemble([one, trained_run("data.simulate.users=70")], tmp_path / "x")
+        ensemble([one, trained_run("data.simulate.seed=1")], tmp_path / "x")
     with pytest.raises(LargeRecError, match="another setting of query time"):
         ensemble([one, trained_run("model.query_time=true")], tmp_path / "x")
     with pytest.raises(LargeRecError, match="not this ensemble"):

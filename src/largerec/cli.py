@@ -103,6 +103,12 @@ def compare(
     against: Annotated[
         str | None, typer.Option(metavar="ROW", help="test the others against this row; else the chosen one")
     ] = None,
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="tune each recipe first: so many pruned trials on validation over its [tune.space]"
+        ),
+    ] = 0,
     with_ensemble: Annotated[
         bool, typer.Option("--ensemble", help="add rows: the best two families together, all seeds of the best row together")
     ] = False,
@@ -113,7 +119,7 @@ def compare(
     from largerec import compare as module
     from largerec import show
 
-    found = module.from_arguments(arguments, seeds, to, against=against, ensemble=with_ensemble)
+    found = module.from_arguments(arguments, seeds, to, against=against, trials=trials, ensemble=with_ensemble)
     print_json(found) if as_json else show.compared(found)
 
 

@@ -29,11 +29,12 @@ from largerec.engine import Engine, load
 from largerec.ensemble import ensemble as make_ensemble
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.experiments import with_compared
+from largerec.experiments import placed, with_compared
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page
 from largerec.sequences import build_sequences
 from largerec.train import train
+from largerec.tune import promote, tune
 
 FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
@@ -69,6 +70,7 @@ def compare(
     folder: str | Path = FOLDER,
     *,
     against: str | None = None,
+    trials: int = 0,
     ensemble: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -76,8 +78,9 @@ def compare(
 
     The families of a recipe's ``run.compare`` are rows too. The test part is looked at once a run, and the row that is best on
     validation is marked ``chosen``. ``against``: the row that the others are tested against, the chosen one when not given.
-    ``ensemble``: add the rows of :func:`ensemble_rows`. Rows with query time are chosen and tested among themselves.
-    Returns ``{"rows": [...], "sections": [...], ...}`` as docs/compare.md describes it.
+    ``trials``: so many trials of every recipe on validation first, by :func:`largerec.tune.tune`; the best settings then take
+    the recipe's place. ``ensemble``: add the rows of :func:`ensemble_rows`. Rows with query time are chosen and tested among
+    themselves. Returns ``{"rows": [...], "sections": [...], ...}`` as docs/compare.md describes it.
 
     Raises:
         LargeRecError: recipes that cannot stand in one table, a folder with runs of others, or as :func:`largerec.train.train`.
@@ -85,6 +88,10 @@ def compare(
     folder, started = Path(folder), [one for recipe in recipes for one in with_compared(recipe)]
     check_alike(started, seeds, against)
     data = data_hash(build_sequences(load_log(started[0].data), started[0].split))
+    tuned = {recipe.name: tune(recipe, trials, folder / recipe.name, data, quiet=quiet) for recipe in started} if trials else {}
+    for name, search in tuned.items():
+        promote(search, folder / name, seeds)
+    started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {recipe.name: [] for recipe in started}
     first: Path | None = None
     for seed in seeds:
@@ -97,7 +104,9 @@ def compare(
     if ensemble:
         rows += ensemble_rows(rows, folder, started[0].train.metric)
     document = table(rows, started[0], against)
-    return document | {"dir": str(folder), "seeds": list(seeds), "data": data}
+    for row in document["rows"]:
+        row |= {"trials": tuned[row["name"]].to_json()} if row["name"] in tuned else {}
+    return document | {"dir": str(folder), "seeds": list(seeds), "trials": trials, "data": data}
 
 
 def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, **options: Any) -> dict[str, Any]:
@@ -187,12 +196,6 @@ def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any]
 
 
 # --- runs
-
-
-def placed(recipe: Recipe, path: Path, seed: int) -> Recipe:
-    """The recipe with another folder and seed, ready to train."""
-    run = recipe.run.model_copy(update={"dir": str(path), "compare": (), "overwrite": False})
-    return recipe.model_copy(update={"run": run, "seed": seed})
 
 
 def finished_run(recipe: Recipe, data: str, *, beside: Path | None = None, quiet: bool = False) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from largerec.batches import BatchOptions
 from largerec.datasets import DataOptions
@@ -59,6 +59,45 @@ class RunOptions(Options):
     compare: tuple[str, ...] = ()
 
 
+class Range(Options):
+    """Values from ``low`` to ``high``, whole numbers where both are; ``log``: small ones as often as large ones."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low={self.low}, high={self.high} is no range; low is below high, and above 0 with log")
+        return self
+
+
+class TuneOptions(Options):
+    """``space``: what ``largerec compare --trials`` may change: options to a list of choices or a range.
+
+    Both ``optim.learning_rate = {low = 0.0005, high = 0.004, log = true}`` and ``model.dropout = [0.3, 0.5]`` under
+    ``[tune.space]`` name an option by its dotted key. Nothing else reads this group.
+    """
+
+    space: dict[str, Range | tuple[Any, ...]] = Field({})
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _by_dotted_keys(cls, given: Any) -> Any:
+        return dict(_dotted(given)) if isinstance(given, dict) else given
+
+
+def _dotted(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in space.items():
+        if isinstance(value, dict) and not {"low", "high"} & value.keys():
+            yield from _dotted(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and not value:
+            raise ValueError(f"{prefix}{key} has no choices")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class Recipe(Options):
     """One TOML file. Every group is documented where it is declared."""
 
@@ -75,6 +114,7 @@ class Recipe(Options):
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     run: RunOptions = RunOptions()
+    tune: TuneOptions = TuneOptions()
 
     @model_validator(mode="after")
     def _compared_families_exist(self) -> Self:

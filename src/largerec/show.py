@@ -153,6 +153,12 @@ def compared(found: dict[str, Any]) -> None:
                     interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
                     said = f"{row['name']} minus {section['against']}, {name}: {test['difference']:+.4f} {interval}"
                     to.print(f"{said}, p = {test['p_value']:.4f}", markup=False)
+    for row in found["rows"]:
+        if "trials" in row:
+            made = row["trials"]
+            settings = ", ".join(f"{key}={value}" for key, value in made["settings"].items())
+            ended = f"{made['finished']} finished, {made['pruned']} pruned, {made['failed']} failed, {made['seconds']:,.0f} s"
+            to.print(f"{row['name']}: {made['budget']} trials ({ended}); chosen {made['chosen']}: {settings}", markup=False)
     to.print(f"Files: {found['dir']}/ (compare.json, NAME/seed-S/). Report: {found['report']}", markup=False, soft_wrap=True)
 
 
@@ -162,6 +168,7 @@ def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: 
     clock = "with query time" if section["query_time"] else "without query time"
     seeds = ", ".join(map(str, found["seeds"]))
     title = f"{found['protocol']} test, {found['targets']['n']:,} targets, seen items masked, {clock}, means over seeds {seeds}"
+    title += f", at most {found['trials']} trials each" if found["trials"] else ""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("row", overflow="fold")
     heads = [f"valid {metric}", *names, "± seeds", "table", "other", "FLOPs", "train s", "ms a user"]

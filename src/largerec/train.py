@@ -30,7 +30,7 @@ from largerec.bundle import Bundle, data_hash
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
-from largerec.errors import LargeRecError
+from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -95,6 +95,7 @@ class Trainer:
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
         self.state = State()
+        self.on_validation: Callable[[], None] = lambda: None
         notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
         progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
         self._resume()
@@ -173,8 +174,8 @@ class Trainer:
             queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
         )
 
-    def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
-        return LargeRecError(
+    def _diverged(self, what: str, value: float, rate: float) -> Diverged:
+        return Diverged(
             f"the {what} of step {self.state.step} is {value}: training diverged. Lower optim.learning_rate (now {rate:.2g}) or "
             "optim.clip, or use train.precision=fp32. The run's last checkpoint is kept."
         )
@@ -240,6 +241,7 @@ class Trainer:
             state.bad += 1
         self._log({"validation": shown})
         self.progress.validation(state.epoch, state.step, shown, best=state.bad == 0)
+        self.on_validation()
 
     def _log(self, fields: dict[str, Any]) -> None:
         state = self.state
@@ -331,8 +333,10 @@ class Trainer:
         }
 
 
-def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, quiet: bool = False, on_validation: Callable[[], None] | None = None) -> dict[str, Any]:
     """Train a recipe into its ``run.dir`` (or resume there) and return the run's result document (validation; no test).
+
+    ``on_validation`` is called when a validation stands in ``metrics.jsonl``; what it raises ends the run, unfinished.
 
     Raises:
         LargeRecError: bad data or recipe, a diverged loss, or a folder that holds another run.
@@ -340,6 +344,7 @@ def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     """
     with Progress(quiet=quiet) as progress:
         trainer = Trainer(recipe, progress)
+        trainer.on_validation = on_validation or trainer.on_validation
         try:
             trainer.run()
         finally:

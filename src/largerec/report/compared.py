@@ -23,6 +23,7 @@ def compared_page(found: Document, to: Path) -> Path:
             (f"metrics{mark}", f"Quality{clock}", _metrics(rows, found)),
             (f"paired{mark}", f"Paired differences{clock}", _paired(rows, found)),
             (f"costs{mark}", f"Costs{clock}", _costs([row for row in rows if row["model"]])),
+            (f"tuning{mark}", f"Tuning{clock}", _tuning([row for row in rows if "trials" in row])),
         ]
     chosen = ", ".join(page.text(section["chosen"]) for section in found["sections"])
     seeds, targets = ", ".join(map(str, found["seeds"])), f"{found['targets']['n']:,}"
@@ -103,3 +104,24 @@ def _costs(rows: Sequence[Document]) -> str:
     head = ["", "model", "table parameters", "other", "training FLOPs", "seconds", "ms a user", "best step"]
     note = '<p class="soft">Training: a mean over seeds. Recommending: on this machine, many users at once.</p>'
     return note + page.table(head, cells, words=(1,), label="Costs")
+
+
+def _tuning(rows: Sequence[Document]) -> str:
+    cells = [
+        [
+            page.text(row["name"]),
+            str(trial["number"]),
+            trial["state"] + (" (chosen)" if trial["number"] == row["trials"]["chosen"] else ""),
+            page.number(trial["value"]),
+            page.text(", ".join(f"{key}={value}" for key, value in trial["settings"].items())),
+            f"{trial['seconds']:,.0f}",
+        ]
+        for row in rows
+        for trial in row["trials"]["all"]
+    ]
+    if not cells:
+        return ""
+    most = rows[0]["trials"]["budget"]
+    note = f'<p class="soft">At most {most} trials a recipe, on validation only; trial 0 is the recipe as it stands.</p>'
+    head = ["", "trial", "", "validation", "settings", "seconds"]
+    return note + page.table(head, cells, words=(2, 4), label="Trials")
