@@ -212,7 +212,8 @@ def size_rows() -> list[list[str]]:
 
 
 def test_the_table_of_sizes_is_the_code_s() -> None:
-    assert table_rows(sections(text_of("sizes.md"))["Table"]) == size_rows()
+    wanted = "\n".join(f"| {' | '.join(row)} |" for row in size_rows())
+    assert table_rows(sections(text_of("sizes.md"))["Table"]) == size_rows(), f"docs/sizes.md wants the rows\n{wanted}"
 
 
 def test_the_protocol_page_names_the_windows_and_slices() -> None:

@@ -13,6 +13,7 @@ import torch
 from logs import START_MS, chain_log
 
 from largerec.batches import Batch, BatchOptions, TokenRows, TrainingBatches, pack_histories
+from largerec.errors import LargeRecError
 from largerec.heads import HeadOptions, ItemHead
 from largerec.layers import dropout
 from largerec.models import FAMILIES, Backbone, ModelOptions, build_model, non_embedding_parameters
@@ -34,9 +35,14 @@ def having(option: str) -> list[str]:
     return [family for family, (options, _) in FAMILIES.items() if option in options.model_fields]
 
 
+def fitting(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, without heads where the family has none."""
+    return {key: value for key, value in settings.items() if key != "heads" or FAMILIES[family][0].has_heads}
+
+
 def options_of(family: str, **settings: Any) -> Any:
     small = {"depth": 2, "width": 16, "heads": 2, "dropout": 0.0}
-    return FAMILIES[family][0].model_validate({**small, **settings})
+    return FAMILIES[family][0].model_validate(fitting(family, {**small, **settings}))
 
 
 def model_of(family: str, **settings: Any) -> Backbone:
@@ -123,6 +129,24 @@ def test_order_matters(family: str) -> None:
         assert (hidden(model, replace(batch, item_T=changed))[-1] - last).abs().max() > 1e-4
     swapped = replace(batch, item_T=torch.tensor([1, 0, 2, 3, 4, 5]))
     assert (hidden(model, swapped)[-1] - last).abs().max() > 1e-4
+
+
+@each_family
+def test_users_without_tokens_change_nothing(family: str) -> None:
+    model, batch = model_of(family), random_batch(LENGTHS)
+    with_empty = replace(batch, offsets_B1=torch.tensor([0, 0, *batch.offsets_B1[1:3], 6, *batch.offsets_B1[3:], sum(LENGTHS)]))
+    torch.testing.assert_close(hidden(model, with_empty), hidden(model, batch), rtol=1e-5, atol=1e-5)
+    none = random_batch([])
+    assert hidden(model, replace(none, offsets_B1=torch.tensor([0, 0, 0]))).shape == (0, 16)
+
+
+@each_family
+def test_low_precision_is_near_full_precision(family: str) -> None:
+    model, batch = model_of(family), random_batch(LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = hidden(model, batch)
+    assert torch.isfinite(low).all()
+    assert float((low.float() - hidden(model, batch)).norm() / hidden(model, batch).norm()) < 0.1
 
 
 @each_family
@@ -242,7 +266,8 @@ def test_a_size_is_within_a_tenth_of_its_parameters(family: str, size: Size) -> 
         model = build_model(options, 1, 50)  # type: ignore[arg-type]
     assert non_embedding_parameters(model) == pytest.approx(TARGETS[size], rel=0.1)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    assert whole - non_embedding_parameters(model) == (1 + 50) * width
+    positions = 50 if model.input.position is not None else 0
+    assert whole - non_embedding_parameters(model) == (1 + positions) * width
     tables = sum(parameter.numel() for name, parameter in model.named_parameters() if re.search(r"_table_[A-Z]+$", name))
     blocks = sum(parameter.numel() for parameter in model.blocks.parameters()) - tables
     assert blocks == depth * options.block_parameters(width)  # the family's rule counts what is there
@@ -265,8 +290,8 @@ def test_sizes_rise(family: str) -> None:
     ],
 )
 def test_what_is_set_by_hand_is_kept(family: str, settings: dict[str, int], shape: tuple[int, int, int]) -> None:
-    options = FAMILIES[family][0].model_validate({"size": "tiny", **settings})
-    assert options.shape == shape
+    options = FAMILIES[family][0].model_validate({"size": "tiny", **fitting(family, settings)})
+    assert options.shape == (shape if options.has_heads else (*shape[:2], 1))
     with torch.device("meta"):
         model = build_model(options, 5, 10)  # type: ignore[arg-type]
     assert (len(model.blocks), model.item_table_VD.shape) == (shape[0], (5, shape[1]))
@@ -275,11 +300,20 @@ def test_what_is_set_by_hand_is_kept(family: str, settings: dict[str, int], shap
 @each_family
 @pytest.mark.parametrize("settings", [{"depth": 6}, {"heads": 3}, {"heads": 7, "depth": 1}])
 def test_what_is_not_set_by_hand_still_meets_the_size(family: str, settings: dict[str, int]) -> None:
+    settings = fitting(family, settings)
     options = FAMILIES[family][0].model_validate({"size": "base", **settings})
     depth, width, heads = options.shape
     assert width % heads == 0
     assert {"depth": depth, "heads": heads} == {"depth": 4, "heads": heads} | settings
     assert depth * options.block_parameters(width) == pytest.approx(TARGETS["base"], rel=0.1)
+
+
+@pytest.mark.parametrize("family", [family for family, (options, _) in FAMILIES.items() if not options.has_heads])
+def test_heads_are_refused_where_there_are_none(family: str) -> None:
+    options = FAMILIES[family][0]
+    with pytest.raises(LargeRecError, match=rf"model\.heads=2 would do nothing: {family} has no heads"):
+        options.model_validate({"heads": 2})
+    assert options.model_validate(options().resolved().model_dump()).shape == options().shape  # one head, written out
 
 
 def test_a_family_without_a_rule_is_our_own_mistake() -> None:

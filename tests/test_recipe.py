@@ -15,7 +15,7 @@ from largerec.models import FAMILIES
 from largerec.optim import derived_learning_rate
 from largerec.recipe import Recipe, TrainOptions, apply_overrides, load_recipe, recipe_from
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").rglob("*.toml"))
 SMALL = 'name = "small one"\nseed = 3\n[model]\nname = "sasrec"\nsize = "nano"\n[train]\nmax_epochs = 2\n'
 
 
@@ -275,6 +275,13 @@ def test_another_family_keeps_the_shared_settings(family: str) -> None:
 def test_another_family_has_its_own_defaults() -> None:
     recipe = recipe_from({"model": {"name": "sasrec", "feedforward": 2}}).with_family("hstu")
     assert recipe.model == recipe_from({"model": {"name": "hstu"}}).model
+
+
+def test_another_family_gets_no_heads_from_or_for_one_without() -> None:
+    attending = recipe_from({"model": {"name": "sasrec", "depth": 3, "heads": 4}})
+    recurrent = attending.with_family("gru4rec")
+    assert (recurrent.model.depth, recurrent.model.heads) == (3, None)
+    assert recurrent.resolved().with_family("hstu").model.heads is None
 
 
 def test_an_unknown_family_is_refused() -> None:

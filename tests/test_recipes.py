@@ -11,13 +11,24 @@ from runs import tiny_recipe
 
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
+from largerec.models import build_model, non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe
 from largerec.sequences import build_sequences
 from largerec.simulate import SimulateOptions
 from largerec.train import train
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
-each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.toml"))
+ZOO = sorted((FOLDER / "zoo").glob("*.toml"))
+
+
+def place_of(path: Path) -> str:
+    """Where a recipe stands below ``recipes/``, without its ending: ``zoo/hstu``."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=place_of)
+each_of_the_zoo = pytest.mark.parametrize("path", ZOO, ids=place_of)
 
 
 def small(recipe: Recipe, folder: Path) -> Recipe:
@@ -36,7 +47,7 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def test_there_are_recipes() -> None:
-    assert {"quickstart", "amazon-beauty", "ml-1m"} <= {path.stem for path in RECIPES}
+    assert {"quickstart", "amazon-beauty", "ml-1m", "zoo/sasrec"} <= {place_of(path) for path in RECIPES}
 
 
 @each_recipe
@@ -52,8 +63,8 @@ def test_a_recipe_trains(path: Path, tmp_path: Path) -> None:
 def test_a_recipe_says_what_it_is_and_where_it_goes(path: Path) -> None:
     recipe = load_recipe(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
-    assert recipe.name == path.stem
-    assert recipe.run.dir == f"runs/{path.stem}"
+    assert recipe.name == place_of(path).replace("/", "-")
+    assert recipe.run.dir == f"runs/{place_of(path)}"
     assert not recipe.run.overwrite
     assert recipe.data.path is None, "data lies elsewhere on every machine"
 
@@ -72,8 +83,7 @@ REAL = {
 @pytest.mark.parametrize("name", list(REAL))
 def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_data: Path) -> None:
     folder, users, events = REAL[name]
-    path = next(path for path in RECIPES if path.stem == name)
-    recipe = load_recipe(path, [f"data.path={shared_data / folder}"])
+    recipe = load_recipe(FOLDER / f"{name}.toml", [f"data.path={shared_data / folder}"])
     sequences = build_sequences(load_log(recipe.data), recipe.split)
     assert (sequences.n_users, len(sequences.item_N)) == (users, events)
     if recipe.split.protocol == "leave-one-out":
@@ -81,8 +91,19 @@ def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_dat
 
 
 def test_every_recipe_has_its_data() -> None:
-    of_real_logs = {path.stem for path in RECIPES if "simulate" not in load_recipe(path).data.model_fields_set}
-    assert of_real_logs == REAL.keys()
+    others = [path for path in RECIPES if path not in ZOO]
+    assert {path.stem for path in others if "simulate" not in load_recipe(path).data.model_fields_set} == REAL.keys()
+
+
+@each_of_the_zoo
+def test_the_zoo_differs_in_the_model_alone(path: Path) -> None:
+    """One log, one split, one loss and one way to train for all, and about as many parameters, which the comment counts."""
+    recipe, beauty = load_recipe(path), load_recipe(FOLDER / "amazon-beauty.toml")
+    assert recipe.model_copy(update={key: getattr(beauty, key) for key in ("model", "name", "run")}) == beauty
+    assert (path.stem, recipe.model.shape[1], recipe.model.dropout) == (recipe.model.name, 128, beauty.model.dropout)
+    parameters = non_embedding_parameters(build_model(recipe.model, 10, recipe.batch.max_length))
+    assert parameters == pytest.approx(non_embedding_parameters(build_model(beauty.model, 10, 50)), rel=0.25)
+    assert f"# {parameters:,} parameters" in path.read_text(encoding="utf-8")
 
 
 def test_compared_runs_have_names_and_folders_of_their_own() -> None:

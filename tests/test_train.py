@@ -21,6 +21,7 @@ from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.metrics import summarise
+from largerec.models import FAMILIES
 from largerec.optim import derived_learning_rate, learning_rate_at
 from largerec.progress import Progress
 from largerec.train import Trainer, commit_of, train
@@ -64,10 +65,11 @@ def chain_file(tmp_path: Path) -> str:
 # --- learning -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["hstu", "sasrec"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_known_rule_is_learned(tmp_path: Path, family: str, precision: str) -> None:
-    overrides = (chain_file(tmp_path), f"model.name={family}", f"train.precision={precision}", "train.max_epochs=25")
+    model = f"model={{name = '{family}', depth = 1, width = 16}}"
+    overrides = (chain_file(tmp_path), model, f"train.precision={precision}", "train.max_epochs=25")
     result = train(
         tiny_recipe(tmp_path / "run", "objective={name = 'softmax'}", "optim.learning_rate=0.02", *overrides), quiet=True
     )

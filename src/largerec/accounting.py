@@ -14,15 +14,15 @@ def scored_items(recipe: Recipe, n_items: int) -> int:
 
 
 def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean_context: float) -> float:
-    """Forward and backward (three times the forward) of the blocks' matrices, of attention and of the loss.
+    """Forward and backward (three times the forward) of the blocks' matrices, of what looks at earlier tokens and of the loss.
 
-    ``mean_context`` is the number of earlier tokens that a token attends to, on average.
+    ``mean_context`` is the number of earlier tokens that a token looks at, on average.
     """
-    depth, width, _ = recipe.model.shape
+    _, width, _ = recipe.model.shape
     matrices = 2 * non_embedding_parameters(model)
-    attention = 4 * depth * width * mean_context
+    context = recipe.model.context_operations(mean_context)
     loss = 2 * width * scored_items(recipe, n_items)
-    return 3 * (matrices + attention + loss)
+    return 3 * (matrices + context + loss)
 
 
 def training_memory_bytes(model: Backbone) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from largerec.batches import Batch
@@ -14,18 +15,24 @@ INITIAL_STD = 0.02
 
 
 class SequenceInput(nn.Module):
-    """Item embedding plus learned absolute position, with dropout: [T] -> [T, D]."""
+    """Item embedding plus learned absolute position, with dropout: [T] -> [T, D].
 
-    def __init__(self, n_items: int, max_length: int, width: int, dropout: float) -> None:
+    Without a ``max_length`` there is no table of positions, for families that know the order otherwise.
+    """
+
+    def __init__(self, n_items: int, max_length: int | None, width: int, dropout: float) -> None:
         super().__init__()
         self.item = nn.Embedding(n_items, width)
-        self.position = nn.Embedding(max_length, width)
+        self.position = None if max_length is None else nn.Embedding(max_length, width)
         self.dropout = dropout
-        for table in (self.item, self.position):
+        for table in self.children():
+            assert isinstance(table, nn.Embedding)
             init_weight(table.weight)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        x_TD = self.item(batch.item_T) + self.position(batch.position_T)
+        x_TD = self.item(batch.item_T)
+        if self.position is not None:
+            x_TD = x_TD + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)
 
 
@@ -51,6 +58,35 @@ class Backbone(nn.Module):
     def item_table_VD(self) -> torch.Tensor:
         """The table that scores are made with: the input's own."""
         return self.input.item.weight
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward network ``W2 (SiLU(W x) * V x)`` without biases (Shazeer 2020, arXiv 2002.05202, eq. 6): [T, D] -> [T, D].
+
+    Dropout is put on the middle, which has ``middle(width, multiple)`` numbers.
+    """
+
+    def __init__(self, width: int, multiple: float, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        middle = self.middle(width, multiple)
+        self.inner = init_linear(nn.Linear(width, 2 * middle, bias=False))
+        self.outer = init_linear(nn.Linear(middle, width, bias=False))
+
+    @staticmethod
+    def middle(width: int, multiple: float) -> int:
+        """``multiple`` times the width, to the nearest multiple of 4."""
+        return max(4, 4 * round(multiple * width / 4))
+
+    @staticmethod
+    def parameters_of(width: int, multiple: float) -> int:
+        """Numbers in the three matrices."""
+        return 3 * width * SwiGLU.middle(width, multiple)
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        gate, value = self.inner(x_TD).chunk(2, dim=1)
+        out_TD: torch.Tensor = self.outer(dropout(F.silu(gate) * value, self.dropout, self.training))
+        return out_TD
 
 
 def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:

@@ -156,7 +156,8 @@ class Recipe(Options):
         if family not in FAMILIES:
             raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
         options, _ = FAMILIES[family]
-        shared = {key: value for key, value in self.model.model_dump(exclude_unset=True).items() if key in options.model_fields}
+        kept = options.model_fields.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
+        shared = {key: value for key, value in self.model.model_dump(exclude_unset=True).items() if key in kept}
         return self.model_copy(update={"model": options.model_validate(shared | {"name": family})})
 
     def to_json(self) -> dict[str, Any]:

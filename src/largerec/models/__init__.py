@@ -9,12 +9,18 @@ from pydantic import BeforeValidator, SerializeAsAny
 from largerec.errors import LargeRecError, nearest
 from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
+from largerec.models.gru4rec import GRU4Rec, GRU4RecOptions
 from largerec.models.hstu import HSTU, HSTUOptions
+from largerec.models.ligr import LiGR, LiGROptions
+from largerec.models.llama import Llama, LlamaOptions
 from largerec.models.sasrec import SASRec, SASRecOptions
 
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "hstu": (HSTUOptions, HSTU),
+    "llama": (LlamaOptions, Llama),
+    "ligr": (LiGROptions, LiGR),
+    "gru4rec": (GRU4RecOptions, GRU4Rec),
 }
 
 
@@ -48,7 +54,13 @@ __all__ = [
     "HSTU",
     "AnyModelOptions",
     "Backbone",
+    "GRU4Rec",
+    "GRU4RecOptions",
     "HSTUOptions",
+    "LiGR",
+    "LiGROptions",
+    "Llama",
+    "LlamaOptions",
     "ModelOptions",
     "SASRec",
     "SASRecOptions",

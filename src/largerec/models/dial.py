@@ -6,7 +6,7 @@ Embedding tables are not counted: they grow with the catalogue and the history, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,8 +27,12 @@ HEAD_WIDTH = 64
 
 
 class ModelOptions(Options):
-    """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand."""
+    """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand.
 
+    A family with ``has_heads = False`` has one head by name only, and refuses any other number.
+    """
+
+    has_heads: ClassVar[bool] = True
     name: str = ""  # each family gives its own
     size: Size = "tiny"
     depth: int | None = Field(None, ge=1)
@@ -40,17 +44,25 @@ class ModelOptions(Options):
     def _heads_divide_width(self) -> Self:
         if self.width is not None and self.heads is not None and self.width % self.heads:
             raise LargeRecError(f"model.width={self.width} is no multiple of model.heads={self.heads}; choose a width that is.")
+        if not self.has_heads and self.heads not in (None, 1):
+            raise LargeRecError(f"model.heads={self.heads} would do nothing: {self.name} has no heads. Leave it out or set 1.")
         return self
 
     def block_parameters(self, width: int) -> int:
         """Parameters of one block without its bias tables: the family's rule for the dial."""
         raise AssertionError("each family gives its rule")
 
+    def context_operations(self, mean_context: float) -> float:
+        """Operations of one forward pass that a token spends on ``mean_context`` earlier tokens, in all blocks, beside those of
+        the matrices that it meets: scores and weighted sums of attention. A family that does otherwise gives its own rule."""
+        depth, width, _ = self.shape
+        return 4 * depth * width * mean_context
+
     def resolved(self) -> Self:
         """The same options with depth, width and heads written out."""
         depth = self.depth or DEPTHS[self.size]
         width = self.width or _width(self.block_parameters, depth, TARGETS[self.size], self.heads)
-        heads = self.heads or _heads(width)
+        heads = self.heads or (_heads(width) if self.has_heads else 1)
         changes: dict[str, Any] = {"depth": depth, "width": width, "heads": heads}
         return type(self).model_validate(self.model_dump() | changes)
 
@@ -68,6 +80,11 @@ def _heads(width: int) -> int:
 
 
 def _width(block_parameters: Callable[[int], int], depth: int, target: int, heads: int | None) -> int:
-    """The width (a multiple of 4, and of ``heads``) whose blocks come nearest to the target."""
-    widths = [w for w in range(4, 2049, 4) if heads is None or w % heads == 0]
-    return min(widths, key=lambda w: abs(depth * block_parameters(w) - target))
+    """The width (a multiple of ``heads``) whose blocks come nearest to the target: a multiple of 4, or of 2 where all of
+    those miss it by more than a tenth."""
+
+    def miss(width: int) -> int:
+        return abs(depth * block_parameters(width) - target)
+
+    coarse, fine = (min((w for w in range(step, 2049, step) if heads is None or w % heads == 0), key=miss) for step in (4, 2))
+    return coarse if miss(coarse) <= target / 10 else fine

@@ -64,7 +64,7 @@ class Block(nn.Module):
         self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, row_time_T: torch.Tensor, time_T: torch.Tensor
     ) -> torch.Tensor:
         u_TD, v_TD, q_TD, k_TD = F.silu(self.uvqk(self.norm(x_TD))).chunk(4, dim=1)
-        q, k, v = (x.view(len(x), self.heads, -1) for x in (q_TD, k_TD, v_TD))
+        q, k, v = (x.view(len(x), self.heads, x.shape[1] // self.heads) for x in (q_TD, k_TD, v_TD))
         time = None if self.time_table_HK is None else BucketedTime(self.time_table_HK, row_time_T, time_T)
         attended_TD = silu_attention(q, k, v, offsets_B1, self.scale, self.position_table_HN, time).flatten(1)
         gated_TD = dropout(u_TD * self.gate_norm(attended_TD), self.dropout, self.training)
