@@ -147,6 +147,7 @@ def compared(found: dict[str, Any]) -> None:
     for section in found["sections"]:
         rows = [row for row in found["rows"] if row["query_time"] in (None, section["query_time"])]
         to.print(_compared_table(rows, section, found))
+        to.print(_cost_table([row for row in rows if row["model"]]))
         for row in rows:
             for name, test in row.get("paired", {}).items():
                 if name != "against":
@@ -171,19 +172,25 @@ def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: 
     title += f", at most {found['trials']} trials each" if found["trials"] else ""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("row", overflow="fold")
-    heads = [f"valid {metric}", *names, "± seeds", "table", "other", "FLOPs", "train s", "ms a user"]
-    for head in heads:
+    for head in (f"valid {metric}", *names, "± seeds"):
         table.add_column(head, justify="right")
     for row in rows:
         name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
+        spread = row.get("test_spread", {}).get(metric)
+        validation = _number(row["validation"][metric]) if row["validation"] else "-"
         quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
-        if not row["model"]:
-            table.add_row(name, "-", *quality, *["-"] * 6)
-            continue
-        spread = row["test_spread"][metric]
-        costs = [f"{row['params_embedding']:,.0f}", f"{row['params_non_embedding']:,.0f}", f"{row['train_flops']:.1e}"]
-        costs += [f"{row['train_seconds']:,.0f}", f"{row['recommend_ms']:.3f}"]
-        table.add_row(name, _number(row["validation"][metric]), *quality, "-" if spread is None else _number(spread), *costs)
+        table.add_row(name, validation, *quality, "-" if spread is None else _number(spread))
+    return table
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="costs", title_justify="left", title_style="bold")
+    table.add_column("row", overflow="fold")
+    for head in ("table parameters", "other", "training FLOPs", "train s", "ms a user"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        sizes = [f"{row['params_embedding']:,.0f}", f"{row['params_non_embedding']:,.0f}", f"{row['train_flops']:.1e}"]
+        table.add_row(escape(row["name"]), *sizes, f"{row['train_seconds']:,.0f}", f"{row['recommend_ms']:.3f}")
     return table
 
 
