@@ -24,9 +24,9 @@ LEVELS = (
     "errors options",
     "kernels metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " sequences batches layers",
-    "tokenizers models heads",
-    "objectives optim averaging",
+    " sequences batches layers item_tables",
+    "tokenizers models heads item_vectors",
+    "objectives contrastive optim averaging",
     "recipe",
     "bundle accounting progress",
     "engine",

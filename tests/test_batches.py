@@ -31,7 +31,7 @@ def prepared(log: EventLog) -> tuple[Sequences, np.ndarray]:
 
 
 def batches_of(
-    log: EventLog, *, length: int = 4, tokens: int = 16, window: Literal["last", "all"] = "all", seed: int = 3
+    log: EventLog, *, length: int = 4, tokens: int = 16, window: Literal["last", "all", "sample"] = "all", seed: int = 3
 ) -> TrainingBatches:
     return TrainingBatches(*prepared(log), BatchOptions(max_length=length, tokens=tokens, window=window), seed)
 
@@ -86,6 +86,32 @@ def test_windows_are_consecutive_and_the_first_one_is_the_short_one() -> None:
     batches = batches_of(log_of([("a", item, item) for item in range(10)]), length=3, window="all")
     windows = sorted(one for batch in batches.epoch(0) for one in slices(batch))  # 8 training events, 7 pairs
     assert windows == [((0,), (1,)), ((1, 2, 3), (2, 3, 4)), ((4, 5, 6), (5, 6, 7))]
+
+
+@LAWS
+@given(log=logs(), length=st.integers(1, 6), epoch=st.integers(0, 3))
+def test_a_sampled_window_is_a_run_of_the_history(log: EventLog, length: int, epoch: int) -> None:
+    sequences, token_of_item = prepared(log)
+    histories = [history for history in training_tokens(sequences, token_of_item) if len(history) > 1]
+    batches = batches_of(log, length=length, window="sample")
+    found = [one for batch in batches.epoch(epoch) for one in slices(batch)]
+    assert sorted(len(inputs) for inputs, _ in found) == sorted(min(length, len(history) - 1) for history in histories)
+    possible = {
+        (tuple(history[:-1][a : a + length]), tuple(history[1:][a : a + length]))
+        for history in histories
+        for a in range(max(1, len(history) - length))
+    }
+    assert set(found) <= possible
+
+
+def test_sampled_windows_are_drawn_anew_each_pass_and_every_place_alike() -> None:
+    log = log_of([(user, item, item) for user in "ab" for item in range(11)])  # 9 training events: a window of 3 has 6 places
+    batches = batches_of(log, length=3, window="sample")
+    places = Counter(inputs[0] for epoch in range(600) for batch in batches.epoch(epoch) for inputs, _ in slices(batch))
+    assert sorted(places) == list(range(6))
+    assert all(abs(count - 200) < 60 for count in places.values())
+    again = batches_of(log, length=3, window="sample")
+    assert all(equal(a, b) for a, b in zip(batches.epoch(7), again.epoch(7), strict=True))
 
 
 @LAWS

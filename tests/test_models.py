@@ -339,25 +339,44 @@ def test_query_time_is_read_only_when_asked_for(family: str) -> None:
     assert (difference[:-1] < 1e-5).all() and difference[-1] > 1e-4
 
 
-@pytest.mark.parametrize("family", having("time_bias"))
-def test_times_change_nothing_when_the_time_bias_is_off(family: str) -> None:
+TIMELESS = [(family, {option: False}) for option in ("time_bias", "time_channel") for family in having(option)]
+TIMELESS += [(family, {"time_bias": False, "position_bias": False}) for family in having("position_bias")]
+
+
+@pytest.mark.parametrize(("family", "settings"), TIMELESS)
+def test_times_change_nothing_when_reading_them_is_off(family: str, settings: dict[str, bool]) -> None:
     batch = random_batch(LENGTHS)
     other = replace(batch, time_T=random_batch(LENGTHS, seed=9).time_T)
-    for settings in ({"time_bias": False}, {"time_bias": False, "position_bias": False}):
-        model = model_of(family, **settings)
-        assert torch.equal(hidden(model, batch), hidden(model, other))
-        assert not [name for name, _ in model.named_parameters() if "time" in name]
+    model = model_of(family, **settings)
+    assert torch.equal(hidden(model, batch), hidden(model, other))
+    assert not [name for name, _ in model.named_parameters() if "time" in name or "temporal" in name]
+    assert not options_of(family, **settings).reads_time
+    with pytest.raises(LargeRecError, match=r"model\.query_time=true works through"):
+        options_of(family, **settings, query_time=True)
     model = model_of(family)
     assert not torch.allclose(hidden(model, batch), hidden(model, other), atol=1e-3)
 
 
-@pytest.mark.parametrize("family", having("time_bias"))
+@pytest.mark.parametrize("family", [family for family in FAMILIES if options_of(family).reads_time])
 def test_only_differences_of_time_count(family: str) -> None:
     model, batch = model_of(family), random_batch(LENGTHS)
     assert torch.equal(hidden(model, batch), hidden(model, replace(batch, time_T=batch.time_T + 86_400_000)))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in having("time_bias")])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if options_of(family).reads_time])
+def test_a_log_without_a_clock_is_read_by_its_order(family: str) -> None:
+    batch = random_batch([6])
+    unknown = torch.full_like(batch.time_T, -1)
+    batch = replace(batch, time_T=unknown, query_time_T=unknown, item_T=torch.tensor([0, 1, 2, 3, 4, 5]))
+    for settings in query_times_of(family):
+        model = model_of(family, **settings)
+        last = hidden(model, batch)
+        assert last.isfinite().all()
+        other = hidden(model, replace(batch, item_T=torch.tensor([1, 0, 2, 3, 4, 5])))
+        assert (other[-1] - last[-1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not options_of(family).reads_time])
 def test_a_family_without_time_reads_none(family: str) -> None:
     model, batch = model_of(family), random_batch(LENGTHS)
     unknown = replace(batch, time_T=torch.full_like(batch.time_T, -1), query_time_T=None)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largerec import objectives
+from largerec.errors import LargeRecError
 from largerec.kernels import cpu, losses
 from largerec.objectives import (
     BCEOptions,
@@ -130,10 +131,38 @@ def test_full_softmax_never_holds_all_scores(monkeypatch: pytest.MonkeyPatch, lo
     assert 4_000 <= largest.numel <= chunk  # the table of keys, a chunk of scores; all scores would be 150,000
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+@pytest.mark.parametrize("chunk", [ITEMS, 10**6])
+def test_smoothed_softmax_is_torch_s(monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk: int) -> None:
+    monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", chunk)
+    queries_TD, keys_VD, target_T = inputs()
+    wanted = F.cross_entropy(queries_TD @ keys_VD.T, target_T, label_smoothing=smoothing)
+    found = Objective(SoftmaxOptions(label_smoothing=smoothing), torch.ones(ITEMS))(queries_TD, keys_VD, target_T)
+    assert_same(found, wanted, queries_TD, keys_VD)
+
+
+def test_smoothed_softmax_in_bfloat16_is_near() -> None:
+    queries_TD, keys_VD, target_T = inputs(tokens=200)
+    wanted = F.cross_entropy(queries_TD @ keys_VD.T, target_T, label_smoothing=0.3)
+    found = Objective(SoftmaxOptions(label_smoothing=0.3), torch.ones(ITEMS))(
+        queries_TD.bfloat16(), keys_VD, target_T, low_precision=True
+    )
+    assert found.item() == pytest.approx(wanted.item(), rel=0.01)
+    parts = (value_and_gradients(loss, queries_TD, keys_VD)[1:] for loss in (found, wanted))
+    for one, other in zip(*parts, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_smoothing_of_no_rows_is_nothing() -> None:
+    queries_TD, keys_VD, target_T = inputs()
+    loss = full_softmax(queries_TD[:0], keys_VD, target_T[:0], smoothing=0.1)
+    assert [float(part.abs().sum()) for part in value_and_gradients(loss, queries_TD, keys_VD)] == [0, 0, 0]
+
+
 # --- the sampled softmax
 
 COUNTS = (torch.arange(ITEMS) % 7) ** 3 + 1
-each_sampling = pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+each_sampling = pytest.mark.parametrize("sampling", ["uniform", "popularity", "mixed"])
 each_sharing = pytest.mark.parametrize("shared", [True, False])
 
 
@@ -155,15 +184,17 @@ def test_with_logq_and_many_negatives_it_is_the_full_softmax(sampling: str, shar
 
 @each_sharing
 @pytest.mark.parametrize("logq", [True, False])
-def test_it_is_the_formula(monkeypatch: pytest.MonkeyPatch, shared: bool, logq: bool) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_it_is_the_formula(monkeypatch: pytest.MonkeyPatch, shared: bool, logq: bool, share: float) -> None:
     negatives = 9
     queries_TD, keys_VD, target_T = inputs()
     negative_TK = torch.randint(ITEMS, (1 if shared else TOKENS, negatives), generator=torch.Generator().manual_seed(3))
     negative_TK[0, 4] = target_T[0]  # a hit, at least this one
     drawn = negative_TK[0] if shared else negative_TK
-    options = sampled(sampling="popularity", shared=shared, negatives=negatives, logq=logq)
+    mixture = {"sampling": "mixed", "uniform_share": share} if share else {"sampling": "popularity"}
+    options = sampled(shared=shared, negatives=negatives, logq=logq, **mixture)
     objective = objective_with(options, drawn, monkeypatch, COUNTS)
-    q = COUNTS / COUNTS.sum()
+    q = share / ITEMS + (1 - share) * COUNTS / COUNTS.sum()
     losses = []
     for t in range(TOKENS):
         own = int(target_T[t])
@@ -195,15 +226,30 @@ def test_a_catalogue_of_one_item() -> None:
         assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [sampled(sampling="popularity"), sampled(), BCEOptions(), GBCEOptions()])
-def test_the_sampler_draws_what_it_says(options: Any) -> None:
+ALIKE, BY_COUNT = [0.2] * 5, [0.1, 0.0, 0.5, 0.3, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (sampled(sampling="popularity"), BY_COUNT),
+        (sampled(sampling="mixed", uniform_share=0.25), [0.125, 0.05, 0.425, 0.275, 0.125]),
+        (sampled(), ALIKE),
+        (BCEOptions(), ALIKE),
+        (GBCEOptions(), ALIKE),
+    ],
+)
+def test_the_sampler_draws_what_it_says(options: Any, wanted: list[float]) -> None:
     torch.manual_seed(0)
     counts = torch.tensor([1, 0, 5, 3, 1])
-    by_count = isinstance(options, SampledSoftmaxOptions) and options.sampling == "popularity"
     drawn = torch.bincount(Objective(options, counts)._negatives(100, 500).flatten(), minlength=5) / 50_000
-    wanted = counts / 10 if by_count else torch.full((5,), 0.2)
-    torch.testing.assert_close(drawn, wanted, rtol=0, atol=0.01)
-    assert not by_count or drawn[1] == 0
+    torch.testing.assert_close(drawn, torch.tensor(wanted), rtol=0, atol=0.01)
+    assert wanted[1] > 0 or drawn[1] == 0
+
+
+def test_a_share_without_a_mixture_is_refused() -> None:
+    with pytest.raises(LargeRecError, match=r"uniform_share=0\.2.*sampling='popularity' mixes nothing.*sampling = mixed"):
+        sampled(sampling="popularity", uniform_share=0.2)
 
 
 def test_draws_follow_the_global_seed() -> None:

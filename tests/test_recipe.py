@@ -66,7 +66,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
     [
         ({"batch": {"tokens": -3}}, "batch.tokens", "-3", "greater than or equal to 1"),
         ({"batch": {"tokens": "many"}}, "batch.tokens", "'many'", "valid integer"),
-        ({"batch": {"window": "first"}}, "batch.window", "'first'", "'last' or 'all'"),
+        ({"batch": {"window": "first"}}, "batch.window", "'first'", "'last', 'all' or 'sample'"),
         ({"batch": 5}, "batch", "5", "dictionary"),
         ({"seed": -1}, "seed", "-1", "greater than or equal to 0"),
         ({"run": {"dir": [2024]}}, "run.dir", "[2024]", "valid string"),

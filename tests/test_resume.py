@@ -179,6 +179,11 @@ def test_killed_before_and_after_the_first_checkpoint(unbroken: Path, tmp_path: 
         ),
         ("optim.table=rowwise-adagrad", 'objective={name = "bce", negatives = 4}'),
         ("train.average=0.9", "train.evaluate_every=5"),
+        ('objective={name = "softmax", label_smoothing = 0.1}', "batch.window=sample", "batch.max_length=5"),
+        ('objective={name = "sampled-softmax", negatives = 8, sampling = "mixed"}', "optim.table=lazy-adam"),
+        ("model.tied=false", "model.table.kind=hashed", "train.accumulate=2"),
+        ("model.table.kind=low-rank", "model.side={columns = ['title', 'category'], width = 8}"),
+        ('contrastive={weight = 0.2, views = ["dropout", "same-target", "edits"]}', "batch.window=sample", "train.accumulate=2"),
     ],
 )
 def test_other_recipes_resume_too(tmp_path: Path, overrides: tuple[str, ...]) -> None:

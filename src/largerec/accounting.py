@@ -16,13 +16,15 @@ def scored_items(recipe: Recipe, n_items: int) -> int:
 def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean_context: float) -> float:
     """Forward and backward (three times the forward) of the blocks' matrices, of what looks at earlier tokens and of the loss.
 
+    A contrastive view counts as one more pass through the blocks.
+
     ``mean_context`` is the number of earlier tokens that a token looks at, on average.
     """
     _, width, _ = recipe.model.shape
     matrices = 2 * non_embedding_parameters(model)
     context = recipe.model.context_operations(mean_context)
     loss = 2 * width * scored_items(recipe, n_items)
-    return 3 * (matrices + context + loss)
+    return 3 * ((1 + recipe.contrastive.passes) * (matrices + context) + loss)
 
 
 def training_memory_bytes(model: Backbone) -> int:

@@ -10,7 +10,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,8 @@ class BatchOptions(Options):
     """How histories become batches.
 
     ``max_length`` (L): inputs kept of a history, the last ones. ``tokens``: tokens a training step. ``window``: a longer
-    training history gives its ``last`` L inputs, or ``all`` of it in consecutive windows of at most L.
+    training history gives its ``last`` L inputs, ``all`` of it in consecutive windows of at most L, or a ``sample``: one window
+    of L inputs, anew each pass, every place as likely as any other.
 
     ``stochastic_length`` (alpha; Zhai et al. 2024, arXiv 2402.17152, section 3.2): a window of n > L**(alpha / 2) inputs is
     thinned to L**(alpha / 2) of them with probability 1 - L**alpha / n**2, anew each pass, in training only. Which ones stay is
@@ -34,13 +35,16 @@ class BatchOptions(Options):
 
     max_length: int = Field(50, ge=1)
     tokens: int = Field(4096, ge=1)
-    window: Literal["last", "all"] = "last"
+    window: Literal["last", "all", "sample"] = "last"
     stochastic_length: float | None = Field(None, gt=1, le=2)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target."""
+    """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target.
+
+    ``target_row_T``: where the target stands among all kept rows. ``masked_T``: inputs whose item is hidden from the model.
+    """
 
     item_T: torch.Tensor
     time_T: torch.Tensor
@@ -49,6 +53,8 @@ class Batch:
     target_T: torch.Tensor | None = None
     query_time_T: torch.Tensor | None = None
     loss_mask_T: torch.Tensor | None = None
+    target_row_T: torch.Tensor | None = None
+    masked_T: torch.Tensor | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -73,11 +79,8 @@ class Batch:
         pieces = []
         for first, last in itertools.pairwise(cuts):
             begin, end = int(self.offsets_B1[first]), int(self.offsets_B1[last])
-            cut = {
-                name: value[begin:end]
-                for name in ("item_T", "time_T", "behaviour_T", "target_T", "query_time_T", "loss_mask_T")
-                if (value := getattr(self, name)) is not None
-            }
+            names = [field.name for field in fields(self) if field.name.endswith("_T")]
+            cut = {name: value[begin:end] for name in names if (value := getattr(self, name)) is not None}
             features = {name: value[begin:end] for name, value in self.features.items()}
             pieces.append(replace(self, **cut, offsets_B1=self.offsets_B1[first : last + 1] - begin, features=features))
         return pieces
@@ -136,6 +139,7 @@ def pack_training(
         target_T=torch.from_numpy(rows.token_M[index_T + 1]),
         query_time_T=torch.from_numpy(rows.time_M[index_T + 1]),
         loss_mask_T=torch.ones(len(index_T), dtype=torch.bool),
+        target_row_T=torch.from_numpy(index_T + 1),
     )
 
 
@@ -158,18 +162,22 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
 
 
 def _windows(
-    first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Input slices of the training histories first..end; the last event of each is only a target."""
+    first_U: np.ndarray, end_U: np.ndarray, length: int, window: Literal["last", "all", "sample"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First row, end and room of the input slices of the training histories first..end, whose last event is only a target.
+
+    A slice may lie up to ``room`` rows earlier.
+    """
     last_U = end_U - 1
     long_enough = last_U > first_U
     first_U, last_U = first_U[long_enough], last_U[long_enough]
-    if window == "last":
-        return np.maximum(first_U, last_U - length), last_U
+    if window != "all":
+        start_U = np.maximum(first_U, last_U - length)
+        return start_U, last_U, start_U - first_U if window == "sample" else np.zeros_like(start_U)
     count_U = -(-(last_U - first_U) // length)
     step_W = ranges(np.zeros_like(count_U), count_U)
     end_W = np.repeat(last_U, count_U) - step_W * length
-    return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W
+    return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W, np.zeros_like(end_W)
 
 
 class TrainingBatches:
@@ -178,8 +186,8 @@ class TrainingBatches:
     def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
         self.rows = TokenRows.of(sequences, token_of_item)
         kept_N1 = self.rows.kept_N1
-        first_U, end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
-        self.start_W, self.end_W = _windows(first_U, end_U, options.max_length, options.window)
+        self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
+        self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
         self.options, self.seed = options, seed
 
     @property
@@ -202,6 +210,11 @@ class TrainingBatches:
         whole_W = np.random.default_rng([self.seed, epoch, 1]).random(len(length_W)) < longest**alpha / length_W**2
         return np.where((length_W > short) & ~whole_W, short, length_W)
 
+    def slices_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """First row and end of each window's inputs in an epoch. [W]"""
+        earlier_W = np.random.default_rng([self.seed, epoch, 3]).integers(self.room_W, endpoint=True)
+        return self.start_W - earlier_W, self.end_W - earlier_W
+
     def windows_of(self, epoch: int) -> list[np.ndarray]:
         """The windows of each batch of an epoch: as many as fit the budget, at least one."""
         order_W = np.random.default_rng([self.seed, epoch]).permutation(len(self.start_W))
@@ -217,11 +230,12 @@ class TrainingBatches:
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Batches ``first``, ``first + 1``, ... of an epoch, built ahead of their use by one thread."""
         kept_W = None if self.options.stochastic_length is None else self.lengths_of(epoch)
+        start_W, end_W = self.slices_of(epoch)
 
         def batch(number: int, windows: np.ndarray) -> Batch:
             kept_B = None if kept_W is None else kept_W[windows]
             seed = int(np.random.SeedSequence([self.seed, epoch, 2, number]).generate_state(1)[0])
-            return pack_training(self.rows, self.start_W[windows], self.end_W[windows], kept_B, seed)
+            return pack_training(self.rows, start_W[windows], end_W[windows], kept_B, seed)
 
         numbered = list(enumerate(self.windows_of(epoch)))[first:]
         return prefetch((lambda n=number, w=windows: batch(n, w)) for number, windows in numbered)  # type: ignore[misc]

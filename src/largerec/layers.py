@@ -22,15 +22,18 @@ class SequenceInput(nn.Module):
 
     def __init__(self, n_items: int, max_length: int | None, width: int, dropout: float) -> None:
         super().__init__()
-        self.item = nn.Embedding(n_items, width)
+        item = nn.Embedding(n_items, width)
+        self.item: nn.Module = item  # in which ``models.build_model`` may put another table
         self.position = None if max_length is None else nn.Embedding(max_length, width)
         self.dropout = dropout
-        for table in self.children():
-            assert isinstance(table, nn.Embedding)
-            init_weight(table.weight)
+        for table in (item, self.position):
+            if table is not None:
+                init_weight(table.weight)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         x_TD = self.item(batch.item_T)
+        if batch.masked_T is not None:
+            x_TD = x_TD.masked_fill(batch.masked_T[:, None], 0)
         if self.position is not None:
             x_TD = x_TD + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)
@@ -44,6 +47,7 @@ class Backbone(nn.Module):
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()
+        self.output_table: nn.Module | None = None
 
     def through(self, block: nn.Module, *given: torch.Tensor) -> torch.Tensor:
         """Apply a block; with ``recompute``, in training, without keeping what it makes on the way (Chen et al. 2016)."""
@@ -56,8 +60,17 @@ class Backbone(nn.Module):
 
     @property
     def item_table_VD(self) -> torch.Tensor:
-        """The table that scores are made with: the input's own."""
-        return self.input.item.weight
+        """The table that scores are made with: the input's own, unless the tables are not tied."""
+        table = self.input.item if self.output_table is None else self.output_table
+        weight_VD = table.weight
+        assert isinstance(weight_VD, torch.Tensor)
+        return weight_VD
+
+    def set_side(self, side_VF: torch.Tensor) -> None:
+        """Give the item tables the vectors of what items are; a bundle's weights have them."""
+        for table in (self.input.item, self.output_table):
+            if table is not None:
+                table.get_buffer("side_VF").copy_(side_VF)
 
 
 class SwiGLU(nn.Module):

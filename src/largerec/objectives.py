@@ -6,12 +6,13 @@ work through blocks of rows, so that none holds a whole T x V or [T, negatives, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional as F
 
+from largerec.errors import LargeRecError
 from largerec.kernels import exp_rows_, sampled_loss, softmax_loss
 from largerec.options import Options
 
@@ -19,23 +20,48 @@ CHUNK_ELEMENTS = 4_000_000
 
 
 class SoftmaxOptions(Options):
-    """Cross-entropy over the whole catalogue."""
+    """Cross-entropy over the whole catalogue.
+
+    ``label_smoothing`` (Szegedy et al. 2016, section 7): this share of each target's weight is spread over all V items alike.
+    """
 
     name: Literal["softmax"] = "softmax"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
 class SampledSoftmaxOptions(Options):
     """Cross-entropy over the target and sampled negatives.
 
-    ``sampling``: items uniformly, or by training counts. ``shared``: one set of negatives a step (one matrix product), or a set
-    for each position. ``logq``: correct the negatives' logits so that the sum estimates the one over the catalogue.
+    ``sampling``: items uniformly, by training counts, or ``mixed``: each negative uniformly with probability ``uniform_share``,
+    else by training counts (after Yang et al. 2020, "Mixed Negative Sampling", whose second kind is the batch's own targets;
+    here the law of both together is known exactly). ``shared``: one set of negatives a step (one matrix product), or a set for
+    each position. ``logq``: correct the negatives' logits so that the sum estimates the one over the catalogue.
     """
 
     name: Literal["sampled-softmax"] = "sampled-softmax"
     negatives: int = Field(512, ge=1)
     shared: bool = True
-    sampling: Literal["uniform", "popularity"] = "uniform"
+    sampling: Literal["uniform", "popularity", "mixed"] = "uniform"
+    uniform_share: float = Field(0.5, gt=0, lt=1)
     logq: bool = True
+
+    @model_validator(mode="after")
+    def _a_share_needs_a_mixture(self) -> Self:
+        if self.sampling != "mixed" and self.uniform_share != type(self).model_fields["uniform_share"].default:
+            raise LargeRecError(
+                f"objective.uniform_share={self.uniform_share} says how much of a mixture is uniform, but objective.sampling="
+                f"{self.sampling!r} mixes nothing. Set objective.sampling = mixed, or leave the share out."
+            )
+        return self
+
+    def law(self, counts_V: torch.Tensor) -> torch.Tensor | None:
+        """The probability that a draw is each item, float64 [V]; None where all are alike."""
+        if self.sampling == "uniform":
+            return None
+        by_count_V = counts_V.double() / counts_V.sum()
+        if self.sampling == "popularity":
+            return by_count_V
+        return self.uniform_share / len(counts_V) + (1 - self.uniform_share) * by_count_V
 
 
 class BCEOptions(Options):
@@ -103,9 +129,23 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, *, low_precision: bool = False
+    queries_TD: torch.Tensor,
+    keys_VD: torch.Tensor,
+    target_T: torch.Tensor,
+    *,
+    smoothing: float = 0.0,
+    low_precision: bool = False,
 ) -> torch.Tensor:
-    """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32)."""
+    """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32).
+
+    With ``smoothing`` e the target of a row is (1 - e) at its item and e / V more at each. The loss, log(sum of exp) less the
+    mean of the logits under that target, is then the plain one plus e (logit of the target - mean logit); and the mean
+    logit is the query times the mean key, so that no logits are needed for it.
+    """
+    if smoothing:
+        plain = full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
+        ahead_TD = F.embedding(target_T, keys_VD) - keys_VD.mean(0)
+        return plain + smoothing * (queries_TD.float() * ahead_TD).sum() / max(1, len(target_T))
     if len(target_T) == 0:
         return queries_TD.float().sum() + 0 * keys_VD.sum()
     if low_precision and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
@@ -203,12 +243,10 @@ class Objective:
         self, options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, counts_V: torch.Tensor
     ) -> None:
         self.options, self.size = options, len(counts_V)
-        by_count = isinstance(options, SampledSoftmaxOptions) and options.sampling == "popularity"
+        law_V = options.law(counts_V) if isinstance(options, SampledSoftmaxOptions) else None
         self.corrected = isinstance(options, SampledSoftmaxOptions) and options.logq
-        self.cumulative_V = (counts_V.double() / counts_V.sum()).cumsum(0) if by_count else None
-        self.log_q_V = (
-            (counts_V.double() / counts_V.sum()).log().float() if by_count else torch.full((self.size,), -self._log_size())
-        )
+        self.cumulative_V = None if law_V is None else law_V.cumsum(0)
+        self.log_q_V = torch.full((self.size,), -self._log_size()) if law_V is None else law_V.log().float()
 
     def _log_size(self) -> float:
         return float(torch.tensor(float(self.size)).log())
@@ -248,7 +286,7 @@ class Objective:
         """
         options = self.options
         if isinstance(options, SoftmaxOptions):
-            return full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
+            return full_softmax(queries_TD, keys_VD, target_T, smoothing=options.label_smoothing, low_precision=low_precision)
         queries_TD = queries_TD.float()
         if negatives is None:
             negatives = self.draw(len(target_T))

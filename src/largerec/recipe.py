@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from largerec.batches import BatchOptions
+from largerec.contrastive import ContrastiveOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
 from largerec.heads import HeadOptions
@@ -110,6 +111,7 @@ class Recipe(Options):
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
     objective: AnyObjectiveOptions = SoftmaxOptions()
+    contrastive: ContrastiveOptions = ContrastiveOptions()
     optim: OptimOptions = OptimOptions()
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
@@ -137,6 +139,24 @@ class Recipe(Options):
             raise LargeRecError(
                 f"train.average={self.train.average} averages every row of the item table at every step, but optim.table="
                 f"{self.optim.table!r} touches only the rows in use. Leave train.average out, or set optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_need_a_plain_table(self) -> Self:
+        if self.optim.table != "adamw" and not self.model.plain_table:
+            raise LargeRecError(
+                f"optim.table={self.optim.table!r} updates the rows of one table with a free row for each item, but model.tied, "
+                "model.table or model.side say otherwise. Leave those out, or choose optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_second_pass_differs_by_dropout(self) -> Self:
+        if self.contrastive.weight and "dropout" in self.contrastive.views and not self.model.dropout:
+            raise LargeRecError(
+                "contrastive.views has 'dropout', but with model.dropout=0 a second pass gives the same states. Set a dropout, "
+                "or name other views: contrastive.views=['same-target']."
             )
         return self
 

@@ -27,11 +27,13 @@ from largerec.accounting import training_flops_per_token
 from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import Bundle, data_hash
+from largerec.contrastive import Contrast
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.item_vectors import item_vectors
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
@@ -65,6 +67,7 @@ class _Part(NamedTuple):
     batch: Batch
     target_T: torch.Tensor
     negatives: torch.Tensor | None
+    views: list[Batch]
 
 
 class Trainer:
@@ -83,13 +86,15 @@ class Trainer:
         self.scorer = build_scorer(recipe, tokenizer)
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
+        if (side := recipe.model.side).columns:
+            self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
         self.engine = Engine(self.scorer, tokenizer, sequences)
         self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
+        self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
-        table_VD = self.model.input.item.weight
-        self.table = RowOptimizer(table_VD, recipe.optim) if by_rows else None
-        self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([table_VD] if by_rows else []))
+        self.table = RowOptimizer(self.model.item_table_VD, recipe.optim) if by_rows else None
+        self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([self.table.table_VD] if self.table else []))
         self.average = WeightAverage(self.model, self.options.average) if self.options.average is not None else None
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
@@ -127,52 +132,58 @@ class Trainer:
             done("loss")
             loss.backward()  # type: ignore[no-untyped-call]
             done("backward")
-        learned = [p for p in self.model.parameters() if p is not self.model.item_table_VD]
-        norm = float(torch.nn.utils.clip_grad_norm_([table_KD, *learned], recipe.optim.clip))
+        learned: list[torch.Tensor] = list(self.model.parameters())
+        if self.table is not None:
+            assert table_KD is not None
+            learned = [table_KD, *(p for p in learned if p is not self.table.table_VD)]
+        norm = float(torch.nn.utils.clip_grad_norm_(learned, recipe.optim.clip))
         if not np.isfinite(norm):
             raise self._diverged("gradient", norm, rate)
         self.optimizer.step()
         if self.table is not None:
-            assert rows_R is not None and table_KD.grad is not None
+            assert rows_R is not None and table_KD is not None and table_KD.grad is not None
             self.table.step(rows_R, table_KD.grad, rate, state.step)
         if self.average is not None:
             self.average.update(state.step + 1)
         done("optimizer")
         return value
 
-    def _parts(self, batch: Batch) -> tuple[list[_Part], torch.Tensor, torch.Tensor | None]:
-        """The batch in parts, and the item table that they name: all of it, or the rows in use, which stand for the whole."""
+    def _parts(self, batch: Batch) -> tuple[list[_Part], torch.Tensor | None, torch.Tensor | None]:
+        """The batch in parts; and where only rows in use are updated, these rows, which the parts then name, and their items."""
         parts = []
         for piece in batch.pieces(self.options.accumulate):
             assert piece.target_T is not None and piece.loss_mask_T is not None
-            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None))
+            views = [] if self.contrast is None else self.contrast.views(piece)
+            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, views))
         if self.table is None:
-            return parts, self.model.item_table_VD, None
+            return parts, None, None
         used: list[torch.Tensor] = []
         for part in parts:
             negatives = self.objective.draw(len(part.target_T))
             assert negatives is not None  # a recipe with the full softmax was refused
-            used += [part.batch.item_T, part.target_T, negatives]
+            used += [part.batch.item_T, part.target_T, negatives, *(view.item_T for view in part.views)]
         rows_R, places = self.table.rows_of(*used)
-        by_place = [
-            _Part(replace(part.batch, item_T=item_T), target_T, negatives)
-            for part, item_T, target_T, negatives in zip(parts, places[::3], places[1::3], places[2::3], strict=True)
-        ]
+        place, by_place = iter(places), []
+        for part in parts:
+            batch, target_T, negatives = replace(part.batch, item_T=next(place)), next(place), next(place)
+            by_place.append(_Part(batch, target_T, negatives, [replace(view, item_T=next(place)) for view in part.views]))
         return by_place, self.model.item_table_VD.detach()[rows_R].requires_grad_(), rows_R
 
     def _loss(
-        self, part: _Part, table_KD: torch.Tensor, rows_R: torch.Tensor | None, done: Callable[[str], None]
+        self, part: _Part, table_KD: torch.Tensor | None, rows_R: torch.Tensor | None, done: Callable[[str], None]
     ) -> torch.Tensor:
         low_precision = self.options.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
-            given = {} if rows_R is None else {"input.item.weight": table_KD}
+            given = {} if table_KD is None else {"input.item.weight": table_KD}
             hidden_TD = functional_call(self.model, given, (part.batch,))
+            views = [(view, functional_call(self.model, given, (view,))) for view in part.views]
         queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
         done("forward")
-        keys_KD = self.scorer.head.keys(table_KD)
-        return self.objective(
+        keys_KD = self.scorer.head.keys(self.model.item_table_VD if table_KD is None else table_KD)
+        loss = self.objective(
             queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
         )
+        return loss if self.contrast is None else loss + self.contrast.loss(part.batch, hidden_TD, views)
 
     def _diverged(self, what: str, value: float, rate: float) -> Diverged:
         return Diverged(
@@ -363,8 +374,8 @@ def _step_of(line: str) -> int:
 
 
 def _warnings(recipe: Recipe, time_kind: str) -> list[str]:
-    if time_kind == "order" and getattr(recipe.model, "time_bias", False):
-        return ["the log has an order and no clock: the model's time bias sees only 'unknown' and says nothing"]
+    if time_kind == "order" and recipe.model.reads_time:
+        return ["the log has an order and no clock: what the model reads of times is only 'unknown' and says nothing"]
     return []
 
 

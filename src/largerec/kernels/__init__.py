@@ -12,18 +12,23 @@ import torch
 
 from largerec.kernels import cpu, padded, triton
 from largerec.kernels.cpu import native_bf16
+from largerec.kernels.linear import linear_attention
 from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
-from largerec.kernels.reference import BucketedTime
+from largerec.kernels.reference import BucketedTime, PowerLawTime
 
 __all__ = [
     "BucketedTime",
+    "PowerLawTime",
     "describe",
     "exp_rows_",
+    "linear_attention",
     "native_bf16",
+    "position_attention",
     "sampled_loss",
     "silu_attention",
     "softmax_attention",
     "softmax_loss",
+    "time_attention",
     "unit_rows",
 ]
 
@@ -75,3 +80,17 @@ def silu_attention(
         out: torch.Tensor = twin.attention(q_THK, k_THK, v_THK, offsets_B1, False, scale, position_table_HN, time)
         return out
     return padded.silu_attention(q_THK, k_THK, v_THK, offsets_B1, scale, position_table_HN, time)
+
+
+def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.position_attention`; without a twin for CUDA devices."""
+    if _twin(v_THK) is cpu:
+        return cpu.position_attention(v_THK, offsets_B1, position_table_HN)
+    return padded.position_attention(v_THK, offsets_B1, position_table_HN)
+
+
+def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: BucketedTime | PowerLawTime) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.time_attention`; without a twin for CUDA devices."""
+    if _twin(v_THK) is cpu:
+        return cpu.time_attention(v_THK, offsets_B1, time)
+    return padded.time_attention(v_THK, offsets_B1, time)

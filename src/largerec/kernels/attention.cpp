@@ -1,15 +1,10 @@
 // Causal attention over packed tokens on a CPU: the fast twin of kernels/reference.py.
 //
 // Both kinds read rows of scores s = q k^T (+ position bias + bucketed time bias) and never hold an N x N matrix: a block of ROWS
-// rows of scores is made, turned into weights and used. One task is one user and one head; tasks are cut into as many fixed chunks
-// as there are threads, each chunk sums its bias gradients in its own buffer, and the buffers are added in order, so equal thread
-// counts give bitwise equal results. Rows are padded to whole tiles, columns to 32.
-#include "cpu.h"
+// rows of scores is made, turned into weights and used. Rows are padded to whole tiles, columns to 32.
+#include "rows.h"
 
 namespace {
-
-constexpr int64_t ROWS = 32;
-constexpr int64_t UNKNOWN_BUCKET = 31;  // reference.UNKNOWN_TIME_BUCKET
 
 struct Problem {
   bool softmax;
@@ -23,92 +18,11 @@ struct Problem {
   int64_t q_stride, k_stride, v_stride;  // from token to token
 };
 
-typedef double VD __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int64_t VL __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int32_t VH32 __attribute__((vector_size(32), aligned(4), may_alias));
-constexpr double NO_TIME = 1e300;
-
-// Times as doubles, which hold milliseconds exactly. An unknown one lies so far away that its exponent tells it from all others.
-inline double row_clock(int64_t time) { return time < 0 ? NO_TIME : static_cast<double>(time); }
-inline double column_clock(int64_t time) { return time < 0 ? -NO_TIME : static_cast<double>(time); }
-
-// floor(log2(max(1, seconds))) of 8 columns is the exponent of a double; unknown times have one above 900.
-inline VH32 buckets_of_8(double row, const double* columns) {
-  VD elapsed = row - *reinterpret_cast<const VD*>(columns);
-  elapsed = elapsed > 1000.0 ? elapsed : VD{} + 1000.0;
-  elapsed *= 0.001;  // exact where it matters: no product of a whole number of milliseconds is rounded across a power of two
-  const VL exponent = (reinterpret_cast<VL&>(elapsed) >> 52) - 1023;
-  const VL last_known = VL{} + (UNKNOWN_BUCKET - 1);
-  return __builtin_convertvector((exponent > last_known ? last_known : exponent) - (exponent > VL{} + 500), VH32);
-}
-
-inline VI buckets_of(double row, const double* columns) {
-  const VH32 first = buckets_of_8(row, columns), second = buckets_of_8(row, columns + 8);
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#else
-  VI both;
-  std::memcpy(&both, &first, sizeof first);
-  std::memcpy(reinterpret_cast<char*>(&both) + sizeof first, &second, sizeof second);
-  return both;
-#endif
-}
-
-// Entries of a table of 32 floats.
-inline V looked_up(const float* table, VI index) {
-#if defined(__clang__)
-  V x;
-  for (int l = 0; l < LANES; l++) x[l] = table[index[l]];
-  return x;
-#else
-  return __builtin_shuffle(load(table), load(table + LANES), index);
-#endif
-}
-
-// Adds 16 gradients to the sums of their buckets: 16 sums a bucket, one a lane.
-inline void add_by_bucket(V d, VI bucket, bool falling, float* sums) {
-  if (falling) {  // times of a history rise, so buckets fall
-    for (int b = bucket[0]; b >= bucket[LANES - 1]; b--) {
-      const V kept = bucket == VI{} + b ? d : V{};
-      store(sums + b * LANES, load(sums + b * LANES) + kept);
-    }
-    return;
-  }
-  for (int l = 0; l < LANES; l++) sums[bucket[l] * LANES + l] += d[l];
-}
-
 // Scratch of one chunk, grown as needed and reused from task to task.
 struct Scratch {
   std::vector<float> q, k, v, kt, vt, d_out, score, d_score, out, d_k, d_v, reversed;
   std::vector<double> clock;
 };
-
-template <typename T>
-T* sized(std::vector<T>& buffer, int64_t n) {
-  if (static_cast<int64_t>(buffer.size()) < n) buffer.resize(n);
-  return buffer.data();
-}
-
-template <typename T>
-void pack(const T* x, int64_t n, int64_t width, int64_t stride, float* rows, int64_t ld, int64_t n_padded) {
-  for (int64_t i = 0; i < n; i++) {
-    float* row = rows + i * ld;
-    for (int64_t c = 0; c < width; c++) row[c] = static_cast<float>(x[i * stride + c]);
-    for (int64_t c = width; c < ld; c++) row[c] = 0;
-  }
-  std::fill(rows + n * ld, rows + n_padded * ld, 0.0f);
-}
-
-void transpose(const float* rows, int64_t ld, int64_t width, int64_t n_padded, float* columns) {
-  for (int64_t c = 0; c < width; c++)
-    for (int64_t i = 0; i < n_padded; i++) columns[c * n_padded + i] = rows[i * ld + c];
-}
-
-template <typename T>
-void unpack(const float* rows, int64_t ld, int64_t n, int64_t width, int64_t stride, T* x) {
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t c = 0; c < width; c++) x[i * stride + c] = static_cast<T>(rows[i * ld + c]);
-}
 
 // The biases of one row: what the position table and the clock add to columns j..j+15.
 struct RowBias {
@@ -136,9 +50,6 @@ struct RowBiasGradient {
     if (time) add_by_bucket(d, buckets_of(bias.row, bias.columns + j), rising, time);
   }
 };
-
-// In the functions of a row, columns behind i are written as zeros up to `padded`; j runs over whole vectors.
-inline void clear_behind(float* s, int64_t i, int64_t padded) { std::fill(s + i + 1, s + padded, 0.0f); }
 
 inline void silu_row(const RowBias& bias, float scale, float* s, int64_t i, int64_t padded) {
   for (int64_t j = 0; j <= i; j += LANES) {
@@ -194,30 +105,6 @@ inline void softmax_gradient_row(const RowBias& bias, const RowBiasGradient& sum
     store(d + j, gradient);
     sums.add(bias, j, gradient);
   }
-}
-
-struct Task {
-  int64_t user, head;
-};
-
-// Tasks cut into chunks of about equal cost; the cut depends on the shapes and the number of threads alone.
-std::vector<std::vector<Task>> chunks_of(const int64_t* offsets, int64_t users, int64_t heads) {
-  const int64_t n_chunks = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), users * heads));
-  double whole = 0;
-  auto cost = [&](int64_t user) {
-    const double n = static_cast<double>(offsets[user + 1] - offsets[user]);
-    return n * n + 32 * n;
-  };
-  for (int64_t user = 0; user < users; user++) whole += cost(user) * heads;
-  std::vector<std::vector<Task>> chunks(n_chunks);
-  double done = 0;
-  for (int64_t user = 0; user < users; user++)
-    for (int64_t head = 0; head < heads; head++) {
-      const int64_t chunk = whole > 0 ? std::min<int64_t>(n_chunks - 1, static_cast<int64_t>(done / whole * n_chunks)) : 0;
-      chunks[chunk].push_back({user, head});
-      done += cost(user);
-    }
-  return chunks;
 }
 
 // What forward and backward share of one task: packed inputs, reversed position table, time order.
@@ -343,9 +230,7 @@ Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& k, const
   TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k and v must have one type");
   held.offsets = offsets.to(at::kLong).contiguous();
   p.offsets = held.offsets.data_ptr<int64_t>();
-  TORCH_CHECK(held.offsets.numel() >= 1 && p.offsets[held.offsets.numel() - 1] == q.size(0), "offsets must end at the number of tokens");
-  for (int64_t b = 0; b < held.offsets.numel(); b++)
-    TORCH_CHECK(p.offsets[b] >= (b ? p.offsets[b - 1] : 0) && (b || p.offsets[b] == 0), "offsets must start at 0 and not fall");
+  check_offsets(held.offsets, q.size(0));
   if (position) {
     TORCH_CHECK(position->dim() == 2 && position->size(0) == q.size(1), "the position table must be [H, L]");
     held.position = position->to(at::kFloat).contiguous();
@@ -367,11 +252,6 @@ Problem problem_of(bool softmax, const at::Tensor& q, const at::Tensor& k, const
     p.column_time = held.column_time.data_ptr<int64_t>();
   }
   return p;
-}
-
-// Views into one wide projection are read where they lie: only the heads of a token must lie side by side.
-at::Tensor readable(const at::Tensor& x) {
-  return x.dim() == 3 && x.stride(2) == 1 && x.stride(1) == x.size(2) ? x : x.contiguous();
 }
 
 at::Tensor forward(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& offsets, bool softmax, double scale,

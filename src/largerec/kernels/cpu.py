@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: attention.cpp, loss.cpp, softmax.cpp.
+"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: four sources beside this file.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from largerec.kernels.reference import TIME_BUCKETS, BucketedTime
+from largerec.kernels.reference import TIME_BUCKETS, BucketedTime, PowerLawTime
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "loss.cpp", "softmax.cpp"))
-HEADER = Path(__file__).with_name("cpu.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "bias.cpp", "loss.cpp", "softmax.cpp"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("cpu.h", "rows.h"))
 # Compiled with it, not linked: torch brings the OpenMP runtime whose threads it counts, and a second one must not come in.
 OPENMP = "-fopenmp"
 FLAGS = ("-O3", "-std=c++20", "-fPIC", OPENMP, "-fno-math-errno", "-fno-trapping-math")
@@ -92,7 +92,7 @@ def library() -> tuple[Path | None, str]:
     # The lower-case abi flag of this torch build must match, or symbols are not found.
     flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     says = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    texts = [path.read_text() for path in (HEADER, *SOURCES)]
+    texts = [path.read_text() for path in (*HEADERS, *SOURCES)]
     key = hashlib.sha256("\0".join([*texts, torch.__version__, says, *flags]).encode()).hexdigest()[:20]
     path = _cache_folder() / f"kernels-{level or 'baseline'}-{key}.so"
     if path.is_file():
@@ -172,6 +172,19 @@ def attention(
     return out
 
 
+def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
+    """Weights by distance; shapes as in :mod:`largerec.kernels.reference`. float32 or bfloat16, on a CPU."""
+    out: torch.Tensor = torch.ops.largerec.bias_attention(v_THK, offsets_B1, position_table_HN, 0, None, None)
+    return out
+
+
+def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: BucketedTime | PowerLawTime) -> torch.Tensor:
+    """Weights by elapsed time; shapes as in :mod:`largerec.kernels.reference`. float32 or bfloat16, on a CPU."""
+    kind = 1 if isinstance(time, BucketedTime) else 2
+    out: torch.Tensor = torch.ops.largerec.bias_attention(v_THK, offsets_B1, time[0], kind, time[1], time[2])
+    return out
+
+
 def _register() -> None:
     """Tell torch the shapes (fake tensors) and the gradients of the operators."""
 
@@ -196,6 +209,18 @@ def _register() -> None:
         d_position = None if position is None else d_position.to(position.dtype)
         d_time = None if time is None else d_time.to(time.dtype)
         return d_q, d_k, d_v, None, None, None, d_position, d_time, None, None
+
+    def fake_bias_backward(d_out, v, offsets, table, kind, row, column):  # type: ignore[no-untyped-def]
+        return v.new_empty(v.shape), table.new_empty(table.shape, dtype=torch.float32)
+
+    def setup_bias(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        v, offsets, table, ctx.kind, row, column = inputs
+        ctx.save_for_backward(v, offsets, table, row, column)
+
+    def backward_bias(ctx, d_out):  # type: ignore[no-untyped-def]
+        v, offsets, table, row, column = ctx.saved_tensors
+        d_v, d_table = torch.ops.largerec.bias_attention_backward(d_out, v, offsets, table, ctx.kind, row, column)
+        return d_v, None, d_table.to(table.dtype), None, None, None
 
     def fake_loss(queries, keys, target, items, log_q, softmax, power):  # type: ignore[no-untyped-def]
         return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys)
@@ -235,3 +260,6 @@ def _register() -> None:
     torch.library.register_fake("largerec::attention", fake)
     torch.library.register_fake("largerec::attention_backward", fake_backward)
     torch.library.register_autograd("largerec::attention", backward, setup_context=setup)
+    torch.library.register_fake("largerec::bias_attention", lambda v, *_: v.new_empty(v.shape))
+    torch.library.register_fake("largerec::bias_attention_backward", fake_bias_backward)
+    torch.library.register_autograd("largerec::bias_attention", backward_bias, setup_context=setup_bias)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from largerec.kernels import reference
-from largerec.kernels.reference import BucketedTime
+from largerec.kernels.reference import BucketedTime, PowerLawTime
 
 SHORTEST_CLASS = 3
 """Histories of at most 2**3 tokens share one class."""
@@ -70,5 +70,24 @@ def silu_attention(
     def attend(row_S: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         q, k, v = (x.index_select(0, row_S) for x in (q_THK, k_THK, v_THK))
         return reference.silu_attention(q, k, v, offsets, scale, position_table_HN, _part(time, row_S))
+
+    return _by_length(v_THK, offsets_B1, attend)
+
+
+def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.position_attention`."""
+
+    def attend(row_S: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return reference.position_attention(v_THK.index_select(0, row_S), offsets, position_table_HN)
+
+    return _by_length(v_THK, offsets_B1, attend)
+
+
+def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: BucketedTime | PowerLawTime) -> torch.Tensor:
+    """As :func:`largerec.kernels.reference.time_attention`."""
+
+    def attend(row_S: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        part = type(time)(time[0], time.row_time_T[row_S], time.column_time_T[row_S])
+        return reference.time_attention(v_THK.index_select(0, row_S), offsets, part)
 
     return _by_length(v_THK, offsets_B1, attend)

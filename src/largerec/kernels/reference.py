@@ -6,6 +6,7 @@ padded on the right, so that under a causal mask no real token ever sees padding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,14 @@ class BucketedTime(NamedTuple):
     """The bucketed time bias: a table [H, TIME_BUCKETS], and times in ms UTC (-1 unknown) of asking and asked tokens."""
 
     table_HK: torch.Tensor
+    row_time_T: torch.Tensor
+    column_time_T: torch.Tensor
+
+
+class PowerLawTime(NamedTuple):
+    """Weights a * (1 + seconds)^-b by elapsed time: a table [H, 2] of a and b, and times as in :class:`BucketedTime`."""
+
+    table_HP: torch.Tensor
     row_time_T: torch.Tensor
     column_time_T: torch.Tensor
 
@@ -103,6 +112,59 @@ def silu_attention(
     causal_NN = torch.ones(longest, longest, dtype=q.dtype, device=q.device).tril()
     out_BHNK = (F.silu(score_BHNN) * (causal_NN * scale)).to(v.dtype) @ v
     return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
+
+
+def _power_law(slot_T: torch.Tensor, n_users: int, longest: int, time: PowerLawTime) -> torch.Tensor:
+    """The weights of a power law, [B, H, N, N]; 0 where a time is unknown. A clock that runs backwards counts as standing."""
+    row_BN, column_BN = (_padded(t, slot_T, n_users, longest) for t in (time.row_time_T, time.column_time_T))
+    known_BNN = (row_BN >= 0)[:, :, None] & (column_BN >= 0)[:, None, :]
+    elapsed_BNN = (row_BN[:, :, None] - column_BN[:, None, :]).clamp_min(0) * known_BNN
+    log_BNN = torch.log1p(elapsed_BNN.double() / 1000).to(time.table_HP.dtype)
+    a_H11, b_H11 = time.table_HP.T[:, :, None, None]
+    weight_BHNN: torch.Tensor = a_H11 * torch.exp(-b_H11 * log_BNN[:, None])
+    return weight_BHNN * known_BNN[:, None]
+
+
+def _weighted(
+    v_THK: torch.Tensor, offsets_B1: torch.Tensor, weights: Callable[[torch.Tensor, int, int], torch.Tensor]
+) -> torch.Tensor:
+    """The causal weighted sum of values, with weights [B or 1, H, N, N]."""
+    if len(v_THK) == 0:
+        return torch.zeros_like(v_THK)
+    slot_T, n_users, longest = _slots(offsets_B1, len(v_THK))
+    v_BHNK = _padded(v_THK, slot_T, n_users, longest).transpose(1, 2)
+    out_BHNK = weights(slot_T, n_users, longest).tril().to(v_THK.dtype) @ v_BHNK
+    return out_BHNK.transpose(1, 2).flatten(0, 1).index_select(0, slot_T)
+
+
+def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
+    """Causal attention whose weight of token j for token i is ``position_table_HN[h, i - j]`` (Ye et al. 2025, arXiv 2502.03036).
+
+    Without queries and keys, in each user's slice. Returns [T, H, K].
+    """
+
+    def weights(slot_T: torch.Tensor, n_users: int, longest: int) -> torch.Tensor:
+        bias = _bias(slot_T, n_users, longest, position_table_HN, None)
+        assert isinstance(bias, torch.Tensor)
+        return bias
+
+    return _weighted(v_THK, offsets_B1, weights)
+
+
+def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: BucketedTime | PowerLawTime) -> torch.Tensor:
+    """Causal attention whose weight of token j for token i comes from the time between i's row time and j's column time alone.
+
+    From a table of buckets (Ye et al. 2025, arXiv 2502.03036) or a power law (arXiv 2508.10615). Returns [T, H, K].
+    """
+
+    def weights(slot_T: torch.Tensor, n_users: int, longest: int) -> torch.Tensor:
+        if isinstance(time, PowerLawTime):
+            return _power_law(slot_T, n_users, longest, time)
+        bias = _bias(slot_T, n_users, longest, None, time)
+        assert isinstance(bias, torch.Tensor)
+        return bias
+
+    return _weighted(v_THK, offsets_B1, weights)
 
 
 def loss_of_scores(

@@ -7,8 +7,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from largerec.errors import LargeRecError, nearest
+from largerec.item_tables import build_table
 from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
+from largerec.models.fuxi_alpha import FuXiAlpha, FuXiAlphaOptions
+from largerec.models.fuxi_beta import FuXiBeta, FuXiBetaOptions
+from largerec.models.fuxi_linear import FuXiLinear, FuXiLinearOptions
 from largerec.models.gru4rec import GRU4Rec, GRU4RecOptions
 from largerec.models.hstu import HSTU, HSTUOptions
 from largerec.models.ligr import LiGR, LiGROptions
@@ -18,6 +22,9 @@ from largerec.models.sasrec import SASRec, SASRecOptions
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "sasrec": (SASRecOptions, SASRec),
     "hstu": (HSTUOptions, HSTU),
+    "fuxi-alpha": (FuXiAlphaOptions, FuXiAlpha),
+    "fuxi-beta": (FuXiBetaOptions, FuXiBeta),
+    "fuxi-linear": (FuXiLinearOptions, FuXiLinear),
     "llama": (LlamaOptions, Llama),
     "ligr": (LiGROptions, LiGR),
     "gru4rec": (GRU4RecOptions, GRU4Rec),
@@ -39,13 +46,19 @@ AnyModelOptions = Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_optio
 
 
 def build_model(options: ModelOptions, n_items: int, max_length: int) -> Backbone:
-    """Build a backbone with fresh weights from torch's global random state."""
-    return FAMILIES[options.name][1](options, n_items, max_length)
+    """Build a backbone with fresh weights from torch's global random state; side vectors are zero until they are set."""
+    model = FAMILIES[options.name][1](options, n_items, max_length)
+    given = (options.table, options.side, n_items, options.shape[1])
+    if options.table.kind != "full" or options.side.columns:
+        model.input.item = build_table(*given)
+    if not options.tied:
+        model.output_table = build_table(*given)
+    return model
 
 
 def non_embedding_parameters(model: Backbone) -> int:
-    """Parameters outside the item and position tables."""
-    tables = {id(p) for p in model.input.parameters()}
+    """Parameters outside the item and position tables (and what makes rows of side vectors)."""
+    tables = {id(p) for module in (model.input, model.output_table) if module is not None for p in module.parameters()}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from largerec.errors import LargeRecError
+from largerec.item_tables import SideOptions, TableOptions
 from largerec.options import Options
 
 Size = Literal["nano", "tiny", "small", "base", "large", "xl"]
@@ -29,6 +30,7 @@ HEAD_WIDTH = 64
 class ModelOptions(Options):
     """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand.
 
+    ``tied``: items are scored with the table that is their input, or with one of their own. ``table``, ``side``: of either.
     A family with ``has_heads = False`` has one head by name only, and refuses any other number.
     """
 
@@ -39,6 +41,9 @@ class ModelOptions(Options):
     width: int | None = Field(None, ge=4)
     heads: int | None = Field(None, ge=1, le=512)  # up to here some width of the dial is a multiple
     dropout: float = Field(0.2, ge=0, lt=1)
+    tied: bool = True
+    table: TableOptions = TableOptions()
+    side: SideOptions = SideOptions()
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -58,6 +63,11 @@ class ModelOptions(Options):
         depth, width, _ = self.shape
         return 4 * depth * width * mean_context
 
+    @property
+    def reads_time(self) -> bool:
+        """Whether times of events are input of the model."""
+        return False
+
     def resolved(self) -> Self:
         """The same options with depth, width and heads written out."""
         depth = self.depth or DEPTHS[self.size]
@@ -65,6 +75,11 @@ class ModelOptions(Options):
         heads = self.heads or (_heads(width) if self.has_heads else 1)
         changes: dict[str, Any] = {"depth": depth, "width": width, "heads": heads}
         return type(self).model_validate(self.model_dump() | changes)
+
+    @property
+    def plain_table(self) -> bool:
+        """Whether there is one item table, with a free row for each item."""
+        return self.tied and self.table.kind == "full" and not self.side.columns
 
     @property
     def shape(self) -> tuple[int, int, int]:

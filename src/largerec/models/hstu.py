@@ -41,6 +41,10 @@ class HSTUOptions(ModelOptions):
             raise LargeRecError("model.query_time=true works through the time bias; set model.time_bias=true or leave it out.")
         return self
 
+    @property
+    def reads_time(self) -> bool:
+        return self.time_bias
+
     def block_parameters(self, width: int) -> int:
         return 5 * width**2 + width + 4 * width
 

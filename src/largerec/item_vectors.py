@@ -1,0 +1,88 @@
+"""Fixed vectors of what items are: words of their columns, weighed by rarity and pressed into a few numbers.
+
+Latent semantic analysis (Deerwester et al. 1990): a matrix items x words of log(V / items with the word), rows of length one, cut
+to its F largest singular values. Shapes: V items, W words, F numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+
+from largerec.errors import LargeRecError
+from largerec.item_tables import SideOptions
+
+OVERSAMPLING, ITERATIONS = 16, 6
+WORD = r"[\p{L}\p{N}]+"
+
+
+def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideOptions) -> np.ndarray:
+    """A vector for each of ``item_ids``, of length one, or zero where nothing is known of an item; float32 [V, F].
+
+    Args:
+        items: the log's item table, ``item_id`` and further columns.
+        item_ids: the catalogue in token order.
+        options: which columns, and F.
+
+    Raises:
+        LargeRecError: the log has no such column, or too few words for F numbers.
+    """
+    if items is None:
+        raise LargeRecError(
+            f"model.side.columns={list(options.columns)} needs a table of items, and the log has none; name its file with "
+            "data.items, or leave model.side out."
+        )
+    missing = [name for name in options.columns if name not in items.columns or name == "item_id"]
+    if missing:
+        there = ", ".join(name for name in items.columns if name != "item_id") or "none"
+        raise LargeRecError(f"model.side.columns names {missing[0]!r}, which the log's items do not have. They have: {there}.")
+    word_VW = _weighed_words(items, item_ids, options.columns)
+    if min(word_VW.shape) < options.width:
+        raise LargeRecError(
+            f"model.side.width={options.width} is too much for {word_VW.shape[0]} items with {word_VW.shape[1]} words that more "
+            "than one of them has; set a smaller one, or name further columns."
+        )
+    return _unit(_pressed(word_VW, options.width)).astype(np.float32)
+
+
+def _weighed_words(items: pl.DataFrame, item_ids: pl.Series, columns: tuple[str, ...]) -> csr_matrix:
+    """Rarity of each word that an item has and another has too, rows of length one [V, W]; columns have words of their own."""
+    catalogue = pl.DataFrame({"item_id": item_ids, "token": np.arange(len(item_ids))})
+    known = catalogue.join(items.unique("item_id", keep="first", maintain_order=True), on="item_id")
+    words = pl.concat(
+        known.select(
+            "token",
+            pl.col(name).cast(pl.String).str.to_lowercase().str.extract_all(WORD).alias("word"),
+            pl.lit(name).alias("column"),
+        ).explode("word")
+        for name in columns
+    )
+    words = words.drop_nulls("word").unique().sort("token", "column", "word")
+    words = words.with_columns(pl.len().over("column", "word").alias("having")).filter(pl.col("having") > 1)
+    number = words.select(pl.struct("column", "word").rank("dense")).to_series().to_numpy().astype(np.int64) - 1
+    rarity = np.log(len(item_ids) / words["having"].to_numpy())
+    shape = (len(item_ids), int(number.max(initial=-1)) + 1)
+    word_VW = csr_matrix((rarity, (words["token"].to_numpy(), number)), shape=shape)
+    length_V = np.sqrt(np.asarray(word_VW.multiply(word_VW).sum(1)))[:, 0]
+    return csr_matrix(word_VW.multiply(1 / np.maximum(length_V, 1e-12)[:, None]))
+
+
+def _pressed(word_VW: csr_matrix, width: int) -> np.ndarray:
+    """Left singular vectors times singular values of the ``width`` largest, by seeded subspace iteration (Halko et al. 2011).
+
+    scipy's own Lanczos solver starts anew from unseeded numbers where items fall into groups without a common word.
+    """
+    columns = min(*word_VW.shape, width + OVERSAMPLING)
+    range_VC: np.ndarray = np.linalg.qr(word_VW @ np.random.default_rng(0).standard_normal((word_VW.shape[1], columns)))[0]
+    for _ in range(ITERATIONS):
+        range_VC = np.linalg.qr(word_VW @ np.linalg.qr(word_VW.T @ range_VC)[0])[0]
+    left_CC, size_C, _ = np.linalg.svd((word_VW.T @ range_VC).T, full_matrices=False)
+    pressed_VF: np.ndarray = range_VC @ left_CC[:, :width] * size_C[:width]
+    return pressed_VF
+
+
+def _unit(row_VF: np.ndarray) -> np.ndarray:
+    length_V1 = np.linalg.norm(row_VF, axis=1, keepdims=True)
+    unit_VF: np.ndarray = np.where(length_V1 > 1e-9, row_VF / np.maximum(length_V1, 1e-9), 0)
+    return unit_VF
