@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py recipes/amazon-beauty.toml data.path=<folder> --seeds 0 1 2
 
-Each seed is a run in runs/quality/NAME-SEED. A finished seed is not trained again and an interrupted one is taken up, so the
-command can be repeated. The result goes to benchmarks/results/NAME.json: every seed's result document, the mean over seeds,
-the command.
+Each seed is a run in runs/quality/NAME/seed-SEED, as `largerec compare` makes them, which sets several recipes side by side. A
+finished seed is not trained again and an interrupted one is taken up, so the command can be repeated. The result goes to
+benchmarks/results/NAME.json: every seed's result document, the mean over seeds, the command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import json
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,39 +23,22 @@ from typing import Any
 from rich.console import Console
 
 from largerec import show
-from largerec.bundle import Bundle
-from largerec.errors import LargeRecError
-from largerec.evaluate import evaluate
-from largerec.experiments import rows_of, with_compared
+from largerec.bundle import data_hash
+from largerec.compare import finished_run
+from largerec.datasets import load_log
+from largerec.doctor import processor
+from largerec.experiments import placed, rows_of, with_compared
 from largerec.recipe import load_recipe
-from largerec.train import train
+from largerec.sequences import build_sequences
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def processor() -> str:
-    """The processor's name and the cores in use."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
-
-
 def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> list[dict[str, Any]]:
-    """Result documents of one seed, the recipe's and its compared families': trained, resumed, or read from finished runs.
-
-    The test part of each is evaluated once.
-    """
-    name = load_recipe(recipe_path, overrides).name
-    results = []
-    for recipe in with_compared(load_recipe(recipe_path, [*overrides, f"seed={seed}", f'run.dir="{runs / f"{name}-{seed}"}"'])):
-        path = Path(recipe.run.dir)
-        if not (path / "result.json").is_file():
-            train(recipe)
-        elif Bundle.open(path).recipe().model_copy(update={"run": recipe.run, "data": recipe.data}) != recipe.resolved():
-            raise LargeRecError(f"{path} holds a finished run of another recipe; remove it or pass another --runs folder.")
-        result = Bundle.open(path).read_json("result.json")
-        results.append(result if "test" in result else evaluate(path))
-    return results
+    """Result documents of one seed, the recipe's and its compared families': as ``largerec compare`` makes them."""
+    recipe = load_recipe(recipe_path, overrides)
+    data = data_hash(build_sequences(load_log(recipe.data), recipe.split))
+    return [finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), data) for one in with_compared(recipe)]
 
 
 def over_seeds(results: list[dict[str, Any]], part: str) -> dict[str, list[float]]:

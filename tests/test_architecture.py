@@ -26,15 +26,15 @@ LEVELS = (
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks sequences batches layers item_tables",
     "tokenizers models heads item_vectors",
-    "objectives contrastive optim ranking",
+    "objectives contrastive optim ranking averaging",
     "recipe",
     "bundle accounting progress",
     "engine",
     "evaluate evaluate_tasks",
     "train",
-    "experiments",
+    "experiments ensemble tune",
     "scaling update report serve doctor estimate show",
-    "bench",
+    "bench compare",
     "cli cli_data",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -106,6 +106,8 @@ def shown_type(annotation: Any, metadata: list[Any]) -> str:
         kinds = get_args(annotation)
         many = "list" if kinds[-1] is Ellipsis else f"list of {len(kinds)}"
         return f"{many}: {shown_type(kinds[0], [])}"
+    if get_origin(annotation) is dict:
+        return "table"
     words = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}
     return f"{words[annotation]} {bounds(metadata)}".strip()
 

@@ -178,6 +178,7 @@ def test_killed_before_and_after_the_first_checkpoint(unbroken: Path, tmp_path: 
             'objective={name = "sampled-softmax", negatives = 8}',
         ),
         ("optim.table=rowwise-adagrad", 'objective={name = "bce", negatives = 4}'),
+        ("train.average=0.9", "train.evaluate_every=5"),
         ('objective={name = "softmax", label_smoothing = 0.1}', "batch.window=sample", "batch.max_length=5"),
         ('objective={name = "sampled-softmax", negatives = 8, sampling = "mixed"}', "optim.table=lazy-adam"),
         ("model.tied=false", "model.table.kind=hashed", "train.accumulate=2"),

@@ -28,7 +28,7 @@ from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
-NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path")
+NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
     r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+|predictions-\w+)\.parquet"
@@ -163,25 +163,49 @@ class Bundle:
         missing = [name for name in ("vocabulary.parquet", "histories.parquet") if not self.file(name).is_file()]
         if missing:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
+        self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice)
+
+    def check_same(self, recipe: Recipe, data: str, what: str, advice: str) -> None:
+        """Refuse a run of another (resolved) recipe or on a log of another hash; ``what`` and ``advice`` complete the message.
+
+        Raises:
+            LargeRecError: the two differ in something that training depends on.
+        """
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
         changed = sorted(
             key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and not key.startswith(NOT_OF_TRAINING)
         )
         if changed:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run of another recipe ({shown}). {advice}")
-        if self.read_json("lineage.json").get("data_hash") != lineage["data_hash"]:
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run on other data. {advice}")
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} of another recipe ({shown}). {advice}")
+        if self.read_json("lineage.json").get("data_hash") != data:
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def recipe(self) -> Recipe:
         return recipe_from(self.read_json("recipe.json").get("recipe", {}), str(self.file("recipe.json")))
 
+    def members(self) -> list[str]:
+        """The runs that an ensemble's folder stands for, relative to it; empty for a run."""
+        return [str(member) for member in self.read_json("recipe.json").get("members", [])]
+
+    def member_bundles(self) -> list[Bundle]:
+        """The members' bundles, or this one alone.
+
+        Raises:
+            LargeRecError: a member is gone.
+        """
+        return [Bundle.open(self.path / member) for member in self.members()] or [self]
+
     def tokenizer(self) -> AtomicTokenizer:
+        if self.members():
+            return self.member_bundles()[0].tokenizer()
         return AtomicTokenizer(self.read_parquet("vocabulary.parquet", ("item_id", "train_count")))
 
     def sequences(self) -> Sequences:
+        if self.members():
+            return self.member_bundles()[0].sequences()
         document, recipe = self.read_json("recipe.json"), self.recipe()
         columns = ["user_id", "item_id", "timestamp", "stage", *(f"{TASK_COLUMN}{name}" for name in recipe.tasks)]
         columns += ["positive"] if recipe.split.positives is not None else []

@@ -94,6 +94,55 @@ def report(
 
 
 @app.command()
+def compare(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [key=value ...]", help="TOML recipes, and values to change in all of them")
+    ],
+    seeds: Annotated[
+        str, typer.Option(metavar="N | S S ...", help="one number: so many seeds, from 0; several numbers: these")
+    ] = "3",
+    against: Annotated[
+        str | None, typer.Option(metavar="ROW", help="test the others against this row; else the chosen one")
+    ] = None,
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="tune each recipe first: so many pruned trials on validation over its [tune.space]"
+        ),
+    ] = 0,
+    with_ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="add rows: the best two families together, all seeds of the best row together")
+    ] = False,
+    to: Annotated[str | None, typer.Option("--out", metavar="FILE", help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train several recipes with the same seeds on one split and set them side by side, in run.dir or runs/compare."""
+    from largerec import compare as module
+    from largerec import show
+
+    found = module.from_arguments(arguments, seeds, to, against=against, trials=trials, ensemble=with_ensemble)
+    print_json(found) if as_json else show.compared(found)
+
+
+@app.command()
+def ensemble(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN... run.dir=FOLDER", help="finished runs on one split, and where it goes")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make a folder that recommends and is evaluated as the equal mixture of several finished runs."""
+    from largerec import ensemble as module
+    from largerec import show
+
+    places = [given.removeprefix("run.dir=") for given in arguments if given.startswith("run.dir=")]
+    if len(places) != 1:
+        raise LargeRecError("say once where the ensemble goes: largerec ensemble RUN RUN run.dir=runs/both.")
+    result = module.ensemble([given for given in arguments if not given.startswith("run.dir=")], places[0])
+    print_json(result) if as_json else show.trained(result, places[0])
+
+
+@app.command()
 def recommend(
     path: RunPath,
     user_id: Annotated[list[str] | None, typer.Option(help="a user of the log; may be given several times")] = None,

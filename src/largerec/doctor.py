@@ -284,6 +284,13 @@ def check_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     return Finding(name, "ok", ", ".join(found), found)
 
 
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and the cores in use, as result files say on what they were made."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def import_torch() -> ModuleType | Finding:
     """The module, or what keeps it from being imported: the very fault that a doctor is asked about."""
     try:

@@ -10,6 +10,10 @@ class LargeRecError(Exception):
     """A mistake in data, recipe or use that the message teaches how to mend. The command line prints it without a traceback."""
 
 
+class Diverged(LargeRecError):
+    """Training ended because its loss or gradient was no number any more."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest allowed word, or a full stop when none is close: it ends a sentence."""
     matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)

@@ -30,6 +30,7 @@ from largerec.simulate import log_of_world
 from largerec.world import World, day_of
 
 HOUR_MS = 3_600_000
+BASELINE_RANKS = "ranks-baselines.parquet"
 RECENT_HOURS = {"1 h": 1, "6 h": 6, "1 d": 24, "7 d": 168, "30 d": 720, "90 d": 2160, "1 y": 8766}
 
 
@@ -207,8 +208,10 @@ def sample_targets(sequences: Sequences, stage: Stage, most: int, seed: int) -> 
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
-def evaluate_engine(engine: Engine, stage: Stage, options: EvaluateOptions, seed: int) -> tuple[dict[str, Any], Measurement]:
-    """Everything that ``result.json`` says of one stage, and the ranks behind it."""
+def evaluate_engine(
+    engine: Engine, stage: Stage, options: EvaluateOptions, seed: int, *, baselines: bool = True
+) -> tuple[dict[str, Any], Measurement]:
+    """Everything that ``result.json`` says of one stage, and the ranks behind it; ``baselines``: measure those too."""
     rows = engine.sequences.targets(stage)
     longest = options.k[-1]
     found = measure(engine, rows, longest)
@@ -218,7 +221,7 @@ def evaluate_engine(engine: Engine, stage: Stage, options: EvaluateOptions, seed
     document["targets"] = {"n": len(rows), "users": len(np.unique(found.user_N)), "outside_catalogue": int((token_N < 0).sum())}
     document["targets"]["masked_as_seen"] = int((np.isinf(found.rank_N) & np.isfinite(found.unmasked_N)).sum())
     document["baselines"], baseline_ranks = {}, dict[str, np.ndarray]()
-    for name, scorer in popularity_scorers(engine).items():
+    for name, scorer in popularity_scorers(engine).items() if baselines else ():
         beside = Engine.beside(engine, scorer)
         measured = measure(beside, rows, longest)
         baseline, baseline_ranks[name] = summary(beside, measured, options, seed), measured.rank_N
@@ -262,12 +265,19 @@ def calibration(engine: Engine, row_N: np.ndarray, k: int, options: EvaluateOpti
     return found
 
 
-def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: Stage = "test") -> dict[str, Any]:
+def evaluate(
+    path: str | Path,
+    options: EvaluateOptions | None = None,
+    stage: Stage = "test",
+    *,
+    beside: str | Path | None = None,
+) -> dict[str, Any]:
     """Evaluate a run on its own split and write it into the run's ``result.json``; returns that document.
 
     Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
     :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each),
-    predictions of tasks in ``predictions-STAGE.parquet``.
+    predictions of tasks in ``predictions-STAGE.parquet``. ``beside``: an evaluated run; on the same test, its baselines and best
+    possible are taken over instead of measured again.
 
     Raises:
         LargeRecError: the run is missing, foreign, unfinished or damaged.
@@ -277,16 +287,20 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
     options = options or recipe.evaluate
     result = bundle.read_json("result.json")  # an unfinished run has none
     engine = load(path)
-    found, ranked = evaluate_engine(engine, stage, options, recipe.seed)
+    known = {} if beside is None or stage != "test" else _known_of(Bundle.open(beside), recipe, result, options)
+    found, ranked = evaluate_engine(engine, stage, options, recipe.seed, baselines=not known)
     result[stage] = found["metrics"]
     result[f"{stage}_unmasked"] = found["unmasked"]
     if stage == "test":
         result |= {key: found[key] for key in ("targets", "baselines", "intervals", "slices")}
         result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
-        bundle.write_parquet("ranks-baselines.parquet", pl.DataFrame(ranked.baselines))
-        world = generated_world(recipe, str(bundle.read_json("lineage.json").get("data_hash")))
-        if world is not None:
-            result["best_possible"] = best_possible(engine, world, recipe, stage, options)
+        if "best_possible" not in known:
+            world = generated_world(recipe, str(bundle.read_json("lineage.json").get("data_hash")))
+            if world is not None:
+                known["best_possible"] = best_possible(engine, world, recipe, stage, options)
+        kept = pl.DataFrame(ranked.baselines) if found["baselines"] else Bundle(str(beside)).read_parquet(BASELINE_RANKS)
+        bundle.write_parquet(BASELINE_RANKS, kept)
+        result |= known
     if recipe.learned_tasks:
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
@@ -294,6 +308,17 @@ def evaluate(path: str | Path, options: EvaluateOptions | None = None, stage: St
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result
+
+
+def _known_of(other: Bundle, recipe: Recipe, result: dict[str, Any], options: EvaluateOptions) -> dict[str, Any]:
+    """What an evaluated run on the same test says of others than its model: the baselines; the best possible, if asked alike."""
+    theirs, of = other.read_json("result.json"), other.recipe()
+    same = theirs["data"] == result["data"] and of.split == recipe.split and of.evaluate == options
+    measured = other.file(BASELINE_RANKS).is_file() and all(f"ndcg@{k}" in theirs.get("test", {}) for k in options.k)
+    if not same or not measured:
+        return {}
+    names = ["baselines"] + (["best_possible"] if theirs["query_time"] == result["query_time"] else [])
+    return {name: theirs[name] for name in names if name in theirs}
 
 
 def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from largerec.bundle import Bundle
 from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.recipe import Recipe
+from largerec.recipe import Recipe, TuneOptions
 from largerec.train import train
 
 
@@ -69,12 +69,21 @@ def with_compared(recipe: Recipe) -> list[Recipe]:
     return recipes
 
 
+def placed(recipe: Recipe, path: Path, seed: int) -> Recipe:
+    """The recipe with another folder and seed, to be trained alone and as it stands."""
+    run = recipe.run.model_copy(update={"dir": str(path), "compare": (), "overwrite": False})
+    return recipe.model_copy(update={"run": run, "seed": seed, "tune": TuneOptions()})
+
+
 def _earlier(recipe: Recipe) -> dict[str, Any]:
     """The result of a finished run of the very same recipe, not made again when a later part was interrupted."""
     bundle = Bundle(recipe.run.dir)
     if recipe.run.overwrite or not bundle.file("result.json").is_file():
         return {}
-    same = bundle.recipe().model_copy(update={"run": recipe.run, "threads": recipe.threads}) == recipe.resolved()
+    same = (
+        bundle.recipe().model_copy(update={"run": recipe.run, "threads": recipe.threads, "tune": recipe.tune})
+        == recipe.resolved()
+    )
     return bundle.read_json("result.json") if same else {}
 
 

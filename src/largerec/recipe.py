@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
@@ -40,6 +40,7 @@ class TrainOptions(Options):
     ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
     ``accumulate``: work through the batch of a step in this many parts of whole histories and add up their gradients.
     ``recompute``: keep only what enters each block and make the rest again in the backward pass; the numbers stay the same.
+    ``average``: the decay of an exponential moving average of the weights over steps, which is then what is validated and kept.
     """
 
     max_epochs: int = Field(100, ge=1)
@@ -53,6 +54,7 @@ class TrainOptions(Options):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
+    average: float | None = Field(None, gt=0, lt=1)
     tensorboard: bool = False
 
 
@@ -62,6 +64,45 @@ class RunOptions(Options):
     dir: str = "runs/latest"
     overwrite: bool = False
     compare: tuple[str, ...] = ()
+
+
+class Range(Options):
+    """Values from ``low`` to ``high``, whole numbers where both are; ``log``: small ones as often as large ones."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low={self.low}, high={self.high} is no range; low is below high, and above 0 with log")
+        return self
+
+
+class TuneOptions(Options):
+    """``space``: what ``largerec compare --trials`` may change: options to a list of choices or a range.
+
+    Both ``optim.learning_rate = {low = 0.0005, high = 0.004, log = true}`` and ``model.dropout = [0.3, 0.5]`` under
+    ``[tune.space]`` name an option by its dotted key. Nothing else reads this group.
+    """
+
+    space: dict[str, Range | tuple[Any, ...]] = Field({})
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _by_dotted_keys(cls, given: Any) -> Any:
+        return dict(_dotted(given)) if isinstance(given, dict) else given
+
+
+def _dotted(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in space.items():
+        if isinstance(value, dict) and not {"low", "high"} & value.keys():
+            yield from _dotted(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)) and not value:
+            raise ValueError(f"{prefix}{key} has no choices")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class Recipe(Options):
@@ -83,6 +124,7 @@ class Recipe(Options):
     train: TrainOptions = TrainOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     run: RunOptions = RunOptions()
+    tune: TuneOptions = TuneOptions()
 
     @model_validator(mode="after")
     def _compared_families_exist(self) -> Self:
@@ -132,6 +174,15 @@ class Recipe(Options):
             raise LargeRecError(
                 f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
                 "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_need_whole_tables(self) -> Self:
+        if self.optim.table != "adamw" and self.train.average is not None:
+            raise LargeRecError(
+                f"train.average={self.train.average} averages every row of the item table at every step, but optim.table="
+                f"{self.optim.table!r} touches only the rows in use. Leave train.average out, or set optim.table = adamw."
             )
         return self
 

@@ -159,6 +159,59 @@ def reported(found: dict[str, Any]) -> None:
     to.print(f"Report: {found['report']} ({found['bytes'] / 1e3:,.0f} kB; open it in a browser)", markup=False, soft_wrap=True)
 
 
+def compared(found: dict[str, Any]) -> None:
+    """The table of each section of a comparison, the paired tests, and where the files are."""
+    to = console()
+    for section in found["sections"]:
+        rows = [row for row in found["rows"] if row["query_time"] in (None, section["query_time"])]
+        to.print(_compared_table(rows, section, found))
+        to.print(_cost_table([row for row in rows if row["model"]]))
+        for row in rows:
+            for name, test in row.get("paired", {}).items():
+                if name != "against":
+                    interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
+                    said = f"{row['name']} minus {section['against']}, {name}: {test['difference']:+.4f} {interval}"
+                    to.print(f"{said}, p = {test['p_value']:.4f}", markup=False)
+    for row in found["rows"]:
+        if "trials" in row:
+            made = row["trials"]
+            settings = ", ".join(f"{key}={value}" for key, value in made["settings"].items())
+            ended = f"{made['finished']} finished, {made['pruned']} pruned, {made['failed']} failed, {made['seconds']:,.0f} s"
+            to.print(f"{row['name']}: {made['budget']} trials ({ended}); chosen {made['chosen']}: {settings}", markup=False)
+    to.print(f"Files: {found['dir']}/ (compare.json, NAME/seed-S/). Report: {found['report']}", markup=False, soft_wrap=True)
+
+
+def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: dict[str, Any]) -> Table:
+    metric, k = found["metric"], found["metric"].partition("@")[2]
+    names = list(dict.fromkeys([f"recall@{k}", f"ndcg@{k}", metric]))
+    clock = "with query time" if section["query_time"] else "without query time"
+    seeds = ", ".join(map(str, found["seeds"]))
+    title = f"{found['protocol']} test, {found['targets']['n']:,} targets, seen items masked, {clock}, means over seeds {seeds}"
+    title += f", at most {found['trials']} trials each" if found["trials"] else ""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("row", overflow="fold")
+    for head in (f"valid {metric}", *names, "± seeds"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
+        spread = row.get("test_spread", {}).get(metric)
+        validation = _number(row["validation"][metric]) if row["validation"] else "-"
+        quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
+        table.add_row(name, validation, *quality, "-" if spread is None else _number(spread))
+    return table
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="costs", title_justify="left", title_style="bold")
+    table.add_column("row", overflow="fold")
+    for head in ("table parameters", "other", "training FLOPs", "train s", "ms a user"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        sizes = [f"{row['params_embedding']:,.0f}", f"{row['params_non_embedding']:,.0f}", f"{row['train_flops']:.1e}"]
+        table.add_row(escape(row["name"]), *sizes, f"{row['train_seconds']:,.0f}", f"{row['recommend_ms']:.3f}")
+    return table
+
+
 def frame(found: pl.DataFrame) -> None:
     table = Table()
     for name in found.columns:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,14 @@ from torch.func import functional_call
 
 from largerec import metrics
 from largerec.accounting import training_flops_per_token
+from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import Bundle, data_hash
 from largerec.contrastive import Contrast
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
-from largerec.errors import LargeRecError
+from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.item_vectors import item_vectors
@@ -99,6 +100,7 @@ class Trainer:
         by_rows = recipe.optim.table != "adamw"
         self.table = RowOptimizer(self.model.item_table_VD, recipe.optim) if by_rows else None
         self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([self.table.table_VD] if self.table else []))
+        self.average = WeightAverage(self.model, self.options.average) if self.options.average is not None else None
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         self.asked_rows = (
             asked_rows(sequences, "validation", self.options.validation_targets, recipe.seed) if recipe.learned_tasks else None
@@ -106,6 +108,7 @@ class Trainer:
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
         self.state = State()
+        self.on_validation: Callable[[], None] = lambda: None
         notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
         progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
         self._resume()
@@ -148,6 +151,8 @@ class Trainer:
         if self.table is not None:
             assert rows_R is not None and table_KD is not None and table_KD.grad is not None
             self.table.step(rows_R, table_KD.grad, rate, state.step)
+        if self.average is not None:
+            self.average.update(state.step + 1)
         done("optimizer")
         return value
 
@@ -205,8 +210,8 @@ class Trainer:
         assert isinstance(heads, TaskHeads)
         return heads.joint(loss, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
 
-    def _diverged(self, what: str, value: float, rate: float) -> LargeRecError:
-        return LargeRecError(
+    def _diverged(self, what: str, value: float, rate: float) -> Diverged:
+        return Diverged(
             f"the {what} of step {self.state.step} is {value}: training diverged. Lower optim.learning_rate (now {rate:.2g}) or "
             "optim.clip, or use train.precision=fp32. The run's last checkpoint is kept."
         )
@@ -239,7 +244,8 @@ class Trainer:
             budget_spent = state.step >= self.total_steps or (epoch_ended and state.epoch >= options.max_epochs)
             due = state.step % options.evaluate_every == 0 if options.evaluate_every else epoch_ended
             if due or budget_spent:
-                self._validate()
+                with self.average.in_place() if self.average is not None else nullcontext():
+                    self._validate()
                 state.finished = budget_spent or state.bad >= options.patience
                 self.model.train()
             if due or state.finished or state.step % options.checkpoint_every == 0 or interrupted[0]:
@@ -276,6 +282,7 @@ class Trainer:
             state.bad += 1
         self._log({"validation": shown})
         self.progress.validation(state.epoch, state.step, shown, best=state.bad == 0)
+        self.on_validation()
 
     def _log(self, fields: dict[str, Any]) -> None:
         state = self.state
@@ -295,6 +302,8 @@ class Trainer:
                 tensors[f"optimizer.{index}.{name}"] = tensor
         if self.table is not None:
             tensors |= {f"table.{name}": tensor for name, tensor in self.table.state.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         self.bundle.write_tensors("state.safetensors", tensors, {"state": json.dumps(asdict(self.state))})
 
     def _resume(self) -> None:
@@ -319,6 +328,8 @@ class Trainer:
             self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         if self.table is not None:
             self.table.state = {name: tensors[f"table.{name}"] for name in self.table.state}
+        if self.average is not None:
+            self.average.tensors = {name: tensors[f"average.{name}"] for name in self.average.tensors}
         kept = (
             [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
             if log.is_file()
@@ -368,8 +379,10 @@ class Trainer:
         }
 
 
-def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, quiet: bool = False, on_validation: Callable[[], None] | None = None) -> dict[str, Any]:
     """Train a recipe into its ``run.dir`` (or resume there) and return the run's result document (validation; no test).
+
+    ``on_validation`` is called when a validation stands in ``metrics.jsonl``; what it raises ends the run, unfinished.
 
     Raises:
         LargeRecError: bad data or recipe, a diverged loss, or a folder that holds another run.
@@ -377,6 +390,7 @@ def train(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
     """
     with Progress(quiet=quiet) as progress:
         trainer = Trainer(recipe, progress)
+        trainer.on_validation = on_validation or trainer.on_validation
         try:
             trainer.run()
         finally:

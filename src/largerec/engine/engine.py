@@ -16,6 +16,7 @@ import polars as pl
 
 from largerec.batches import TokenRows
 from largerec.bundle import Bundle
+from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
 from largerec.errors import LargeRecError, nearest
@@ -234,13 +235,17 @@ def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer) -> ModelScorer:
 
 
 def load(path: str | Path) -> Engine:
-    """Load a run's directory.
+    """Load a run's directory, or that of an ensemble of runs.
 
     Raises:
         LargeRecError: the folder is missing, foreign, unfinished or damaged.
     """
     bundle = Bundle.open(path)
-    tokenizer = bundle.tokenizer()
-    scorer = build_scorer(bundle.recipe(), tokenizer)
-    bundle.load_weights(scorer.model)
-    return Engine(scorer.prepared(), tokenizer, bundle.sequences())
+    tokenizer, scorers = bundle.tokenizer(), list[Scorer]()
+    for member in bundle.member_bundles():
+        if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
+            raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
+        scorer = build_scorer(member.recipe(), tokenizer)
+        member.load_weights(scorer.model)
+        scorers.append(scorer.prepared())
+    return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, bundle.sequences())

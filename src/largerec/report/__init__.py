@@ -84,7 +84,7 @@ def report(paths: Sequence[str | Path], to: str | Path | None = None) -> dict[st
     warned = [warning for group in found for warning in _warnings(group, several)]
     markup = _document(runs, said, warned, several)
     target = Path(to) if to is not None else (places[0].parent if several else runs[0].bundle.path) / "report.html"
-    _write(target, markup)
+    write_page(target, markup)
     return {
         "report": str(target),
         "bytes": len(markup.encode()),
@@ -96,7 +96,12 @@ def report(paths: Sequence[str | Path], to: str | Path | None = None) -> dict[st
     }
 
 
-def _write(target: Path, markup: str) -> None:
+def write_page(target: Path, markup: str) -> None:
+    """Replace a file by a page in one step.
+
+    Raises:
+        LargeRecError: it cannot be written.
+    """
     if target.is_dir():
         raise LargeRecError(f"--to {str(target)!r} is a folder; name a file in it, for example {str(target / 'report.html')!r}.")
     beside = target.with_name(f".{target.name}.{os.getpid()}.partial")  # as a run names them: it clears away what a kill left

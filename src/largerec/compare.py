@@ -1,0 +1,404 @@
+"""Several recipes side by side: one split, the same seeds, one table with intervals, paired tests and costs.
+
+Each run is a bundle of its own in ``FOLDER/NAME/seed-S``, so that a comparison of many hours may be killed at any moment: the
+same command makes no finished run again, and takes up the one that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from largerec import metrics
+from largerec.bundle import Bundle, data_hash, flatten
+from largerec.datasets import load_log
+from largerec.doctor import processor
+from largerec.engine import Engine, load
+from largerec.ensemble import ensemble as make_ensemble
+from largerec.errors import LargeRecError
+from largerec.evaluate import evaluate
+from largerec.experiments import placed, with_compared
+from largerec.recipe import Recipe, apply_overrides, load_recipe
+from largerec.report.compared import compared_page
+from largerec.sequences import build_sequences
+from largerec.train import train
+from largerec.tune import promote, tune
+
+FOLDER = "runs/compare"
+SEEDS = (0, 1, 2)
+ALIKE = ("data", "split", "tasks", "evaluate")
+"""Groups in which the recipes of one table may not differ."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TIMED_USERS, TIMED_PASSES, TIMED_LENGTH = 256, 5, 10
+COSTS = ("params", "params_non_embedding", "train_tokens", "train_flops", "train_seconds", "steps")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the table is made from: evaluated runs of one recipe, a seed each."""
+
+    name: str
+    folders: tuple[Path, ...]
+    results: tuple[dict[str, Any], ...]
+    members: tuple[str, ...] = ()
+    """Rows that this one is an ensemble of; such a row is never chosen."""
+
+    @property
+    def query_time(self) -> bool:
+        return bool(self.results[0]["query_time"])
+
+    def validation(self, metric: str) -> float:
+        """Mean over seeds."""
+        return mean(float(result["validation"][metric]) for result in self.results)
+
+
+def compare(
+    recipes: Sequence[Recipe],
+    seeds: Sequence[int] = SEEDS,
+    folder: str | Path = FOLDER,
+    *,
+    against: str | None = None,
+    trials: int = 0,
+    ensemble: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train and evaluate every recipe with every seed and set them side by side.
+
+    The families of a recipe's ``run.compare`` are rows too. The test part is looked at once a run, and the row that is best on
+    validation is marked ``chosen``. ``against``: the row that the others are tested against, the chosen one when not given.
+    ``trials``: so many trials of every recipe on validation first, by :func:`largerec.tune.tune`; the best settings then take
+    the recipe's place. ``ensemble``: add the rows of :func:`ensemble_rows`. Rows with query time are chosen and tested among
+    themselves. Returns ``{"rows": [...], "sections": [...], ...}`` as docs/compare.md describes it.
+
+    Raises:
+        LargeRecError: recipes that cannot stand in one table, a folder with runs of others, or as :func:`largerec.train.train`.
+    """
+    folder, started = Path(folder), [one for recipe in recipes for one in with_compared(recipe)]
+    check_alike(started, seeds, against)
+    data = data_hash(build_sequences(load_log(started[0].data), started[0].split, started[0].tasks))
+    tuned = {recipe.name: tune(recipe, trials, folder / recipe.name, data, quiet=quiet) for recipe in started} if trials else {}
+    for name, search in tuned.items():
+        promote(search, folder / name, seeds)
+    started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {recipe.name: [] for recipe in started}
+    first: Path | None = None
+    for seed in seeds:
+        for recipe in started:
+            path = folder / recipe.name / f"seed-{seed}"
+            result = finished_run(placed(recipe, path, seed), data, beside=first, quiet=quiet)
+            found[recipe.name].append((path, result))
+            first = first or path
+    rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
+    if ensemble:
+        rows += ensemble_rows(rows, folder, started[0].train.metric)
+    document = table(rows, started[0], against)
+    for row in document["rows"]:
+        row |= {"trials": tuned[row["name"]].to_json()} if row["name"] in tuned else {}
+    return document | {"dir": str(folder), "seeds": list(seeds), "trials": trials, "data": data}
+
+
+def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, **options: Any) -> dict[str, Any]:
+    """``largerec compare``: recipes, overrides and seeds as they are typed, and :func:`compare` with its page ``compare.html``.
+
+    A number alone says how many seeds; several are the seeds themselves. ``to``: a file for the document.
+
+    Raises:
+        LargeRecError: an argument is no recipe, number or ``key=value``, or an override is not for a comparison.
+    """
+    files = [given for given in arguments if given.endswith(".toml") or Path(given).is_file()]
+    more = [given for given in arguments if given.isdecimal() and given not in files]
+    overrides = [given for given in arguments if given not in files and given not in more]
+    numbers = [*seeds.replace(",", " ").split(), *more]
+    if not all(number.isdecimal() for number in numbers):
+        raise LargeRecError(f"--seeds {seeds!r} is no number; write --seeds 3 for three seeds, or --seeds 0 1 2 for these.")
+    for override in overrides:
+        if override.startswith(("seed=", "run.overwrite=", "run.compare=", "name=")):
+            key = override.partition("=")[0]
+            raise LargeRecError(
+                f"{override!r} is not for a comparison: seeds come from --seeds, rows and their names from the recipes, and no "
+                f"run is replaced (remove its folder instead). Leave {key} out."
+            )
+    place = apply_overrides({}, overrides).get("run", {}).get("dir", FOLDER)
+    chosen = [int(number) for number in numbers]
+    found = compare(
+        [load_recipe(file, overrides) for file in files], chosen if len(chosen) > 1 else range(chosen[0]), place, **options
+    )
+    command = ["largerec compare", *files, f"--seeds {' '.join(numbers)}"]
+    command += [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items() if value and name != "quiet"
+    ]
+    command += ["data.path=<data>" if override.startswith("data.path=") else override for override in overrides]
+    made = {"date": datetime.now(UTC).date().isoformat(), "hardware": processor(), "command": " ".join(command)}
+    found = made | found | {"report": str(compared_page(found | made, Path(place) / "compare.html"))}
+    for path in (Path(place) / "compare.json", *([Path(to)] if to else [])):
+        write_json(path, found)
+    return found
+
+
+# --- what may stand in one table
+
+
+def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | None) -> None:
+    """Refuse what one table cannot hold, before anything is trained.
+
+    Raises:
+        LargeRecError: names or seeds are given twice; data, split, evaluation or the metric that chooses differ.
+    """
+    if not recipes or not seeds:
+        raise LargeRecError("a comparison needs at least one recipe and one seed: largerec compare a.toml b.toml --seeds 3.")
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise LargeRecError(f"the seeds are {list(seeds)}; give each once, 0 or more.")
+    names = [recipe.name for recipe in recipes]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise LargeRecError(f"name={name!r} cannot be a folder; letters, digits, '.', '_' and '-' are allowed.")
+        if names.count(name) > 1:
+            raise LargeRecError(
+                f"two recipes have the name {name!r}, but rows and folders go by it; change `name` in one of them."
+            )
+    if against is not None and against not in names:
+        raise LargeRecError(f"there is no row {against!r} to test against; the rows are {', '.join(names)}.")
+    first = recipes[0]
+    for other in recipes[1:]:
+        for group in ALIKE:
+            _refuse_other(first, other, group, flatten(first.model_dump()[group]), flatten(other.model_dump()[group]))
+        _refuse_other(first, other, "train", {"metric": first.train.metric}, {"metric": other.train.metric})
+    if "@" not in first.train.metric:
+        raise LargeRecError(
+            f"train.metric={first.train.metric!r} is a task's, and a comparison is of retrieval so far; set train.metric=ndcg@10."
+        )
+    k = int(first.train.metric.partition("@")[2])
+    if k not in first.evaluate.k:
+        raise LargeRecError(
+            f"train.metric={first.train.metric!r} chooses the best row, but evaluate.k={list(first.evaluate.k)} does not report "
+            f"it; add {k} to evaluate.k or choose another train.metric."
+        )
+
+
+def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise LargeRecError(
+                f"{first.name} and {other.name} cannot stand in one table: {group}.{key} is {ours.get(key)!r} in the one and "
+                f"{theirs.get(key)!r} in the other. Rows are compared on the same targets: give both the same value, for example "
+                f"with the override {group}.{key}=..., or compare them apart."
+            )
+
+
+# --- runs
+
+
+def finished_run(recipe: Recipe, data: str, *, beside: Path | None = None, quiet: bool = False) -> dict[str, Any]:
+    """The result of the evaluated run in ``run.dir``: as it is there, taken up, or made. ``beside``: whose baselines it shares.
+
+    Raises:
+        LargeRecError: another recipe, other data or another evaluation is there, or as :func:`largerec.train.train`.
+    """
+    bundle, advice = Bundle(recipe.run.dir), "Remove it, or choose another run.dir."
+    if not bundle.file("result.json").is_file():
+        train(recipe, quiet=quiet)
+    bundle.check_same(recipe.resolved(), data, "a finished run", advice)
+    result = bundle.read_json("result.json")
+    if "test" not in result:
+        if (
+            bundle.recipe().evaluate != recipe.evaluate
+        ):  # allowed for a run that is taken up; what was measured says it from now on
+            document = bundle.read_json("recipe.json")
+            document["recipe"]["evaluate"] = recipe.evaluate.model_dump(mode="json")
+            bundle.write_json("recipe.json", document)
+        return evaluate(bundle.path, beside=beside)
+    if bundle.recipe().evaluate != recipe.evaluate:
+        raise LargeRecError(
+            f"run.dir={recipe.run.dir!r} was evaluated with evaluate.k={list(bundle.recipe().evaluate.k)} and the test part is "
+            f"looked at once: give the recipe the same [evaluate] group. {advice}"
+        )
+    return result
+
+
+def ensemble_rows(rows: Sequence[Row], folder: Path, metric: str) -> list[Row]:
+    """Ensembles as further rows, from the rows of each section that are best on validation: for every seed the best two families'
+    runs of that seed, and all seeds of the best row. Folders are ``FOLDER/A+B/seed-S`` and ``FOLDER/A+seeds/seed-S-S...``.
+
+    Raises:
+        LargeRecError: there are neither two families nor two seeds.
+    """
+    found = []
+    for query_time in (False, True):
+        own = sorted((row for row in rows if row.query_time == query_time), key=lambda row: -row.validation(metric))
+        others = [row for row in own if row.results[0]["model"] != own[0].results[0]["model"]]
+        if others:
+            pair, name = (own[0].name, others[0].name), f"{own[0].name}+{others[0].name}"
+            both = list(zip(own[0].folders, others[0].folders, strict=True))
+            found.append(_ensemble_row(name, [folder / name / one.name for one, _ in both], both, pair))
+        if own and len(own[0].folders) > 1:
+            name, seeds = f"{own[0].name}+seeds", "-".join(str(result["seed"]) for result in own[0].results)
+            found.append(_ensemble_row(name, [folder / name / f"seed-{seeds}"], [own[0].folders], (own[0].name,)))
+    if not found:
+        raise LargeRecError("--ensemble needs recipes of two model families or more than one seed; here are neither.")
+    return found
+
+
+def _ensemble_row(name: str, folders: Sequence[Path], members: Sequence[Sequence[Path]], rows: tuple[str, ...]) -> Row:
+    results = []
+    for folder, runs in zip(folders, members, strict=True):
+        result = make_ensemble(runs, folder)
+        results.append(result if "test" in result else evaluate(folder, beside=runs[0]))
+    return Row(name, tuple(folders), tuple(results), rows)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Replace a file in one step, as a run's are."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+# --- the table
+
+
+def table(rows: Sequence[Row], recipe: Recipe, against: str | None) -> dict[str, Any]:
+    """The document of evaluated rows, split in sections by query time; ``recipe`` says the metric and the evaluation."""
+    metric, documents, sections = recipe.train.metric, [], []
+    main = rows[0].results[0]
+    documents += [_untrained(name, baseline, None) for name, baseline in main["baselines"].items()]
+    for query_time in (False, True):
+        own = [row for row in rows if row.query_time == query_time]
+        if not own:
+            continue
+        ranks = {row.name: row_ranks(row) for row in own}
+        chosen = max((row for row in own if not row.members), key=lambda row: row.validation(metric)).name
+        beside = against if against in ranks else chosen
+        for row in own:
+            document = _document(row, ranks[row.name], recipe) | {"chosen": row.name == chosen}
+            if row.name != beside:
+                document["paired"] = {"against": beside} | paired(ranks[row.name], ranks[beside], metric, recipe)
+            documents.append(document)
+        best = own[0].results[0].get("best_possible")
+        documents += [_untrained("best possible", best, query_time)] if best else []
+        sections.append({"query_time": query_time, "chosen": chosen, "against": beside, "rows": [row.name for row in own]})
+    return {
+        "metric": metric,
+        "protocol": main["protocol"],
+        "targets": main["targets"],
+        "level": recipe.evaluate.level,
+        "threads": torch.get_num_threads(),
+        "recommend": {"users": TIMED_USERS, "k": TIMED_LENGTH, "passes": TIMED_PASSES},
+        "sections": sections,
+        "rows": documents,
+    }
+
+
+def _untrained(name: str, found: dict[str, Any], query_time: bool | None) -> dict[str, Any]:
+    """A row of what needs no training, measured once; ``query_time`` None: it stands in every section."""
+    test = {key: value for key, value in found.items() if key not in ("unmasked", "intervals")}
+    return {
+        "name": name,
+        "model": None,
+        "query_time": query_time,
+        "chosen": False,
+        "seeds": [],
+        "validation": {},
+        "test": test,
+        "test_unmasked": found["unmasked"],
+        "intervals": found["intervals"],
+    }
+
+
+def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
+    results, options = row.results, recipe.evaluate
+    functions = {"recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
+    values = {f"{kind}@{k}": values_of(ranks, function, k) for k in options.k for kind, function in functions.items()}
+    found: dict[str, Any] = {
+        "name": row.name,
+        "model": results[0]["model"],
+        "query_time": row.query_time,
+        "seeds": sorted({seed for result in results for seed in result.get("seeds", [result["seed"]])}),
+        **({"members": list(row.members), "weights": results[0]["weights"]} if row.members else {}),
+    }
+    for part in ("validation", "test", "test_unmasked"):
+        found[part] = {name: mean(result[part][name] for result in results) for name in results[0][part]}
+    for part in ("validation", "test"):
+        found[f"{part}_spread"] = {
+            name: stdev(result[part][name] for result in results) if len(results) > 1 else None for name in results[0][part]
+        }
+    found["intervals"] = metrics.bootstrap_intervals(
+        values, users_of(ranks), level=options.level, samples=options.bootstrap_samples, seed=recipe.seed
+    )
+    found |= {name: mean(result[name] for result in results) for name in COSTS}
+    found["params_embedding"] = found["params"] - found["params_non_embedding"]
+    found["recommend_ms"] = recommend_ms(load(row.folders[0]))
+    found["n_test_evaluations"] = [result["n_test_evaluations"] for result in results]
+    kept = ("seed", "best_step", "steps", "train_seconds", "validation", "test", "test_unmasked", "intervals", "slices")
+    found["runs"] = [
+        {"dir": str(folder), **{name: result[name] for name in kept}} for folder, result in zip(row.folders, results, strict=True)
+    ]
+    return found
+
+
+def row_ranks(row: Row) -> pl.DataFrame:
+    """The test ranks of a row's runs: the targets' keys, and a column ``rank I`` for its run I.
+
+    Raises:
+        LargeRecError: the runs were not evaluated on the same targets.
+    """
+    keys = ["user_id", "item_id", "timestamp"]
+    frames = [Bundle(folder).read_parquet("ranks-test.parquet", [*keys, "rank"]) for folder in row.folders]
+    for folder, frame in zip(row.folders, frames, strict=True):
+        if not frame.select(keys).equals(frames[0].select(keys)):
+            raise LargeRecError(
+                f"{folder} and {row.folders[0]} were not evaluated on the same targets; use one log and one split."
+            )
+    return frames[0].select(keys).with_columns(frame["rank"].alias(f"rank {i}") for i, frame in enumerate(frames))
+
+
+def values_of(ranks: pl.DataFrame, function: Any, k: int) -> np.ndarray:
+    """Value of a metric for each target, mean over the runs of :func:`row_ranks` [N]."""
+    columns = [name for name in ranks.columns if name.startswith("rank ")]
+    total_N: np.ndarray = np.sum([function(ranks[name].to_numpy(), k) for name in columns], axis=0)
+    return total_N / len(columns)
+
+
+def users_of(ranks: pl.DataFrame) -> np.ndarray:
+    return ranks["user_id"].rank("dense").cast(pl.Int64).to_numpy()
+
+
+def paired(ours: pl.DataFrame, theirs: pl.DataFrame, metric: str, recipe: Recipe) -> dict[str, dict[str, float]]:
+    """Paired tests of two rows on the same targets, each target's value a mean over seeds: metric -> difference, interval, p.
+
+    Users are the independent units and the trained models are given: the seeds' own spread stands beside, not in the p-value.
+
+    Raises:
+        LargeRecError: the targets differ.
+    """
+    keys = ["user_id", "item_id", "timestamp"]
+    if not ours.select(keys).equals(theirs.select(keys)):
+        raise LargeRecError("two rows were not evaluated on the same targets; use one log and one split.")
+    k, user_N, found = int(metric.partition("@")[2]), users_of(ours), {}
+    for kind, function in (("recall", metrics.recall), ("ndcg", metrics.ndcg)):
+        a_N, b_N = values_of(ours, function, k), values_of(theirs, function, k)
+        found[f"{kind}@{k}"] = metrics.paired_test(a_N, b_N, user_N, level=recipe.evaluate.level, seed=recipe.seed)
+    return found
+
+
+def recommend_ms(engine: Engine) -> float:
+    """Milliseconds a user for a top list, seen items left out: the median of some passes over many users, after one more."""
+    all_users = engine.sequences.user_ids
+    some = np.unique(np.linspace(0, len(all_users) - 1, min(TIMED_USERS, len(all_users)), dtype=np.int64))
+    users, seconds = all_users.gather(some).to_list(), []
+    for _ in range(TIMED_PASSES + 1):
+        started = time.perf_counter()
+        engine.recommend(users, TIMED_LENGTH)
+        seconds.append(time.perf_counter() - started)
+    return round(1000 * median(seconds[1:]) / len(users), 4)
