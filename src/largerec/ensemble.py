@@ -27,8 +27,8 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
     Returns its ``result.json``, with the sums of the members' costs. The same members in the same place are found as they are.
 
     Raises:
-        LargeRecError: fewer than two runs; a run is missing, unfinished, named twice, an ensemble itself or has tasks; runs differ
-            in data, split or query time; or the folder holds something else.
+        LargeRecError: fewer than two runs; a run is missing, unfinished, named twice, an ensemble itself or has tasks; runs
+            differ in data, split or query time; or the folder holds something else.
     """
     bundles, bundle = [Bundle.open(path) for path in members], Bundle(to)
     results = [one.read_json("result.json") for one in bundles]
