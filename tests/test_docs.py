@@ -112,12 +112,18 @@ def shown_type(annotation: Any, metadata: list[Any]) -> str:
     return f"{words[annotation]} {bounds(metadata)}".strip()
 
 
+def names_groups(annotation: Any) -> bool:
+    """Whether an option is a table of groups whose names the recipe chooses."""
+    kinds = get_args(annotation)
+    return get_origin(annotation) is dict and inspect.isclass(kinds[1]) and issubclass(kinds[1], Options)
+
+
 def leaves(options: type[Options], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(dotted name, default, what it may be) of every option of a group that is a plain value."""
     for name, field in options.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             yield from leaves(field.annotation, f"{prefix}{name}.")
-        elif field.discriminator is None and get_origin(field.annotation) is not dict:
+        elif field.discriminator is None and not names_groups(field.annotation):
             yield f"{prefix}{name}", shown_default(field), shown_type(field.annotation, field.metadata)
 
 
@@ -130,7 +136,7 @@ def option_tables() -> dict[str, list[tuple[str, str, str]]]:
     for name, field in Recipe.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, Options):
             tables[f"[{name}]"] = list(leaves(field.annotation))
-        elif get_origin(field.annotation) is dict:  # groups that the recipe names
+        elif names_groups(field.annotation):
             tables[f"[{name}.NAME]"] = list(leaves(get_args(field.annotation)[1]))
     shared = [row for row in leaves(ModelOptions) if row[0] != "name"]  # every family gives its own
     tables["[model]"] = shared

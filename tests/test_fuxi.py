@@ -230,6 +230,7 @@ def test_pairs_of_tokens_cost_a_product_for_each_weight_and_each_channel(
 
 
 def test_linear_costs_the_same_at_any_length() -> None:
-    """Two blocks; a state of 8 (its head's width), 16 and 2 numbers for each of 16 is written and read."""
-    assert forward_flops("fuxi-linear", 10.0) == forward_flops("fuxi-linear", 1000.0) == 2 * 4 * 16 * (8 + 16 + 2)
-    assert forward_flops("fuxi-linear", 10.0, time_channel=False) == 2 * 4 * 16 * (8 + 16)
+    """Two blocks; a state of 8 (its head's width), 16 and 2 numbers for each of 16, and pairs within chunks of 16 tokens."""
+    whole, without_time = 4 * 16 * (8 + 16 + 2) + 2 * 16 * (4 * 16 + 16 + 32), 4 * 16 * (8 + 16) + 2 * 16 * (3 * 16 + 16)
+    assert forward_flops("fuxi-linear", 16.0) == forward_flops("fuxi-linear", 1000.0) == 2 * whole
+    assert forward_flops("fuxi-linear", 1000.0, time_channel=False) == 2 * without_time

@@ -70,7 +70,7 @@ class Block(nn.Module):
         offsets_B1: torch.Tensor,
         row_time_T: torch.Tensor,
         time_T: torch.Tensor,
-        cache: BlockCache | None,
+        cache: BlockCache | None = None,
     ) -> torch.Tensor:
         u_TD, v_TD, q_TD, k_TD = F.silu(self.uvqk(self.norm(x_TD))).chunk(4, dim=1)
         q, k, v = (x.view(len(x), self.heads, x.shape[1] // self.heads) for x in (q_TD, k_TD, v_TD))

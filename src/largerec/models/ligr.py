@@ -47,7 +47,7 @@ class Block(nn.Module):
         self.feedforward = SwiGLU(width, options.feedforward, options.dropout)
         self.feedforward_gate = init_linear(nn.Linear(width, width))
 
-    def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, cache: BlockCache | None) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, offsets_B1: torch.Tensor, cache: BlockCache | None = None) -> torch.Tensor:
         q, k, v = self.qkv(self.attention_norm(x_TD)).unflatten(1, (3, self.heads, -1)).unbind(1)
         attended_TD = self.out(softmax_attention(q, k, v, offsets_B1, cache=cache).flatten(1))
         x_TD = x_TD + self.attention_gate(x_TD).sigmoid() * dropout(attended_TD, self.dropout, self.training)

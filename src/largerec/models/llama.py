@@ -88,7 +88,7 @@ class Block(nn.Module):
         offsets_B1: torch.Tensor,
         cos_T1P: torch.Tensor,
         sin_T1P: torch.Tensor,
-        cache: BlockCache | None,
+        cache: BlockCache | None = None,
     ) -> torch.Tensor:
         heads = (self.heads, self.kv_heads, self.kv_heads)
         q, k, v = self.qkv(self.attention_norm(x_TD)).unflatten(1, (sum(heads), -1)).split(heads, dim=1)
