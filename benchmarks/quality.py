@@ -34,11 +34,11 @@ from largerec.sequences import build_sequences
 RESULTS = Path(__file__).parent / "results"
 
 
-def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> list[dict[str, Any]]:
-    """Result documents of one seed, the recipe's and its compared families': as ``largerec compare`` makes them."""
+def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> dict[str, dict[str, Any]]:
+    """Result documents of one seed by name, the recipe's and its compared families': as ``largerec compare`` makes them."""
     recipe = load_recipe(recipe_path, overrides)
     data = data_hash(build_sequences(load_log(recipe.data), recipe.split, recipe.tasks))
-    return [finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), data) for one in with_compared(recipe)]
+    return {one.name: finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), data) for one in with_compared(recipe)}
 
 
 def over_seeds(results: list[dict[str, Any]], part: str) -> dict[str, list[float]]:
@@ -63,14 +63,15 @@ def main() -> None:
     )
     console = Console(width=150)
     RESULTS.mkdir(exist_ok=True)
-    for results in zip(*by_seed, strict=True):
+    for recipe in by_seed[0]:
+        results = [found[recipe] for found in by_seed]
         document = {
-            "name": results[0]["name"],
+            "name": recipe,
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": processor(),
             "command": command,
             "seeds": arguments.seeds,
-            **{part: over_seeds(list(results), part) for part in ("validation", "test", "test_unmasked")},
+            **{part: over_seeds(results, part) for part in ("validation", "test", "test_unmasked")},
             "train_seconds": [r["train_seconds"] for r in results],
             "results": results,
         }
