@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-# name of the result file -> (data, model, best published model on the same files and split that knows ids alone: recall@10 / ndcg@10)
+# name of the result file -> (data, model, recall@10 / ndcg@10 of the best published models on the same split that know ids alone)
 ROWS = {
     "amazon-beauty": ("Amazon Beauty", "SASRec", ".0928 / .0547"),
     "amazon-beauty-words": ("Amazon Beauty", "SASRec, items with words", ""),

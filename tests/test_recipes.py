@@ -106,11 +106,12 @@ def test_every_recipe_has_its_data() -> None:
 @each_of_the_zoo
 def test_the_zoo_differs_in_the_model_alone(path: Path) -> None:
     """One log, one split, one loss and one way to train for all, and about as many parameters, which the comment counts."""
-    recipe, beauty = load_recipe(path), load_recipe(FOLDER / "amazon-beauty.toml")
-    assert recipe.model_copy(update={key: getattr(beauty, key) for key in ("model", "name", "run")}) == beauty
+    recipe, beauty, sasrec = (load_recipe(one) for one in (path, FOLDER / "amazon-beauty.toml", FOLDER / "zoo/sasrec.toml"))
+    assert recipe.model_copy(update={key: getattr(beauty, key) for key in ("model", "name", "run", "tune")}) == beauty
     assert (path.stem, recipe.model.shape[1], recipe.model.dropout) == (recipe.model.name, 128, beauty.model.dropout)
+    assert recipe.tune == sasrec.tune and recipe.tune.space  # equal care: the same settings may be tried
     parameters = non_embedding_parameters(build_model(recipe.model, 10, recipe.batch.max_length))
-    assert parameters == pytest.approx(non_embedding_parameters(build_model(beauty.model, 10, 50)), rel=0.25)
+    assert parameters == pytest.approx(non_embedding_parameters(build_model(sasrec.model, 10, 50)), rel=0.2)
     assert f"# {parameters:,} parameters" in path.read_text(encoding="utf-8")
 
 
