@@ -174,6 +174,12 @@ def test_impossible_times_and_the_window_that_leaves_them_out(tmp_path: Path) ->
     assert one.command is not None and "--from 2020-09-13" in one.command and "--until" in one.command
 
 
+@pytest.mark.parametrize("events", [5, 200])
+def test_a_log_that_lies_wholly_in_the_future_says_so_and_names_no_window(events: int) -> None:
+    one = found(log_of([(f"u{n % 5}", f"i{n % 7}", NOW + 9 * DAY + n * MINUTE) for n in range(events)]))["impossible times"]
+    assert (one.count, one.command, one.severity) == (events, None, "serious") and "clock that wrote them" in one.cure
+
+
 def test_mixed_units() -> None:
     rows = steady(20)
     rows += [(user, item, time // 1000) for user, item, time in rows[:7]]
@@ -391,6 +397,8 @@ def test_the_command_shows_a_table_and_refuses_other_overrides(tmp_path: Path) -
     assert done.exit_code == 0 and "users like bots" in done.output and "serious" in done.output
     refused = CliRunner().invoke(app, ["audit", str(tmp_path / "log.csv"), "model.size=nano"])
     assert isinstance(refused.exception, LargeRecError) and "only data.* and split.*" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["audit", str(tmp_path / "log.csv"), "split.positives=value > 3"])
+    assert isinstance(refused.exception, LargeRecError) and "looks at all events" in str(refused.exception)
 
 
 def test_kuairand_has_its_known_repeats(shared_data: Path) -> None:

@@ -202,6 +202,10 @@ def audit(
     for override in overrides or []:
         if "=" in override and not override.startswith(("data.", "split.")):
             raise LargeRecError(f"{override!r} says nothing about a log; only data.* and split.* may be set here: data.where=...")
+        if override.startswith(("split.positives", "split.targets")):
+            raise LargeRecError(
+                f"{override!r} is about what a model is asked for, and an audit looks at all events; leave it out."
+            )
     options = recipe_from(apply_overrides({"data": {"path": path}}, overrides or []), "largerec audit")
     reading = [override for override in overrides or [] if override.startswith("data.")]
     found = look(load_log(options.data), options.split, data=[path, *reading])

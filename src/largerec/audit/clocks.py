@@ -106,7 +106,7 @@ def out_of_order(log: Ordered, known_N: Bools) -> tuple[Bools, Ints]:
     back_R = np.diff(log.time_N[at]) < -JITTER
     if by == "user and time":
         back_R &= log.user_N[at][1:] == log.user_N[at][:-1]
-    if back_R.mean() > MOST_JUMPS:
+    if not len(back_R) or back_R.mean() > MOST_JUMPS:
         return np.zeros(len(log), dtype=bool), nowhere
     return wrong_N, at[1:][back_R] if by == "time" else nowhere
 
@@ -255,14 +255,20 @@ def _by_size(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
         times = log.time_N[wrong.impossible_N]
         zero = int((times == 0).sum())
         sound = log.time_N[log.timed_N & ~wrong.impossible_N & ~wrong.other_unit_N]
-        steps = ["--from", iso_time(int(sound.min()))[:10]] if times.min() < YEAR else []
-        steps += ["--until", iso_time(int(sound.max()) + DAY)[:10]] if times.max() >= YEAR else []
+        steps: list[str] = []
+        if len(sound):
+            steps += ["--from", iso_time(int(sound.min()))[:10]] if times.min() < YEAR else []
+            steps += ["--until", iso_time(int(sound.max()) + DAY)[:10]] if times.max() >= YEAR else []
         said = (
             f"{counted(count, 'events')} have a time near the clock's zero (1970) or in the future; {zero:,} are exactly "
             "1970-01-01."
         )
-        cure = "An import leaves them out by a window of time."
-        command = import_command(data, *steps)
+        cure = (
+            "An import leaves them out by a window of time."
+            if steps
+            else "No time is left without them: mend the clock that wrote them."
+        )
+        command = import_command(data, *steps) if steps else None
         found.append(_finding(log, "impossible times", wrong.impossible_N, (0.0, 0.01), said, cure, command, {"at_zero": zero}))
     if count := int(wrong.other_unit_N.sum()):
         said = f"{counted(count, 'times')} fit the rest of the log when multiplied by 1000: seconds among milliseconds."
