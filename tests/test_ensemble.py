@@ -82,6 +82,18 @@ def test_the_command_makes_one_and_finds_it_again(both: Path) -> None:
     assert isinstance(refused.exception, LargeRecError) and "say once where" in str(refused.exception)
 
 
+def test_members_that_were_trained_again_are_noticed(both: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(both.parent, tmp_path / "copy"))
+    members = [folder / "one", folder / "two"]
+    assert ensemble(members, folder / "both")["n_test_evaluations"] == 1
+    shutil.copy(folder / "one" / "model.safetensors", folder / "two" / "model.safetensors")
+    with pytest.raises(LargeRecError, match=r"trained again\. Remove .*both"):
+        ensemble(members, folder / "both")
+    (folder / "two" / "model.safetensors").unlink()
+    with pytest.raises(LargeRecError, match="needs its members' weights"):
+        ensemble(members, folder / "both")
+
+
 def test_what_is_no_ensemble_is_refused(both: Path, tmp_path: Path) -> None:
     one, two = (both.parent / name for name in ("one", "two"))
     with pytest.raises(LargeRecError, match="named twice"):

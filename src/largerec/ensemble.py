@@ -1,10 +1,12 @@
 """A folder that stands for several finished runs on one split and loads like a run.
 
-It holds no weights and no histories: ``recipe.json`` names the members, by their places relative to it.
+It holds no weights and no histories: ``recipe.json`` names the members, by their places relative to it, and ``lineage.json`` says
+by SHA-256 with which weights they were measured.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,22 +30,28 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
 
     Raises:
         LargeRecError: fewer than two runs; a run is missing, unfinished, named twice, an ensemble itself or has tasks; runs
-            differ in data, split or query time; or the folder holds something else.
+            differ in data, split or query time; or the folder holds something else, or was measured before a member changed.
     """
     bundles, bundle = [Bundle.open(path) for path in members], Bundle(to)
     results = [one.read_json("result.json") for one in bundles]
     _check_members(bundles, results)
     relative = [os.path.relpath(one.path.resolve(), bundle.path.resolve()) for one in bundles]
+    weights = [_weights_hash(one) for one in bundles]
     if bundle.path.is_dir() and any(bundle.path.iterdir()):
         if not bundle.file("recipe.json").is_file() or list(Bundle.open(to).members()) != relative:
             raise LargeRecError(f"{bundle.path} is not empty and not this ensemble; choose another folder.")
         if bundle.file("result.json").is_file():
+            if bundle.read_json("lineage.json").get("weights") != weights:
+                raise LargeRecError(
+                    f"{bundle.path} was measured with other weights than its members have now: one was trained again. Remove "
+                    f"{bundle.path} to measure anew, or choose another folder."
+                )
             return bundle.read_json("result.json")
     bundle.path.mkdir(parents=True, exist_ok=True)
     first = bundles[0].read_json("recipe.json")
     bundle.write_json("recipe.json", {**first, "members": relative})
     lineage = bundles[0].read_json("lineage.json")
-    bundle.write_json("lineage.json", lineage | {"parents": relative})
+    bundle.write_json("lineage.json", lineage | {"parents": relative, "weights": weights})
     engine = load(to)
     found = measure(engine, engine.sequences.targets("validation"))
     cutoffs = bundle.recipe().evaluate.k
@@ -64,6 +72,14 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
     }
     bundle.write_json("result.json", result)
     return result
+
+
+def _weights_hash(bundle: Bundle) -> str:
+    try:
+        with bundle.file("model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise LargeRecError(f"{bundle.file('model.safetensors')} is missing; an ensemble needs its members' weights.") from None
 
 
 def _check_members(bundles: Sequence[Bundle], results: Sequence[dict[str, Any]]) -> None:
