@@ -189,6 +189,16 @@ def test_sequences_and_recipe_come_back_as_they_were(tmp_path: Path, kind: str) 
         np.testing.assert_array_equal(again.targets(stage), sequences.targets(stage))  # type: ignore[arg-type]
 
 
+def test_other_words_of_items_are_other_data(tmp_path: Path) -> None:
+    sequences = build_sequences(log_of([(u, u + s, s) for u in range(4) for s in range(5)]), SplitOptions())
+    recipe, tokenizer = tiny_recipe(tmp_path / "run").resolved(), AtomicTokenizer.fit(sequences)
+    lineage = {"data_hash": data_hash(sequences), "words_hash": "one"}
+    Bundle.start(recipe, sequences, tokenizer, lineage)
+    Bundle.start(recipe, sequences, tokenizer, lineage)
+    with pytest.raises(LargeRecError, match="an unfinished run on items with other words"):
+        Bundle.start(recipe, sequences, tokenizer, lineage | {"words_hash": "two"})
+
+
 def test_the_data_hash_knows_ids_order_times_and_split() -> None:
     rows = [(user, step, 1_600_000_000_000 + step) for user in range(3) for step in range(5)]
     options = SplitOptions()

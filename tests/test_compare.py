@@ -179,6 +179,15 @@ def test_another_recipe_or_log_is_refused(place: Path, tmp_path: Path) -> None:
         from_arguments(arguments, "2", quiet=True)
 
 
+def test_a_run_that_read_other_words_of_items_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = copy(place, tmp_path / "c")
+    lineage = tmp_path / "c" / "runs" / "b" / "seed-0" / "lineage.json"
+    lineage.write_text(json.dumps(json.loads(lineage.read_text()) | {"words_hash": "one"}))
+    monkeypatch.setattr(module, "words_hash", lambda *_: "two")
+    with pytest.raises(LargeRecError, match="b/seed-0' holds a finished run on items with other words"):
+        from_arguments(arguments, "2", quiet=True)
+
+
 REFUSED = [
     (["data.simulate.users=81"], "a and b cannot stand in one table: data.simulate.users is 80 in the one and 81"),
     (["split.protocol=timeline", "split.validation_from=70%", "split.test_from=85%"], "split.protocol"),

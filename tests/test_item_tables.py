@@ -14,11 +14,12 @@ import torch
 from runs import tiny_recipe
 
 from largerec.batches import Batch
+from largerec.bundle import Bundle
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.item_tables import HashedRows, ItemTable, LowRankRows, SideOptions, TableOptions, hashed
-from largerec.item_vectors import item_vectors
+from largerec.item_vectors import item_vectors, words_hash
 from largerec.layers import INITIAL_STD
 from largerec.metrics import summarise
 from largerec.models import FAMILIES, build_model, non_embedding_parameters
@@ -149,6 +150,7 @@ def test_a_run_is_loaded_with_what_was_trained(kind: str, tmp_path: Path) -> Non
     engine = load(tmp_path / "run")
     rank_N = measure(engine, engine.sequences.targets("validation")).rank_N
     assert summarise(rank_N, (10,))["ndcg@10"] == result["validation"]["ndcg@10"]
+    assert ("words_hash" in Bundle(tmp_path / "run").read_json("lineage.json")) == ("side" in KINDS[kind])
     if "side" in KINDS[kind]:
         titles = engine.tokenizer.vocabulary.select("item_id", "title")
         side_VF = item_vectors(titles, titles["item_id"], SideOptions(columns=("title",), width=6))
@@ -200,6 +202,16 @@ def test_vectors_follow_the_catalogue_and_not_the_table() -> None:
     turned = vectors("hgfedcba")[::-1]
     np.testing.assert_allclose(turned @ turned.T, vectors() @ vectors().T, atol=1e-5)
     assert vectors("abcdez").shape == (6, 3) and not vectors("abcdez")[5].any()
+
+
+def test_the_hash_of_words_knows_what_is_read_of_the_catalogue() -> None:
+    ids = ITEMS["item_id"]
+    own = words_hash(ITEMS, ids, ("title",))
+    assert own == words_hash(ITEMS.reverse().with_columns(tag=pl.lit("x")), ids, ("title",)), "neither order nor other columns"
+    assert own == words_hash(pl.concat([ITEMS, ITEMS.with_columns(item_id=pl.lit("z"))]), ids, ("title",)), "nor other items"
+    titles = pl.Series("title", ["green nail lacquer", *ITEMS["title"][1:]])
+    others = [words_hash(ITEMS.with_columns(titles), ids, ("title",)), words_hash(ITEMS, ids, ("tag",)), own]
+    assert len(set(others)) == 3 and words_hash(ITEMS, ids, ()) is None
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(LargeRecError, match="trials of another search") as caught:
             tune(recipe, 1, tmp_path, data, quiet=True)
         assert said in str(caught.value)
+    tune(recipe_of(tmp_path), 1, tmp_path / "words", "hash", words="one", quiet=True)
+    with pytest.raises(LargeRecError, match="words: 'one' -> 'two'"):
+        tune(recipe_of(tmp_path), 1, tmp_path / "words", "hash", words="two", quiet=True)
 
 
 def test_the_space_holds_the_recipe_s_own_settings(tmp_path: Path) -> None:

@@ -163,10 +163,12 @@ class Bundle:
         missing = [name for name in ("vocabulary.parquet", "histories.parquet") if not self.file(name).is_file()]
         if missing:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
-        self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice)
+        self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice, lineage.get("words_hash"))
 
-    def check_same(self, recipe: Recipe, data: str, what: str, advice: str) -> None:
-        """Refuse a run of another (resolved) recipe or on a log of another hash; ``what`` and ``advice`` complete the message.
+    def check_same(self, recipe: Recipe, data: str, what: str, advice: str, words: str | None = None) -> None:
+        """Refuse a run of another (resolved) recipe, or on a log of another hash; ``what`` and ``advice`` complete the message.
+
+        ``words``: the hash of the item columns that the model reads, if it reads any. A run that did not keep it may pass.
 
         Raises:
             LargeRecError: the two differ in something that training depends on.
@@ -178,8 +180,11 @@ class Bundle:
         if changed:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} of another recipe ({shown}). {advice}")
-        if self.read_json("lineage.json").get("data_hash") != data:
+        lineage = self.read_json("lineage.json")
+        if lineage.get("data_hash") != data:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
+        if lineage.get("words_hash", words) != words:
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on items with other words. {advice}")
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

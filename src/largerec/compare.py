@@ -30,11 +30,13 @@ from largerec.ensemble import ensemble as make_ensemble
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.experiments import placed, with_compared
+from largerec.item_vectors import words_hash
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page
 from largerec.sequences import build_sequences
+from largerec.tokenizers import AtomicTokenizer
 from largerec.train import train
-from largerec.tune import promote, tune
+from largerec.tune import Tuned, columns_read, promote, tune
 
 FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
@@ -87,8 +89,13 @@ def compare(
     """
     folder, started = Path(folder), [one for recipe in recipes for one in with_compared(recipe)]
     check_alike(started, seeds, against)
-    data = data_hash(build_sequences(load_log(started[0].data), started[0].split, started[0].tasks))
-    tuned = {recipe.name: tune(recipe, trials, folder / recipe.name, data, quiet=quiet) for recipe in started} if trials else {}
+    log = load_log(started[0].data)
+    sequences = build_sequences(log, started[0].split, started[0].tasks)
+    data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
+    tuned: dict[str, Tuned] = {}
+    for recipe in started if trials else ():
+        words = words_hash(log.items, item_ids, columns_read(recipe))
+        tuned[recipe.name] = tune(recipe, trials, folder / recipe.name, data, words=words, quiet=quiet)
     for name, search in tuned.items():
         promote(search, folder / name, seeds)
     started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
@@ -97,7 +104,8 @@ def compare(
     for seed in seeds:
         for recipe in started:
             path = folder / recipe.name / f"seed-{seed}"
-            result = finished_run(placed(recipe, path, seed), data, beside=first, quiet=quiet)
+            words = words_hash(log.items, item_ids, recipe.model.side.columns)
+            result = finished_run(placed(recipe, path, seed), data, words=words, beside=first, quiet=quiet)
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
@@ -200,8 +208,12 @@ def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any]
 # --- runs
 
 
-def finished_run(recipe: Recipe, data: str, *, beside: Path | None = None, quiet: bool = False) -> dict[str, Any]:
+def finished_run(
+    recipe: Recipe, data: str, *, words: str | None = None, beside: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """The result of the evaluated run in ``run.dir``: as it is there, taken up, or made. ``beside``: whose baselines it shares.
+
+    ``data`` and ``words``: the hashes of the split log and of what the model reads of items.
 
     Raises:
         LargeRecError: another recipe, other data or another evaluation is there, or as :func:`largerec.train.train`.
@@ -209,7 +221,7 @@ def finished_run(recipe: Recipe, data: str, *, beside: Path | None = None, quiet
     bundle, advice = Bundle(recipe.run.dir), "Remove it, or choose another run.dir."
     if not bundle.file("result.json").is_file():
         train(recipe, quiet=quiet)
-    bundle.check_same(recipe.resolved(), data, "a finished run", advice)
+    bundle.check_same(recipe.resolved(), data, "a finished run", advice, words)
     result = bundle.read_json("result.json")
     if "test" not in result:
         if (

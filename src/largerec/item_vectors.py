@@ -6,6 +6,10 @@ to its F largest singular values. Shapes: V items, W words, F numbers of a vecto
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
+
 import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
@@ -28,16 +32,7 @@ def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideO
     Raises:
         LargeRecError: the log has no such column, or too few words for F numbers.
     """
-    if items is None:
-        raise LargeRecError(
-            f"model.side.columns={list(options.columns)} needs a table of items, and the log has none; name its file with "
-            "data.items, or leave model.side out."
-        )
-    missing = [name for name in options.columns if name not in items.columns or name == "item_id"]
-    if missing:
-        there = ", ".join(name for name in items.columns if name != "item_id") or "none"
-        raise LargeRecError(f"model.side.columns names {missing[0]!r}, which the log's items do not have. They have: {there}.")
-    word_VW = _weighed_words(items, item_ids, options.columns)
+    word_VW = _weighed_words(_known(items, item_ids, options.columns), len(item_ids))
     if min(word_VW.shape) < options.width:
         raise LargeRecError(
             f"model.side.width={options.width} is too much for {word_VW.shape[0]} items with {word_VW.shape[1]} words that more "
@@ -46,23 +41,51 @@ def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideO
     return _unit(_pressed(word_VW, options.width)).astype(np.float32)
 
 
-def _weighed_words(items: pl.DataFrame, item_ids: pl.Series, columns: tuple[str, ...]) -> csr_matrix:
-    """Rarity of each word that an item has and another has too, rows of length one [V, W]; columns have words of their own."""
+def words_hash(items: pl.DataFrame | None, item_ids: pl.Series, columns: Iterable[str]) -> str | None:
+    """SHA-256 of what ``columns`` say of the catalogue ``item_ids``, which the split log's hash leaves out; None without any.
+
+    Raises:
+        LargeRecError: the log has no such column.
+    """
+    columns = tuple(columns)
+    if not columns:
+        return None
+    known, digest = _known(items, item_ids, columns), hashlib.sha256()
+    for name in ("token", *columns):
+        digest.update(json.dumps([name, known[name].to_list()]).encode())
+    return digest.hexdigest()
+
+
+def _known(items: pl.DataFrame | None, item_ids: pl.Series, columns: tuple[str, ...]) -> pl.DataFrame:
+    """``token`` and the text of ``columns`` of each item of the catalogue that the table has, by rising token."""
+    if items is None:
+        raise LargeRecError(
+            f"model.side.columns={list(columns)} needs a table of items, and the log has none; name its file with "
+            "data.items, or leave model.side out."
+        )
+    missing = [name for name in columns if name not in items.columns or name == "item_id"]
+    if missing:
+        there = ", ".join(name for name in items.columns if name != "item_id") or "none"
+        raise LargeRecError(f"model.side.columns names {missing[0]!r}, which the log's items do not have. They have: {there}.")
     catalogue = pl.DataFrame({"item_id": item_ids, "token": np.arange(len(item_ids))})
-    known = catalogue.join(items.unique("item_id", keep="first", maintain_order=True), on="item_id")
+    known = catalogue.join(items.unique("item_id", keep="first", maintain_order=True), on="item_id").sort("token")
+    return known.select("token", *(pl.col(name).cast(pl.String) for name in columns))
+
+
+def _weighed_words(known: pl.DataFrame, n_items: int) -> csr_matrix:
+    """Rarity of each word that an item has and another has too, rows of length one [V, W]; columns have words of their own."""
     words = pl.concat(
         known.select(
-            "token",
-            pl.col(name).cast(pl.String).str.to_lowercase().str.extract_all(WORD).alias("word"),
-            pl.lit(name).alias("column"),
+            "token", pl.col(name).str.to_lowercase().str.extract_all(WORD).alias("word"), pl.lit(name).alias("column")
         ).explode("word")
-        for name in columns
+        for name in known.columns
+        if name != "token"
     )
     words = words.drop_nulls("word").unique().sort("token", "column", "word")
     words = words.with_columns(pl.len().over("column", "word").alias("having")).filter(pl.col("having") > 1)
     number = words.select(pl.struct("column", "word").rank("dense")).to_series().to_numpy().astype(np.int64) - 1
-    rarity = np.log(len(item_ids) / words["having"].to_numpy())
-    shape = (len(item_ids), int(number.max(initial=-1)) + 1)
+    rarity = np.log(n_items / words["having"].to_numpy())
+    shape = (n_items, int(number.max(initial=-1)) + 1)
     word_VW = csr_matrix((rarity, (words["token"].to_numpy(), number)), shape=shape)
     length_V = np.sqrt(np.asarray(word_VW.multiply(word_VW).sum(1)))[:, 0]
     return csr_matrix(word_VW.multiply(1 / np.maximum(length_V, 1e-12)[:, None]))

@@ -34,7 +34,7 @@ from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
-from largerec.item_vectors import item_vectors
+from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
@@ -86,7 +86,10 @@ class Trainer:
         log = load_log(recipe.data)
         sequences = build_sequences(log, recipe.split, recipe.tasks)
         tokenizer = AtomicTokenizer.fit(sequences, log.items)
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, _lineage(data_hash(sequences), log.source, log.notes))
+        lineage = _lineage(data_hash(sequences), log.source, log.notes)
+        if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
+            lineage["words_hash"] = words
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
         torch.manual_seed(recipe.seed)
         self.scorer = build_scorer(recipe, tokenizer)
         self.model = self.scorer.model

@@ -60,11 +60,13 @@ class Tuned:
         }
 
 
-def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, quiet: bool = False) -> Tuned:
+def tune(
+    recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | None = None, quiet: bool = False
+) -> Tuned:
     """Make ``budget`` trials of a recipe in ``folder/trials`` with its own seed, or as many as are missing there.
 
     The best settings are written to ``folder/tuned.toml``; the best trial's run stays in ``folder/trials/trial-N`` until
-    :func:`promote` moves it. ``data``: the hash of the split log.
+    :func:`promote` moves it. ``data``: the hash of the split log; ``words``: that of :func:`columns_read`.
 
     Raises:
         LargeRecError: optuna is missing, the space is empty or does not fit the recipe, the trials there are of another search,
@@ -79,7 +81,7 @@ def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, quiet: bool = 
     space = own_space(recipe)
     place = Bundle(folder / "trials")
     place.path.mkdir(parents=True, exist_ok=True)
-    _check_same_search(recipe, place, data)
+    _check_same_search(recipe, place, data, words)
     records = _records(place)
     while len(records) < budget:
         records.append(_trial(recipe, space, records, place, quiet=quiet))
@@ -136,6 +138,13 @@ def own_space(recipe: Recipe) -> Space:
         for value in tried:
             with_settings(recipe, {key: value})
     return space
+
+
+def columns_read(recipe: Recipe) -> tuple[str, ...]:
+    """The item columns that the recipe's model or one of its space reads."""
+    choices = recipe.tune.space.get("model.side.columns", ())
+    in_space = [name for choice in choices for name in choice] if isinstance(choices, tuple) else []
+    return tuple(sorted({*recipe.model.side.columns, *in_space}))
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -267,16 +276,17 @@ def _curve(bundle: Bundle, metric: str) -> list[float]:
     return [float(line["validation"][metric]) for line in _log(bundle) if "validation" in line]
 
 
-def _check_same_search(recipe: Recipe, place: Bundle, data: str) -> None:
+def _check_same_search(recipe: Recipe, place: Bundle, data: str, words: str | None) -> None:
     """Keep, or compare, what the trials depend on: records of another search would mislead this one."""
     settings = {key: value for key, value in flatten(recipe.resolved().to_json()).items() if not key.startswith(NOT_OF_TRAINING)}
-    search = {"data": data, "space": recipe.tune.model_dump(mode="json")["space"], "recipe": settings}
+    search: dict[str, Any] = {"data": data, **({} if words is None else {"words": words})}
+    search |= {"space": recipe.tune.model_dump(mode="json")["space"], "recipe": settings}
     search = json.loads(json.dumps(search))
     if not place.file("search.json").is_file():
         return place.write_json("search.json", search)
     old = place.read_json("search.json")
-    for part in ("data", "space", "recipe"):
-        if old.get(part) != search[part]:
+    for part in search:
+        if old.get(part, search[part]) != search[part]:
             before, now = (flatten({part: one.get(part)}) for one in (old, search))
             keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
             shown = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys[:4])
