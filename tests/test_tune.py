@@ -15,7 +15,7 @@ from largerec import tune as module
 from largerec.bundle import Bundle, flatten
 from largerec.compare import from_arguments
 from largerec.errors import Diverged, LargeRecError
-from largerec.recipe import Recipe, load_recipe
+from largerec.recipe import Range, Recipe, load_recipe
 from largerec.tune import own_space, tune, with_settings
 
 SPACE = [
@@ -163,9 +163,31 @@ def test_the_space_holds_the_recipe_s_own_settings(tmp_path: Path) -> None:
     assert space["train.max_steps"] == (None, 5)
 
 
+def test_a_range_is_of_the_option_s_kind(tmp_path: Path) -> None:
+    space = own_space(
+        tiny_recipe(tmp_path, "tune.space.optim.clip={low = 1, high = 9}", "tune.space.model.depth={low = 1.0, high = 2.0}")
+    )
+    bounds = {key: (values.low, values.high) for key, values in space.items() if isinstance(values, Range)}
+    assert bounds == {"optim.clip": (1, 9), "model.depth": (1, 2)}
+    assert {type(bound) for bound in bounds["optim.clip"]} == {float} and {type(bound) for bound in bounds["model.depth"]} == {
+        int
+    }
+
+
+def test_settings_that_do_not_fit_together_are_a_failed_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(module, "train", trained({}, calls))
+    monkeypatch.setattr(module, "_proposal", lambda *_: ({"model.width": 15}, lambda curve: False))
+    found = tune(tiny_recipe(tmp_path, "tune.space.model.width={low = 8, high = 16}"), 2, tmp_path, "hash", quiet=True)
+    assert [trial["state"] for trial in found.trials] == ["finished", "failed"] and len(calls) == 1
+    assert "model.width=15 is no multiple of model.heads=2" in found.trials[1]["why"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("tune.space.model.width={low = 8, high = 16.5}", "give whole bounds"),
+        ("tune.space.train.recompute={low = 0, high = 1}", "own value is False"),
         ("tune.space.model.dropot=[0.1]", "did you mean 'model.dropout'"),
         ("tune.space.evaluate.k=[[5]]", "would change what is measured"),
         ("tune.space.data.path=['x']", "would change what is measured"),

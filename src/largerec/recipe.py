@@ -67,7 +67,7 @@ class RunOptions(Options):
 
 
 class Range(Options):
-    """Values from ``low`` to ``high``, whole numbers where both are; ``log``: small ones as often as large ones."""
+    """Values from ``low`` to ``high``, whole numbers where the option is one; ``log``: small ones as often as large ones."""
 
     low: int | float
     high: int | float

@@ -60,9 +60,7 @@ class Tuned:
         }
 
 
-def tune(
-    recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | None = None, quiet: bool = False
-) -> Tuned:
+def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | None = None, quiet: bool = False) -> Tuned:
     """Make ``budget`` trials of a recipe in ``folder/trials`` with its own seed, or as many as are missing there.
 
     The best settings are written to ``folder/tuned.toml``; the best trial's run stays in ``folder/trials/trial-N`` until
@@ -124,11 +122,17 @@ def own_space(recipe: Recipe) -> Space:
         if key not in own:
             raise LargeRecError(f"{recipe.name}: tune.space.{key} is no option of this recipe{nearest(key, own)}")
         if isinstance(values, Range):
-            if not isinstance(own[key], int | float):
+            if not isinstance(own[key], int | float) or isinstance(own[key], bool):
                 raise LargeRecError(
                     f"tune.space.{key} is a range and the recipe's own value is {own[key]!r}; give it a number, or list choices."
                 )
-            low, high = min(values.low, own[key]), max(values.high, own[key])
+            kind = type(own[key])
+            if kind(values.low) != values.low or kind(values.high) != values.high:
+                raise LargeRecError(
+                    f"tune.space.{key} is from {values.low} to {values.high}, but the option is a whole number; give whole "
+                    "bounds."
+                )
+            low, high = kind(min(values.low, own[key])), kind(max(values.high, own[key]))
             space[key] = Range(low=low, high=high, log=values.log)
             tried: tuple[Any, ...] = (low, high)
         else:
@@ -255,6 +259,10 @@ def _outcome(
     found: dict[str, Any] = {"state": "finished", "value": None}
     try:
         trial = placed(with_settings(recipe, settings), path, recipe.seed)
+        trial.resolved()
+    except LargeRecError as error:  # each setting fits the recipe, but not these together
+        return found | {"state": "failed", "why": str(error), "curve": [], "seconds": 0.0}
+    try:
         done = bundle.file("result.json").is_file()  # killed between the result and the record
         result = bundle.read_json("result.json") if done else train(trial, quiet=quiet, on_validation=watch)
         found["value"] = float(result["validation"][metric])
