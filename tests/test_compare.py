@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
@@ -279,7 +280,36 @@ def test_ensembles_are_further_rows_and_are_never_chosen(place: Path, tmp_path: 
     assert without_clock(again) == without_clock(found)
 
 
-def test_an_ensemble_needs_two_of_something(place: Path, tmp_path: Path) -> None:
-    a, _, *overrides = copy(place, tmp_path / "c")
-    with pytest.raises(LargeRecError, match="two model families or more than one seed"):
-        from_arguments([a, *overrides], "1", ensemble=True, quiet=True)
+CLICK = ["tasks.click.where='behavior = view'", "batch.actions=summed"]
+ASKED: list[tuple[list[str], dict[str, Any], str]] = [
+    (["name=b"], {"ensemble": True}, "two model families or more than one seed"),
+    (["model.name=sasrec", "name=b"], {"ensemble": True, "both": ["model.query_time=true"]}, "a table of their own"),
+    (["name=b", *CLICK], {"ensemble": True, "both": CLICK}, "--ensemble mixes runs that only retrieve"),
+    (["name=b"], {"trials": 1, "both": ["tune.space.model.dropout=[0.1]"]}, r"b: --trials needs to know what may change"),
+    (["name=b", "tune.space.model.dropot=[0.1]"], {"trials": 1, "both": ["tune.space.model.dropout=[0.1]"]}, "did you mean"),
+    (
+        ["name=b", *CLICK, "tune.space.tasks.click.weight=[2.0]"],
+        {"trials": 1, "both": [*CLICK, "tune.space.model.dropout=[0.1]"]},
+        "tune.space.tasks.click.weight: this would change what is measured",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "options", "message"), ASKED, ids=range(len(ASKED)))
+def test_what_could_not_be_made_at_the_end_is_refused_first(
+    overrides: list[str], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    options = dict(options)
+    a, _ = recipe_files(tmp_path)
+    first, second = load_recipe(a, options.pop("both", [])), load_recipe(a, overrides)
+    with pytest.raises(LargeRecError, match=message):
+        compare([first, second], [0], tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists(), "nothing was trained"
+
+
+def test_a_search_without_optuna_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    recipe = load_recipe(recipe_files(tmp_path)[0], ["tune.space.model.dropout=[0.1]"])
+    with pytest.raises(LargeRecError, match=r"pip install 'largerec\[tune\]'"):
+        compare([recipe], [0], tmp_path / "runs", trials=2)
+    assert not (tmp_path / "runs").exists()

@@ -36,7 +36,7 @@ from largerec.report.compared import compared_page
 from largerec.sequences import build_sequences
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import train
-from largerec.tune import Tuned, columns_read, promote, tune
+from largerec.tune import Tuned, columns_read, needed_optuna, own_space, promote, tune
 
 FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
@@ -89,6 +89,7 @@ def compare(
     """
     folder, started = Path(folder), [one for recipe in recipes for one in with_compared(recipe)]
     check_alike(started, seeds, against)
+    check_asked(started, seeds, trials=trials, ensemble=ensemble)
     log = load_log(started[0].data)
     sequences = build_sequences(log, started[0].split, started[0].tasks)
     data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
@@ -192,6 +193,28 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
         raise LargeRecError(
             f"train.metric={first.train.metric!r} chooses the best row, but evaluate.k={list(first.evaluate.k)} does not report "
             f"it; add {k} to evaluate.k or choose another train.metric."
+        )
+
+
+def check_asked(recipes: Sequence[Recipe], seeds: Sequence[int], *, trials: int, ensemble: bool) -> None:
+    """Refuse a search or ensembles that could not be made when all runs are, before anything is trained.
+
+    Raises:
+        LargeRecError: a recipe has no space or a bad one, optuna is missing, or there is nothing to make ensembles of.
+    """
+    for recipe in recipes if trials else ():
+        own_space(recipe)
+    if trials > 1:
+        needed_optuna()
+    if not ensemble:
+        return
+    if recipes[0].tasks:
+        raise LargeRecError("--ensemble mixes runs that only retrieve, and these recipes have tasks; leave one of the two out.")
+    families = {(getattr(recipe.model, "query_time", False), recipe.model.name) for recipe in recipes}
+    if len(seeds) == 1 and len({query_time for query_time, _ in families}) == len(families):
+        raise LargeRecError(
+            "--ensemble needs recipes of two model families or more than one seed; here are neither. Rows with query time "
+            "are a table of their own."
         )
 
 

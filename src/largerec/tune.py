@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,19 @@ AT_RANDOM = 3
 PRUNE_AFTER, PRUNE_FROM = 2, 3
 """A trial is given up when its best validation so far is below the median of the others' at that point: once this many are
 finished, and not before this many validations of its own."""
-NOT_TO_TUNE = ("seed", "name", "threads", "run.", "tune.", "data.", "split.", "evaluate.", "train.metric", "train.tensorboard")
+NOT_TO_TUNE = (
+    "seed",
+    "name",
+    "threads",
+    "run.",
+    "tune.",
+    "data.",
+    "split.",
+    "tasks.",
+    "evaluate.",
+    "train.metric",
+    "train.tensorboard",
+)
 LARGE = ("model.safetensors", "state.safetensors", "histories.parquet", "vocabulary.parquet")
 
 
@@ -70,12 +83,6 @@ def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | N
         LargeRecError: optuna is missing, the space is empty or does not fit the recipe, the trials there are of another search,
             or no trial finished.
     """
-    if not recipe.tune.space:
-        raise LargeRecError(
-            f"{recipe.name}: --trials needs to know what may change. Give the recipe a group [tune.space], for example with "
-            "optim.learning_rate = {low = 0.0005, high = 0.004, log = true} and model.dropout = [0.3, 0.5], or the same as an "
-            'override for all recipes: "tune.space.model.dropout=[0.3, 0.5]".'
-        )
     space = own_space(recipe)
     place = Bundle(folder / "trials")
     place.path.mkdir(parents=True, exist_ok=True)
@@ -111,8 +118,14 @@ def own_space(recipe: Recipe) -> Space:
     """The recipe's space by rising key, widened where need be so that the recipe's own settings belong to it.
 
     Raises:
-        LargeRecError: a key is no option or not one to tune, or a value does not fit.
+        LargeRecError: there is no space, a key is no option or not one to tune, or a value does not fit.
     """
+    if not recipe.tune.space:
+        raise LargeRecError(
+            f"{recipe.name}: --trials needs to know what may change. Give the recipe a group [tune.space], for example with "
+            "optim.learning_rate = {low = 0.0005, high = 0.004, log = true} and model.dropout = [0.3, 0.5], or the same as an "
+            'override for all recipes: "tune.space.model.dropout=[0.3, 0.5]".'
+        )
     own, space = flatten(recipe.resolved().to_json()), dict[str, Range | tuple[Any, ...]]()
     for key, values in sorted(recipe.tune.space.items()):
         if key.startswith(NOT_TO_TUNE):
@@ -198,17 +211,27 @@ def _never(curve: list[float]) -> bool:
     return False
 
 
-def _proposal(seed: int, space: Space, records: list[dict[str, Any]]) -> tuple[dict[str, Any], Callable[[list[float]], bool]]:
-    """What optuna proposes next, drawn from the records and (seed, number) alone, and whether it gives up at a validation curve.
+def needed_optuna() -> ModuleType:
+    """The module that makes proposals.
 
-    Choices are drawn by their place, so that a choice may be any value.
+    Raises:
+        LargeRecError: it is not installed.
     """
     try:
         import optuna
     except ImportError:
         raise LargeRecError("--trials above 1 needs optuna; install it with: pip install 'largerec[tune]'") from None
+    return optuna
+
+
+def _proposal(seed: int, space: Space, records: list[dict[str, Any]]) -> tuple[dict[str, Any], Callable[[list[float]], bool]]:
+    """What optuna proposes next, drawn from the records and (seed, number) alone, and whether it gives up at a validation curve.
+
+    Choices are drawn by their place, so that a choice may be any value.
+    """
+    optuna = needed_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kinds: dict[str, optuna.distributions.BaseDistribution] = {}
+    kinds: dict[str, Any] = {}
     for key, values in space.items():
         if not isinstance(values, Range):
             kinds[key] = optuna.distributions.CategoricalDistribution(range(len(values)))
