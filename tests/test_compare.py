@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from runs import TINY, log_lines, start_child
 from typer.testing import CliRunner
 
@@ -138,7 +139,13 @@ def test_nothing_is_made_again(place: Path, tmp_path: Path, monkeypatch: pytest.
     arguments = copy(place, tmp_path / "c")
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("a finished run was trained again"))
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("the test part was looked at again"))
-    assert without_clock(from_arguments(arguments, "2", quiet=True)) == without_clock(document(place))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert without_clock(from_arguments(arguments, "2", quiet=True)) == without_clock(document(place))
+        assert torch.get_num_threads() == document(place)["threads"] == 1, "the rows are timed with the recipes' threads"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_run_that_was_trained_and_not_evaluated_is_evaluated(place: Path, tmp_path: Path) -> None:
@@ -194,6 +201,7 @@ REFUSED = [
     (["split.protocol=timeline", "split.validation_from=70%", "split.test_from=85%"], "split.protocol"),
     (["evaluate.k=[10]"], "evaluate.k"),
     (["train.metric=recall@10"], "train.metric"),
+    (["threads=2"], "threads is 1 in the one and 2 in the other"),
     (["name=a"], "two recipes have the name 'a'"),
     (["name=x/y"], "cannot be a folder"),
 ]

@@ -90,6 +90,8 @@ def compare(
     folder, started = Path(folder), [one for recipe in recipes for one in with_compared(recipe)]
     check_alike(started, seeds, against)
     check_asked(started, seeds, trials=trials, ensemble=ensemble)
+    if (threads := started[0].threads) is not None:
+        torch.set_num_threads(threads)  # also where no run is left to set it, and the rows are only timed
     log = load_log(started[0].data)
     sequences = build_sequences(log, started[0].split, started[0].tasks)
     data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
@@ -163,7 +165,7 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
     """Refuse what one table cannot hold, before anything is trained.
 
     Raises:
-        LargeRecError: names or seeds are given twice; data, split, evaluation or the metric that chooses differ.
+        LargeRecError: names or seeds are given twice; data, split, evaluation, threads or the metric that chooses differ.
     """
     if not recipes or not seeds:
         raise LargeRecError("a comparison needs at least one recipe and one seed: largerec compare a.toml b.toml --seeds 3.")
@@ -184,6 +186,12 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
         for group in ALIKE:
             _refuse_other(first, other, group, flatten(first.model_dump()[group]), flatten(other.model_dump()[group]))
         _refuse_other(first, other, "train", {"metric": first.train.metric}, {"metric": other.train.metric})
+        if first.threads != other.threads:
+            raise LargeRecError(
+                f"{first.name} and {other.name} cannot stand in one table: threads is {first.threads} in the one and "
+                f"{other.threads} in the other. Times are compared, and numbers depend on it to the bit: give both the same with "
+                f"the override threads={first.threads or other.threads}."
+            )
     if "@" not in first.train.metric:
         raise LargeRecError(
             f"train.metric={first.train.metric!r} is a task's, and a comparison is of retrieval so far; set train.metric=ndcg@10."
