@@ -23,7 +23,8 @@ from largerec.cli import app
 from largerec.compare import compare, from_arguments
 from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, evaluate
-from largerec.recipe import load_recipe
+from largerec.recipe import Recipe, load_recipe
+from largerec.tune import Tuned, with_settings
 
 QUICK = ["train.max_steps=6", "train.evaluate_every=3"]
 
@@ -194,6 +195,19 @@ def test_a_run_that_read_other_words_of_items_is_refused(place: Path, tmp_path: 
     monkeypatch.setattr(module, "words_hash", lambda *_: "two")
     with pytest.raises(LargeRecError, match="b/seed-0' holds a finished run on items with other words"):
         from_arguments(arguments, "2", quiet=True)
+
+
+def test_a_search_that_chose_other_settings_says_what_to_remove(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(recipe: Recipe, *_: Any, **__: Any) -> Tuned:
+        settings = {"model.dropout": 0.5}
+        return Tuned(with_settings(recipe, settings), 0, 1, [{"settings": settings}])
+
+    monkeypatch.setattr(module, "tune", tune)
+    arguments = [*copy(place, tmp_path / "c"), "tune.space.model.dropout=[0.5]"]
+    with pytest.raises(LargeRecError, match=r"model.dropout: 0.2 -> 0.5.* search of 1 trials .*runs/a/seed-\* \(the trials stay"):
+        from_arguments(arguments, "2", trials=1, quiet=True)
 
 
 REFUSED = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from largerec.bundle import Bundle, flatten
 from largerec.compare import from_arguments
 from largerec.errors import Diverged, LargeRecError
 from largerec.recipe import Range, Recipe, load_recipe
-from largerec.tune import own_space, tune, with_settings
+from largerec.tune import own_space, promote, tune, with_settings
 
 SPACE = [
     "tune.space.optim.learning_rate={low = 0.0005, high = 0.02, log = true}",
@@ -131,6 +132,26 @@ def test_trials_that_diverge_are_failures_and_the_first_best_wins_ties(tmp_path:
     monkeypatch.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(Diverged("nan")))
     with pytest.raises(LargeRecError, match="none of 2 trials finished"):
         tune(recipe, 2, tmp_path / "other", "hash", quiet=True)
+
+
+def test_the_best_trial_s_weights_stay_until_they_are_its_seed_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "train", trained({"trial-0": [0.1], "trial-1": [0.9]}, []))
+    recipe, target = recipe_of(tmp_path), Bundle(tmp_path / "seed-0")
+    found = tune(recipe, 2, tmp_path, "hash", quiet=True)
+    weights = [tmp_path / "trials" / f"trial-{number}" / "model.safetensors" for number in (0, 1)]
+    for path in weights:
+        path.touch()
+    target.path.mkdir()
+    target.write_json("recipe.json", {"format": 1, "recipe": recipe.to_json()})
+    promote(found, tmp_path, [0])
+    assert found.best == 1 and [path.exists() for path in weights] == [False, True], "the run there is of other settings"
+    target.write_json("recipe.json", {"format": 1, "recipe": found.recipe.resolved().to_json()})
+    promote(found, tmp_path, [0])
+    assert not weights[1].exists(), "the run there is the same one"
+    weights[1].touch()
+    shutil.rmtree(target.path)
+    promote(found, tmp_path, [0])
+    assert target.file("model.safetensors").exists() and not weights[1].parent.exists()
 
 
 def test_settings_that_come_again_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
 ALIKE = ("data", "split", "tasks", "evaluate")
 """Groups in which the recipes of one table may not differ."""
+ADVICE = "Remove it, or choose another run.dir."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIMED_USERS, TIMED_PASSES, TIMED_LENGTH = 256, 5, 10
 COSTS = ("params", "params_non_embedding", "train_tokens", "train_flops", "train_seconds", "steps")
@@ -108,7 +109,13 @@ def compare(
         for recipe in started:
             path = folder / recipe.name / f"seed-{seed}"
             words = words_hash(log.items, item_ids, recipe.model.side.columns)
-            result = finished_run(placed(recipe, path, seed), data, words=words, beside=first, quiet=quiet)
+            advice = ADVICE
+            if tuned:
+                advice = (
+                    f"The search of {trials} trials chose other settings than that run was made with. Remove the folders "
+                    f"{path.parent}/seed-* (the trials stay, and are not made again), or choose another run.dir."
+                )
+            result = finished_run(placed(recipe, path, seed), data, words=words, advice=advice, beside=first, quiet=quiet)
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
@@ -240,16 +247,23 @@ def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any]
 
 
 def finished_run(
-    recipe: Recipe, data: str, *, words: str | None = None, beside: Path | None = None, quiet: bool = False
+    recipe: Recipe,
+    data: str,
+    *,
+    words: str | None = None,
+    advice: str = ADVICE,
+    beside: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """The result of the evaluated run in ``run.dir``: as it is there, taken up, or made. ``beside``: whose baselines it shares.
 
-    ``data`` and ``words``: the hashes of the split log and of what the model reads of items.
+    ``data`` and ``words``: the hashes of the split log and of what the model reads of items. ``advice``: what to do about a run
+    that is another one.
 
     Raises:
         LargeRecError: another recipe, other data or another evaluation is there, or as :func:`largerec.train.train`.
     """
-    bundle, advice = Bundle(recipe.run.dir), "Remove it, or choose another run.dir."
+    bundle = Bundle(recipe.run.dir)
     if not bundle.file("result.json").is_file():
         train(recipe, quiet=quiet)
     bundle.check_same(recipe.resolved(), data, "a finished run", advice, words)

@@ -102,13 +102,21 @@ def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | N
 
 
 def promote(tuned: Tuned, folder: Path, seeds: Sequence[int]) -> None:
-    """Make the best trial's run that of its seed, if it is one of ``seeds``: the same to the bit. Remove others' weights."""
+    """Make the best trial's run that of its seed, if it is one of ``seeds``: the same to the bit.
+
+    Others' weights are removed, and its own where that seed's run has its settings: a run of other settings may make way later.
+    """
     own, target = folder / "trials" / f"trial-{tuned.best}", folder / f"seed-{tuned.recipe.seed}"
     if tuned.recipe.seed in seeds and (own / "model.safetensors").is_file() and not target.exists():
         os.rename(own, target)
+    kept = () if _has_settings(Bundle(target), tuned.trials[tuned.best]["settings"]) else (own,)
     for trial in (folder / "trials").glob("trial-*"):
-        for name in LARGE:
+        for name in LARGE if trial not in kept else ():
             (trial / name).unlink(missing_ok=True)
+
+
+def _has_settings(run: Bundle, settings: Mapping[str, Any]) -> bool:
+    return run.file("recipe.json").is_file() and settings.items() <= flatten(run.recipe().to_json()).items()
 
 
 # --- the space
