@@ -283,6 +283,12 @@ def test_a_second_pass_without_dropout_is_refused(tmp_path: Path) -> None:
     tiny_recipe(tmp_path, "contrastive={weight = 0.1, views = ['same-target']}", "model.dropout=0")
 
 
+def test_views_beside_positives_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LargeRecError, match=r"contrastive\.weight takes every event.*split\.positives"):
+        tiny_recipe(tmp_path, "contrastive.weight=0.1", "split.positives='value >= 4'")
+    tiny_recipe(tmp_path, "split.positives='value >= 4'")
+
+
 def test_a_resolved_recipe_is_read_back(tmp_path: Path) -> None:
     from largerec.recipe import recipe_from
 

@@ -204,6 +204,15 @@ class Recipe(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _views_are_of_all_events(self) -> Self:
+        if self.contrastive.weight and self.split.positives is not None:
+            raise LargeRecError(
+                "contrastive.weight takes every event for a target that two views may share, but split.positives says that some "
+                "are none. Leave one of the two out."
+            )
+        return self
+
     def resolved(self) -> Self:
         """The same recipe with every derived value written out: depth, width, heads, learning rate, precision."""
         model = self.model.resolved()
