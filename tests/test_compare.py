@@ -182,6 +182,12 @@ def test_another_recipe_or_log_is_refused(place: Path, tmp_path: Path) -> None:
         from_arguments([*arguments, "data.simulate.users=81"], "2", quiet=True)
     with pytest.raises(LargeRecError, match="looked at once"):
         from_arguments([*arguments, "evaluate.k=[10]"], "2", quiet=True)
+    result = tmp_path / "c" / "runs" / "a" / "seed-0" / "result.json"
+    kept = result.read_text()
+    result.unlink()
+    with pytest.raises(LargeRecError, match=r"an unfinished run of another recipe .*\)\. Remove it, or choose another run.dir"):
+        from_arguments([*arguments, "optim.clip=1.0"], "2", quiet=True)
+    result.write_text(kept)
     lineage = tmp_path / "c" / "runs" / "b" / "seed-0" / "lineage.json"
     lineage.write_text(lineage.read_text().replace('"data_hash": "', '"data_hash": "0'))
     with pytest.raises(LargeRecError, match="b/seed-0' holds a finished run on other data"):

@@ -265,6 +265,8 @@ def finished_run(
     """
     bundle = Bundle(recipe.run.dir)
     if not bundle.file("result.json").is_file():
+        if bundle.file("recipe.json").is_file():
+            bundle.check_same(recipe.resolved(), data, "an unfinished run", advice, words)
         train(recipe, quiet=quiet)
     bundle.check_same(recipe.resolved(), data, "a finished run", advice, words)
     result = bundle.read_json("result.json")
