@@ -72,12 +72,14 @@ def test_the_folder_is_used_like_a_run(both: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_one_and_finds_it_again(both: Path) -> None:
-    runs = [str(both.parent / name) for name in ("one", "two")]
+    runs, left = [str(both.parent / name) for name in ("one", "two")], both.parent / "new" / ".recipe.json.12.partial"
+    left.parent.mkdir()
+    left.touch()  # as a kill at the very beginning leaves it
     told = CliRunner().invoke(app, ["ensemble", *runs, f"run.dir={both.parent / 'new'}", "--json"])
     assert told.exit_code == 0, told.output
     made = json.loads(told.stdout)
     assert made["validation"] == json.loads((both / "result.json").read_text())["validation"]
-    assert ensemble(runs, both.parent / "new") == made
+    assert ensemble(runs, both.parent / "new") == made and not left.exists()
     refused = CliRunner().invoke(app, ["ensemble", *runs])
     assert isinstance(refused.exception, LargeRecError) and "say once where" in str(refused.exception)
 

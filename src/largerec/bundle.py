@@ -98,10 +98,10 @@ class Bundle:
             self._clear_unless_resumable(recipe, lineage)
         if self.file("recipe.json").is_file():
             self._check_resumable(recipe, lineage)
-            return self._remove_partial_files()
-        if any(file.name not in BEGINNING and not _is_partial(file) for file in self.path.iterdir()):
+            return self.remove_partial_files()
+        if any(file.name not in BEGINNING and not is_partial(file) for file in self.path.iterdir()):
             raise LargeRecError(f"run.dir={str(self.path)!r} is not empty and not a LargeRec run; choose another folder.")
-        self._remove_partial_files()
+        self.remove_partial_files()
         self.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
         self.write_parquet("histories.parquet", sequences.frame())
         self.write_json("lineage.json", dict(lineage))
@@ -150,10 +150,10 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(self.path)!r} is in use by another training; wait or choose another.") from None
         return unlock
 
-    def _remove_partial_files(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove what a kill in the middle of writing left beside the files."""
         for file in self.path.iterdir():
-            if _is_partial(file):
+            if is_partial(file):
                 file.unlink(missing_ok=True)
 
     def _check_resumable(self, recipe: Recipe, lineage: Mapping[str, Any]) -> None:
@@ -300,7 +300,8 @@ class Bundle:
             beside.unlink(missing_ok=True)
 
 
-def _is_partial(file: Path) -> bool:
+def is_partial(file: Path) -> bool:
+    """Whether a kill in the middle of writing left this file."""
     return re.fullmatch(r"\..+\.\d+\.partial", file.name) is not None
 
 
@@ -308,7 +309,7 @@ def _foreign(folder: Path) -> Iterator[Path]:
     """What no run writes, in a run's folder and in those of the families that ``largerec run`` trained beside it."""
     for entry in folder.iterdir():
         if not entry.is_dir() or entry.is_symlink():
-            known = entry.is_file() and (_is_partial(entry) or OWN_FILES.fullmatch(entry.name))
+            known = entry.is_file() and (is_partial(entry) or OWN_FILES.fullmatch(entry.name))
             yield from () if known else (entry,)
         elif entry.name == "tensorboard":
             yield from (file for file in entry.iterdir() if not file.is_file() or not TENSORBOARD_FILE.fullmatch(file.name))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from largerec import metrics
-from largerec.bundle import Bundle
+from largerec.bundle import Bundle, is_partial
 from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
@@ -37,7 +37,7 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
     _check_members(bundles, results)
     relative = [os.path.relpath(one.path.resolve(), bundle.path.resolve()) for one in bundles]
     weights = [_weights_hash(one) for one in bundles]
-    if bundle.path.is_dir() and any(bundle.path.iterdir()):
+    if bundle.path.is_dir() and not all(is_partial(file) for file in bundle.path.iterdir()):
         if not bundle.file("recipe.json").is_file() or list(Bundle.open(to).members()) != relative:
             raise LargeRecError(f"{bundle.path} is not empty and not this ensemble; choose another folder.")
         if bundle.file("result.json").is_file():
@@ -48,6 +48,7 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
                 )
             return bundle.read_json("result.json")
     bundle.path.mkdir(parents=True, exist_ok=True)
+    bundle.remove_partial_files()
     first = bundles[0].read_json("recipe.json")
     bundle.write_json("recipe.json", {**first, "members": relative})
     lineage = bundles[0].read_json("lineage.json")
