@@ -204,6 +204,12 @@ def test_vectors_follow_the_catalogue_and_not_the_table() -> None:
     assert vectors("abcdez").shape == (6, 3) and not vectors("abcdez")[5].any()
 
 
+def test_a_list_is_read_as_the_text_of_its_parts() -> None:
+    lists = ITEMS.with_columns(pl.col("title").str.split(" "))
+    options = SideOptions(columns=("title",), width=3)
+    assert np.array_equal(item_vectors(lists, ITEMS["item_id"], options), vectors())
+
+
 def test_the_hash_of_words_knows_what_is_read_of_the_catalogue() -> None:
     ids = ITEMS["item_id"]
     own = words_hash(ITEMS, ids, ("title",))
@@ -219,6 +225,8 @@ def test_the_hash_of_words_knows_what_is_read_of_the_catalogue() -> None:
     [
         (None, {}, r"needs a table of items, and the log has none.*data\.items"),
         (ITEMS, {"columns": ["brand"]}, r"names 'brand', which the log's items do not have\. They have: title, tag\."),
+        (ITEMS.select("item_id", title=pl.struct("tag")), {}, r"names 'title', whose values are Struct.*Make a column of text"),
+        (ITEMS.select("item_id", title=pl.concat_list(pl.concat_list("tag"))), {}, r"names 'title', whose values are List\(List"),
         (ITEMS, {"width": 6}, r"model\.side\.width=6 is too much for 8 items with 5 words"),
     ],
 )

@@ -30,7 +30,7 @@ def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideO
         options: which columns, and F.
 
     Raises:
-        LargeRecError: the log has no such column, or too few words for F numbers.
+        LargeRecError: the log has no such column, it holds no text, or too few words for F numbers.
     """
     word_VW = _weighed_words(_known(items, item_ids, options.columns), len(item_ids))
     if min(word_VW.shape) < options.width:
@@ -45,7 +45,7 @@ def words_hash(items: pl.DataFrame | None, item_ids: pl.Series, columns: Iterabl
     """SHA-256 of what ``columns`` say of the catalogue ``item_ids``, which the split log's hash leaves out; None without any.
 
     Raises:
-        LargeRecError: the log has no such column.
+        LargeRecError: the log has no such column, or it holds no text.
     """
     columns = tuple(columns)
     if not columns:
@@ -69,7 +69,19 @@ def _known(items: pl.DataFrame | None, item_ids: pl.Series, columns: tuple[str, 
         raise LargeRecError(f"model.side.columns names {missing[0]!r}, which the log's items do not have. They have: {there}.")
     catalogue = pl.DataFrame({"item_id": item_ids, "token": np.arange(len(item_ids))})
     known = catalogue.join(items.unique("item_id", keep="first", maintain_order=True), on="item_id").sort("token")
-    return known.select("token", *(pl.col(name).cast(pl.String) for name in columns))
+    return known.select("token", *(_text(name, known.schema[name]) for name in columns))
+
+
+def _text(name: str, kind: pl.DataType) -> pl.Expr:
+    """A column as text; the texts of a list one after another."""
+    if not kind.is_nested():
+        return pl.col(name).cast(pl.String)
+    if isinstance(kind, pl.List) and not kind.inner.is_nested():
+        return pl.col(name).cast(pl.List(pl.String)).list.join(" ")
+    raise LargeRecError(
+        f"model.side.columns names {name!r}, whose values are {kind}; words are read from text, numbers and lists of those. Make "
+        "a column of text from it, or leave it out."
+    )
 
 
 def _weighed_words(known: pl.DataFrame, n_items: int) -> csr_matrix:
