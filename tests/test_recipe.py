@@ -284,6 +284,12 @@ def test_another_family_gets_no_heads_from_or_for_one_without() -> None:
     assert recurrent.resolved().with_family("hstu").model.heads is None
 
 
+@pytest.mark.parametrize(("own", "other", "kept"), [("sasrec", "fuxi-beta", 3), ("sasrec", "ligr", 4.0), ("llama", "ligr", 4.0)])
+def test_a_feedforward_is_kept_where_it_means_the_same(own: str, other: str, kept: float) -> None:
+    model: Any = recipe_from({"model": {"name": own, "feedforward": 3}}).with_family(other).model
+    assert model.feedforward == kept
+
+
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(LargeRecError, match=r"unknown model family 'hsut'; did you mean 'hstu'.*Allowed: .*sasrec"):
         Recipe().with_family("hsut")

@@ -249,6 +249,11 @@ def test_both_ways_to_write_a_key_are_one(tmp_path: Path) -> None:
     assert tomllib.loads(module.as_toml(load_recipe(path), "x"))["tune"]["space"]["model"]["dropout"]["low"] == 0.1
 
 
+def test_any_character_is_written_as_toml(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, "name=Grüße 🎬")
+    assert tomllib.loads(module.as_toml(recipe, "x"))["name"] == recipe.name
+
+
 def test_compare_tunes_first_and_uses_the_best_trial_s_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.toml").write_text(TINY.replace('"tiny"', '"a"'), encoding="utf-8")
     arguments = [str(tmp_path / "a.toml"), *SPACE, f"run.dir={tmp_path / 'runs'}"]

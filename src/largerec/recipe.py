@@ -234,7 +234,11 @@ class Recipe(Options):
         if family not in FAMILIES:
             raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
         options, _ = FAMILIES[family]
-        kept = options.model_fields.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
+        ours, theirs = type(self.model).model_fields, options.model_fields
+        kept = theirs.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
+        if "feedforward" in ours.keys() & theirs.keys():  # which counts other matrices where its default or kind is another
+            one, other = ((field.annotation, field.default) for field in (ours["feedforward"], theirs["feedforward"]))
+            kept -= {"feedforward"} if one != other else set()
         shared = {key: value for key, value in self.model.model_dump(exclude_unset=True).items() if key in kept}
         return self.model_copy(update={"model": options.model_validate(shared | {"name": family})})
 

@@ -191,7 +191,8 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def as_toml(recipe: Recipe, comment: str) -> str:
     """A recipe as TOML that reads as the same recipe: every option that is set, a dotted key each."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in flatten(recipe.to_json()).items() if value not in (None, {})]
+    set_here = {key: value for key, value in flatten(recipe.to_json()).items() if value not in (None, {})}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in set_here.items()]  # TOML has no surrogates
     return "\n".join([f"# {comment}", *lines]) + "\n"
 
 
