@@ -113,6 +113,15 @@ def test_the_hash_knows_labels_and_positives_but_is_the_old_one_without() -> Non
         ({"quantiles_of": "text"}, "gives String; name a number"),
         ({"where": "value > 3 and value is null"}, ""),
         ({"where": "empty > 1"}, "task 't' is unknown for every row"),
+        ({"where": "value > AVG(value)"}, "must be about one row; AVG"),
+        ({"where": "value = 1 AND seconds >= MAX(seconds) / 2"}, "must be about one row"),
+        ({"where": "COUNT(*) OVER (PARTITION BY item_id) > 20"}, "must be about one row"),
+        ({"quantiles_of": "SUM(value) OVER (PARTITION BY item_id)"}, "must be about one row"),
+        ({"quantiles_of": "LAG(seconds) OVER (ORDER BY timestamp)"}, "must be about one row"),
+        ({"quantiles_of": "RANK() OVER (ORDER BY seconds)"}, "must be about one row"),
+        ({"quantiles_of": "AVG(value)"}, "gives 1 values for 300 rows; it must be about one row"),
+        ({"where": "text IN ('a', 'b') AND value BETWEEN 1 AND 3 OR COALESCE(value, seconds) > 4"}, ""),
+        ({"quantiles_of": "CASE WHEN value > 2 THEN LN(seconds) ELSE CAST(value AS INT) END"}, ""),
     ],
 )
 def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) -> None:
@@ -124,6 +133,11 @@ def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) 
         return
     with pytest.raises(LargeRecError, match=message):
         call()
+
+
+def test_positives_are_about_one_row_too() -> None:
+    with pytest.raises(LargeRecError, match="split.positives='value >= AVG.value.' must be about one row"):
+        build_sequences(labelled_log(), SplitOptions(positives="value >= AVG(value)"))
 
 
 def test_a_task_unknown_in_training_is_refused() -> None:
