@@ -169,6 +169,26 @@ def test_a_task_unknown_in_training_is_refused() -> None:
         ),
         (
             {
+                "tasks": {"w": {"quantiles_of": "x"}, "a": {"where": "b"}},
+                "batch": {"actions": "summed"},
+                "train": {"metric": "w.gauc"},
+            },
+            r"a task with 8 labels, which has no AUC; .* such as train.metric=a.auc",
+        ),
+        (
+            {
+                "tasks": {"w": {"quantiles_of": "x"}, "c": {"where": "b", "weight": 0}, "a": {"where": "b"}},
+                "batch": {"actions": "summed"},
+                "ranking": {"retrieval": 0},
+            },
+            r"such as train.metric=a.auc",
+        ),
+        (
+            {"tasks": {"w": {"quantiles_of": "x"}}, "batch": {"actions": "summed"}, "ranking": {"retrieval": 0}},
+            r"ranking.retrieval=0 leaves its loss out; of tasks with two labels, name one with where",
+        ),
+        (
+            {
                 "tasks": {"a": {"where": "b"}},
                 "batch": {"actions": "summed"},
                 "ranking": {"weight": 0},
@@ -182,6 +202,11 @@ def test_a_task_unknown_in_training_is_refused() -> None:
 def test_options_that_would_do_nothing_are_refused(document: dict[str, Any], message: str) -> None:
     with pytest.raises(LargeRecError, match=message):
         recipe_from(document)
+
+
+def test_a_number_cut_in_two_has_an_auc() -> None:
+    document = {"tasks": {"w": {"quantiles_of": "x", "classes": 2}}, "batch": {"actions": "summed"}}
+    assert recipe_from(document | {"train": {"metric": "w.auc"}}).train.metric == "w.auc"
 
 
 def test_the_earlier_watches_of_kuairand_know_likes_and_long_views(tmp_path: Path) -> None:
