@@ -221,12 +221,22 @@ def test_at_a_moment_what_comes_later_is_unknown(mode: Mode) -> None:
         ({"user": 77, "candidates": [1]}, "user 77 is not in this run's log"),
         ({"candidates": [1]}, "give either a user or history"),
         ({"user": 3, "history": [1], "candidates": [1]}, "give either a user or history"),
+        ({"history": [1], "candidates": [1], "at": datetime(2020, 1, 1)}, "at=.* a history given by hand has no times"),
         ({"user": 3, "candidates": [1], "by": "god"}, "by='god' is no task of this run; did you mean 'good'"),
     ],
 )
 def test_what_cannot_be_ranked_is_explained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(LargeRecError, match=message):
         engine_of("sasrec", "interleaved").rank(**arguments)
+
+
+def test_a_log_without_a_clock_is_asked_at_no_moment() -> None:
+    engine = engine_of("hstu", "interleaved")
+    engine = Engine(engine.scorer, engine.tokenizer, replace(engine.sequences, time_kind="order"))
+    assert engine._queries_of_users(np.array([3])).time_Q.tolist() == [-1]
+    assert engine.rank(3, [5, 2, 9]).height == 3
+    with pytest.raises(LargeRecError, match="an order and no clock; leave it out"):
+        engine.rank(3, [5, 2, 9], at=datetime(2020, 1, 1))
 
 
 def test_a_run_without_tasks_cannot_rank() -> None:

@@ -89,7 +89,8 @@ class Engine:
     def _queries_of_users(self, row_U: np.ndarray) -> Queries:
         first_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U]]
         end_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U + 1]]
-        return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), time.time_ns() // 1_000_000))
+        now = time.time_ns() // 1_000_000 if self.sequences.time_kind == "timestamp" else -1
+        return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), now))
 
     def _query_at(self, row: int, at: datetime) -> Queries:
         """Ask for one user at a moment: the history is what had happened by then, and what has no time."""
@@ -182,7 +183,8 @@ class Engine:
         log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
 
         Raises:
-            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history.
+            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history; ``at``
+                with a history, or of a log without a clock.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
@@ -199,11 +201,11 @@ class Engine:
                 f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
+        if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
+            without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
+            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
         if history is not None:
             query = self._queries_of_histories([history])
-            if at is not None:
-                moment = at if at.tzinfo else at.replace(tzinfo=UTC)
-                query = replace(query, time_Q=np.array([int(moment.timestamp() * 1000)]))
         else:
             row = self._user_row(user)
             query = self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at)
