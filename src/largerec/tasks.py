@@ -29,7 +29,8 @@ class TaskOptions(Options):
     Both are about one row: an average or a window over rows would look at the test's too, and is refused.
 
     ``where``: a condition; the label is 1 where it holds, 0 where not, unknown where it is null. ``quantiles_of``: a number,
-    cut into ``classes`` (8 if not given) at its quantiles among training events. ``weight``: of its loss.
+    cut into ``classes`` (8 if not given) at its quantiles among training events, unknown where it is null, NaN or infinite.
+    ``weight``: of its loss.
     """
 
     where: str | None = None
@@ -105,7 +106,8 @@ def condition(events: pl.DataFrame, text: str, option: str) -> pl.Series:
 
 
 def task_values(events: pl.DataFrame, tasks: Mapping[str, TaskOptions]) -> np.ndarray:
-    """The numbers behind the labels, before any is cut into classes; NaN where the log does not say. [N, tasks]
+    """The numbers behind the labels, before any is cut into classes; NaN where the log does not say, by
+    null, NaN or an infinity. [N, tasks]
 
     Raises:
         LargeRecError: an expression cannot be used, is of the wrong type, or is known for no row.
@@ -119,6 +121,7 @@ def task_values(events: pl.DataFrame, tasks: Mapping[str, TaskOptions]) -> np.nd
             if not values.dtype.is_numeric():
                 raise LargeRecError(f"tasks.{name}.quantiles_of={task.quantiles_of!r} gives {values.dtype}; name a number.")
         numbers = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
         if np.isnan(numbers).all():
             raise LargeRecError(f"task {name!r} is unknown for every row of the log; there is nothing to learn or to measure.")
         found.append(numbers)
