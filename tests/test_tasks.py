@@ -151,6 +151,17 @@ def test_positives_are_about_one_row_too() -> None:
         build_sequences(labelled_log(), SplitOptions(positives="value >= AVG(value)"))
 
 
+def test_positives_that_leave_nothing_to_learn_are_refused() -> None:
+    log = log_of([("a", f"i{n}", START_MS + n) for n in range(6)])  # the first four train, and the first has no history
+    for value, fine in (([1, 0, 0, 0, 1, 1], False), ([0, 0, 1, 0, 1, 1], True)):
+        marked = replace(log, events=log.events.with_columns(value=pl.Series(value)))
+        if fine:
+            assert build_sequences(marked, SplitOptions(positives="value = 1")).positive_N is not None
+        else:
+            with pytest.raises(LargeRecError, match="split.positives holds for no training event that has a history"):
+                build_sequences(marked, SplitOptions(positives="value = 1"))
+
+
 def test_a_task_unknown_in_training_is_refused() -> None:
     log = log_of([("a", f"i{n}", START_MS + n) for n in range(6)])
     late = log.events.with_columns(value=pl.Series([None] * 5 + [1.0]))

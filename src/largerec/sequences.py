@@ -279,6 +279,14 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
         raise LargeRecError(
             f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split."
         )
+    if sequences.positive_N is not None:
+        learned_N = sequences.positive_N & (sequences.stage_N == TRAIN)
+        learned_N[sequences.offsets_U1[:-1]] = False
+        if not learned_N.any():
+            raise LargeRecError(
+                f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there is "
+                "nothing to learn; loosen the condition or move the split."
+            )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:
         if len(sequences.targets(stage)) == 0:
