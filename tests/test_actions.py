@@ -103,6 +103,29 @@ def test_a_history_ends_with_its_last_action_and_asks_at_its_time() -> None:
     assert batch.action_T[[5, 7]].all()
 
 
+def test_consecutive_windows_learn_each_label_once() -> None:
+    sequences = build_sequences(labelled_log(), SplitOptions(), TASKS)
+    tokenizer = AtomicTokenizer.fit(sequences)
+    options = BatchOptions(max_length=3, tokens=100, window="all", actions="interleaved")
+    batches = TrainingBatches(sequences, tokenizer.encode(sequences.item_ids), options, seed=0)
+    found, wanted = np.zeros((2, 4), dtype=int), np.zeros((2, 4), dtype=int)
+    alone = 0
+    for batch in batches.epoch(0):
+        assert batch.task_label_TA is not None
+        alone += int((batch.task_label_TA[batch.offsets_B1[:-1]] >= 0).any(1).sum())
+        for column in range(2):
+            label_T = batch.task_label_TA[:, column]
+            found[column] += np.bincount(label_T[label_T >= 0], minlength=4)
+    assert batches.rows.label_MA is not None
+    users = list(zip(batches.first_U, batches.end_U, strict=True))
+    for first, end in users:
+        for column in range(2):
+            label_E = batches.rows.label_MA[first:end, column]
+            wanted[column] += np.bincount(label_E[label_E >= 0], minlength=4)
+    np.testing.assert_array_equal(found, wanted)
+    assert alone <= len(users) < len(batches.start_W)  # only the first event of a user is asked of without a history
+
+
 def test_an_item_in_question_may_stand_alone() -> None:
     rows = rows_of("interleaved")
     batch = pack_interleaved(rows, np.array([3, 4]), np.array([0, 2, 0]), np.array([9, 5, 6]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from largerec.batches import pack_training
 from largerec.cli import app
+from largerec.columns import UNTIMED
 from largerec.engine import Engine, ModelScorer, load
 from largerec.engine.ranking import Ranker
 from largerec.errors import LargeRecError
@@ -192,6 +193,26 @@ def test_rank_returns_a_frame_best_first() -> None:
     assert engine.rank(history=[], candidates=[2, 9])["good"].n_unique() == 2  # an item alone is enough
 
 
+@each_mode
+def test_at_a_moment_what_comes_later_is_unknown(mode: Mode) -> None:
+    engine = engine_of("hstu", mode)
+    sequences = engine.sequences
+    start, end = sequences.offsets_U1[4:6]
+    user, row = sequences.user_ids[4], int(start + end) // 2
+    at = datetime.fromtimestamp(sequences.time_N[row] / 1000, UTC)
+    query, kept_N1 = engine._query_at(4, at), engine.rows.kept_N1
+    assert (query.first_Q[0], query.end_Q[0]) == (kept_N1[start], kept_N1[row + 1]) and query.end_Q[0] < kept_N1[end]
+    assert engine._query_at(4, at - timedelta(milliseconds=1)).end_Q[0] == kept_N1[row]
+    sequences.time_N[start:row] = UNTIMED
+    assert engine._query_at(4, datetime(1960, 1, 1)).end_Q[0] == kept_N1[row]  # what has no time stays
+    then = engine.rank(user, [5, 2, 9], at=at)
+    assert engine.rows.label_MA is not None
+    later = slice(kept_N1[row + 1], kept_N1[end])
+    engine.rows.token_M[later] = (engine.rows.token_M[later] + 1) % 15
+    engine.rows.label_MA[later] = 0
+    assert engine.rank(user, [5, 2, 9], at=at).equals(then)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -200,12 +221,22 @@ def test_rank_returns_a_frame_best_first() -> None:
         ({"user": 77, "candidates": [1]}, "user 77 is not in this run's log"),
         ({"candidates": [1]}, "give either a user or history"),
         ({"user": 3, "history": [1], "candidates": [1]}, "give either a user or history"),
+        ({"history": [1], "candidates": [1], "at": datetime(2020, 1, 1)}, "at=.* a history given by hand has no times"),
         ({"user": 3, "candidates": [1], "by": "god"}, "by='god' is no task of this run; did you mean 'good'"),
     ],
 )
 def test_what_cannot_be_ranked_is_explained(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(LargeRecError, match=message):
         engine_of("sasrec", "interleaved").rank(**arguments)
+
+
+def test_a_log_without_a_clock_is_asked_at_no_moment() -> None:
+    engine = engine_of("hstu", "interleaved")
+    engine = Engine(engine.scorer, engine.tokenizer, replace(engine.sequences, time_kind="order"))
+    assert engine._queries_of_users(np.array([3])).time_Q.tolist() == [-1]
+    assert engine.rank(3, [5, 2, 9]).height == 3
+    with pytest.raises(LargeRecError, match="an order and no clock; leave it out"):
+        engine.rank(3, [5, 2, 9], at=datetime(2020, 1, 1))
 
 
 def test_a_run_without_tasks_cannot_rank() -> None:
@@ -260,7 +291,7 @@ def test_the_command_ranks(mode: Mode) -> None:
         done = CliRunner().invoke(app, ["rank", str(run), "--user-id", user, "--json", "--items", *items, "--at", moment])
         earlier = json.loads(done.stdout.splitlines()[-1])
         assert earlier == engine.rank(user, items, at=datetime(2000, 1, 1)).to_dicts()
-        assert (earlier == found) == (mode == "summed")  # the item's own token stands at the moment of asking
+        assert earlier != found  # nothing had happened then
     done = CliRunner().invoke(app, ["rank", str(run), "--user-id", user, "--items", *items, "--at", "soon"])
     assert isinstance(done.exception, LargeRecError) and "'soon' is no ISO date" in str(done.exception)
     done = CliRunner().invoke(

@@ -170,6 +170,12 @@ def test_labels_that_are_all_alike_have_no_auc_and_no_intervals_of_it() -> None:
     assert found["intervals"].keys() == {"log_loss"}
 
 
+def test_what_no_resample_can_say_has_no_interval() -> None:
+    found = m.summarise([[0.4, 0.6], [0.7, 0.3]], [1, 0], [0, 1], samples=1, seed=0)  # the one resample is of one user, twice
+    assert (found["auc"], found["gauc"]) == (1.0, None)
+    assert found["intervals"].keys() == {"log_loss"}
+
+
 def test_what_is_no_prediction_is_refused() -> None:
     with pytest.raises(LargeRecError, match="lengths disagree: 2 scores, 1 labels"):
         m.auc([0.1, 0.2], [1])

@@ -65,6 +65,17 @@ def test_edges_come_from_training_events_alone() -> None:
     assert not np.array_equal(one.label_NA, other.label_NA)  # type: ignore[arg-type]
 
 
+def test_infinite_numbers_are_unknown() -> None:
+    log = labelled_log()
+    kept = [None if row % 3 == 0 else float(row) for row in range(300)]
+    ends = [(None, float("inf"), float("-inf"), float("nan"))[row // 3 % 4] if row % 3 == 0 else float(row) for row in range(300)]
+    one, other = (
+        build_sequences(replace(log, events=log.events.with_columns(seconds=pl.Series(v))), SplitOptions(), TASKS) for v in (kept, ends)
+    )
+    assert one.edges == other.edges and np.isfinite(other.edges["long"]).all()
+    np.testing.assert_array_equal(one.label_NA, other.label_NA)  # type: ignore[arg-type]
+
+
 def test_positives_are_the_targets_and_all_events_the_history() -> None:
     log = labelled_log()
     every = build_sequences(log, SplitOptions(), TASKS)
@@ -113,6 +124,15 @@ def test_the_hash_knows_labels_and_positives_but_is_the_old_one_without() -> Non
         ({"quantiles_of": "text"}, "gives String; name a number"),
         ({"where": "value > 3 and value is null"}, ""),
         ({"where": "empty > 1"}, "task 't' is unknown for every row"),
+        ({"where": "value > AVG(value)"}, "must be about one row; AVG"),
+        ({"where": "value = 1 AND seconds >= MAX(seconds) / 2"}, "must be about one row"),
+        ({"where": "COUNT(*) OVER (PARTITION BY item_id) > 20"}, "must be about one row"),
+        ({"quantiles_of": "SUM(value) OVER (PARTITION BY item_id)"}, "must be about one row"),
+        ({"quantiles_of": "LAG(seconds) OVER (ORDER BY timestamp)"}, "must be about one row"),
+        ({"quantiles_of": "RANK() OVER (ORDER BY seconds)"}, "must be about one row"),
+        ({"quantiles_of": "AVG(value)"}, "gives 1 values for 300 rows; it must be about one row"),
+        ({"where": "text IN ('a', 'b') AND value BETWEEN 1 AND 3 OR COALESCE(value, seconds) > 4"}, ""),
+        ({"quantiles_of": "CASE WHEN value > 2 THEN LN(seconds) ELSE CAST(value AS INT) END"}, ""),
     ],
 )
 def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) -> None:
@@ -124,6 +144,22 @@ def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) 
         return
     with pytest.raises(LargeRecError, match=message):
         call()
+
+
+def test_positives_are_about_one_row_too() -> None:
+    with pytest.raises(LargeRecError, match="split.positives='value >= AVG.value.' must be about one row"):
+        build_sequences(labelled_log(), SplitOptions(positives="value >= AVG(value)"))
+
+
+def test_positives_that_leave_nothing_to_learn_are_refused() -> None:
+    log = log_of([("a", f"i{n}", START_MS + n) for n in range(6)])  # the first four train, and the first has no history
+    for value, fine in (([1, 0, 0, 0, 1, 1], False), ([0, 0, 1, 0, 1, 1], True)):
+        marked = replace(log, events=log.events.with_columns(value=pl.Series(value)))
+        if fine:
+            assert build_sequences(marked, SplitOptions(positives="value = 1")).positive_N is not None
+        else:
+            with pytest.raises(LargeRecError, match="split.positives holds for no training event that has a history"):
+                build_sequences(marked, SplitOptions(positives="value = 1"))
 
 
 def test_a_task_unknown_in_training_is_refused() -> None:
@@ -155,6 +191,26 @@ def test_a_task_unknown_in_training_is_refused() -> None:
         ),
         (
             {
+                "tasks": {"w": {"quantiles_of": "x"}, "a": {"where": "b"}},
+                "batch": {"actions": "summed"},
+                "train": {"metric": "w.gauc"},
+            },
+            r"a task with 8 labels, which has no AUC; .* such as train.metric=a.auc",
+        ),
+        (
+            {
+                "tasks": {"w": {"quantiles_of": "x"}, "c": {"where": "b", "weight": 0}, "a": {"where": "b"}},
+                "batch": {"actions": "summed"},
+                "ranking": {"retrieval": 0},
+            },
+            r"such as train.metric=a.auc",
+        ),
+        (
+            {"tasks": {"w": {"quantiles_of": "x"}}, "batch": {"actions": "summed"}, "ranking": {"retrieval": 0}},
+            r"ranking.retrieval=0 leaves its loss out; of tasks with two labels, name one with where",
+        ),
+        (
+            {
                 "tasks": {"a": {"where": "b"}},
                 "batch": {"actions": "summed"},
                 "ranking": {"weight": 0},
@@ -168,6 +224,11 @@ def test_a_task_unknown_in_training_is_refused() -> None:
 def test_options_that_would_do_nothing_are_refused(document: dict[str, Any], message: str) -> None:
     with pytest.raises(LargeRecError, match=message):
         recipe_from(document)
+
+
+def test_a_number_cut_in_two_has_an_auc() -> None:
+    document = {"tasks": {"w": {"quantiles_of": "x", "classes": 2}}, "batch": {"actions": "summed"}}
+    assert recipe_from(document | {"train": {"metric": "w.auc"}}).train.metric == "w.auc"
 
 
 def test_the_earlier_watches_of_kuairand_know_likes_and_long_views(tmp_path: Path) -> None:

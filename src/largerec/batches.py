@@ -159,12 +159,18 @@ def ranges(start_S: np.ndarray, length_S: np.ndarray) -> np.ndarray:
 
 
 def pack_training(
-    rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, kept_B: np.ndarray | None = None, seed: int = 0
+    rows: TokenRows,
+    start_B: np.ndarray,
+    end_B: np.ndarray,
+    kept_B: np.ndarray | None = None,
+    seed: int = 0,
+    asked_B: np.ndarray | None = None,
 ) -> Batch:
     """Pack the slices start..end of the rows as inputs; row t predicts row t + 1, which must be of the same user.
 
     ``kept_B``: how many inputs of each slice stay (all, when not given); ``seed`` then chooses which. With interleaved actions
-    the item of the last target is a token too: its labels are predicted like those of the others.
+    the item of the last target is a token too: its labels are predicted like those of the others. ``asked_B``: slices whose first
+    event is the last target of another slice, which asked for its labels with a history before it: they are not asked for again.
     """
     length_B = end_B - start_B
     index_T = ranges(start_B, length_B)
@@ -173,7 +179,11 @@ def pack_training(
         first_B = np.cumsum(length_B) - length_B
         index_T, length_B = index_T[np.sort(order_T[ranges(first_B, kept_B)])], kept_B
     if rows.actions == "interleaved":
-        return pack_interleaved(rows, index_T, length_B, index_T[np.cumsum(length_B) - 1] + 1)
+        batch = pack_interleaved(rows, index_T, length_B, index_T[np.cumsum(length_B) - 1] + 1)
+        if asked_B is not None and batch.task_label_TA is not None:
+            again_B = asked_B & (index_T[np.cumsum(length_B) - length_B] == start_B)  # the first event may be thinned out
+            batch.task_label_TA[batch.offsets_B1[:-1][torch.from_numpy(again_B)]] = UNKNOWN
+        return batch
     mask_T = np.ones(len(index_T), dtype=bool) if rows.positive_M is None else rows.positive_M[index_T + 1]
     return replace(
         _pack(rows, index_T, length_B),
@@ -268,6 +278,7 @@ class TrainingBatches:
         kept_N1 = self.rows.kept_N1
         self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
+        self.asked_W = ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
         self.options, self.seed = options, seed
 
     @property
@@ -320,7 +331,7 @@ class TrainingBatches:
         def batch(number: int, windows: np.ndarray) -> Batch:
             kept_B = None if kept_W is None else kept_W[windows]
             seed = int(np.random.SeedSequence([self.seed, epoch, 2, number]).generate_state(1)[0])
-            return pack_training(self.rows, start_W[windows], end_W[windows], kept_B, seed)
+            return pack_training(self.rows, start_W[windows], end_W[windows], kept_B, seed, self.asked_W[windows])
 
         numbered = list(enumerate(self.windows_of(epoch)))[first:]
         return prefetch((lambda n=number, w=windows: batch(n, w)) for number, windows in numbered)  # type: ignore[misc]

@@ -161,10 +161,17 @@ class Recipe(Options):
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of a task whose loss has weight 0; nothing would raise it."
             )
+        fits = [name for name in self.learned_tasks if self.tasks[name].n_classes == 2]
+        instead = f"choose a task's, such as train.metric={fits[0]}.auc." if fits else "name one with where, and choose by its AUC."
+        if dot and task not in fits:
+            raise LargeRecError(
+                f"train.metric={self.train.metric!r} is of a task with {self.tasks[task].n_classes} labels, which has no AUC; "
+                f"choose train.metric=ndcg@10, or of tasks with two labels: {instead}"
+            )
         if not dot and self.ranking.retrieval == 0:
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of retrieval, but ranking.retrieval=0 leaves its loss out; "
-                f"choose a task's, such as train.metric={next(iter(self.tasks))}.auc."
+                f"of tasks with two labels, {instead}"
             )
         return self
 

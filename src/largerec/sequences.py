@@ -38,7 +38,8 @@ class SplitOptions(Options):
     period whose user has a history, or each user's first.
 
     ``positives``: a condition in SQL on the log's columns, such as "is_click = 1": only such events are targets of retrieval,
-    learned and asked for; the others are history only. Tasks are learned and asked of every event.
+    learned and asked for; the others are history only. Tasks do not heed it: they are asked of every event whose label is known,
+    and learned of those in the training windows.
     """
 
     protocol: Literal["leave-one-out", "timeline"] = "leave-one-out"
@@ -278,6 +279,14 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
         raise LargeRecError(
             f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split."
         )
+    if sequences.positive_N is not None:
+        learned_N = sequences.positive_N & (sequences.stage_N == TRAIN)
+        learned_N[sequences.offsets_U1[:-1]] = False
+        if not learned_N.any():
+            raise LargeRecError(
+                f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there is "
+                "nothing to learn; loosen the condition or move the split."
+            )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:
         if len(sequences.targets(stage)) == 0:

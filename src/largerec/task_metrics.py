@@ -142,7 +142,8 @@ def summarise(
     resampling biases upwards).
 
     Two labels: ``auc, gauc, gauc_users, log_loss, ne, ece`` and ``reliability``; more: ``accuracy, log_loss, ne``. Always ``n``,
-    ``users``, the share of each label as ``rate`` (of label 1) or ``rates``, and ``intervals``. What cannot be said is None.
+    ``users``, the share of each label as ``rate`` (of label 1) or ``rates``, and ``intervals``. What cannot be said is None, and has
+    no interval; nor has what cannot be said of any resample.
 
     Raises:
         LargeRecError: there are no predictions, lengths disagree, or a probability is not finite.
@@ -178,7 +179,8 @@ def summarise(
             resampled[name].append(measure(weight_N))
     whole_N = np.ones(len(label_N))
     found |= {name: _or_none(measure(whole_N)) for name, measure in measures.items()}
-    found["intervals"] = {name: _interval(values, level) for name, values in resampled.items() if found[name] is not None}
+    said = {name: values for name, values in resampled.items() if found[name] is not None and np.isfinite(values).any()}
+    found["intervals"] = {name: _interval(values, level) for name, values in said.items()}
     return found
 
 

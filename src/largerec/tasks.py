@@ -18,13 +18,19 @@ from largerec.options import Options
 
 UNKNOWN = -1
 MOST_CLASSES = 64
+SAMPLE = 4096
+"""Rows on which an expression is tried apart from the rest of the log."""
+ALONE = 16
+"""Rows with the smallest results, and as many with the largest, on which it is tried one by one."""
 
 
 class TaskOptions(Options):
     """One task; give ``where`` or ``quantiles_of``, in SQL on the columns of the log as ``largerec data describe`` names them.
+    Both are about one row: an average or a window over rows would look at the test's too, and is refused.
 
     ``where``: a condition; the label is 1 where it holds, 0 where not, unknown where it is null. ``quantiles_of``: a number,
-    cut into ``classes`` (8 if not given) at its quantiles among training events. ``weight``: of its loss.
+    cut into ``classes`` (8 if not given) at its quantiles among training events, unknown where it is null, NaN or infinite.
+    ``weight``: of its loss.
     """
 
     where: str | None = None
@@ -52,17 +58,37 @@ def _evaluated(events: pl.DataFrame, text: str, option: str) -> pl.Series:
     """One SQL expression over the columns of a log.
 
     Raises:
-        LargeRecError: it is no SQL, names no column, or does not give one value a row.
+        LargeRecError: it is no SQL, names no column, does not give one value a row, or looks at other rows.
     """
     columns = ", ".join(events.columns)
     try:
-        found = events.select(pl.sql_expr(text).alias("found"))["found"]
+        expression = pl.sql_expr(text).alias("found")
+        found = events.select(expression)["found"]
     except pl.exceptions.PolarsError as error:
         reason = str(error).split("\n")[0]
         raise LargeRecError(f"{option}={text!r} cannot be used: {reason}. Columns of the log: {columns}.") from None
     if found.len() != events.height:
-        raise LargeRecError(f"{option}={text!r} gives {found.len()} values for {events.height:,} rows. Columns: {columns}.")
+        raise LargeRecError(
+            f"{option}={text!r} gives {found.len()} values for {events.height:,} rows; it must be about one row. Columns: {columns}."
+        )
+    if _looks_at_other_rows(events, expression, found):
+        raise LargeRecError(
+            f"{option}={text!r} must be about one row; AVG, RANK, OVER and the like look at other rows, the test's too. "
+            'Compare with a number that you know, such as "value >= 4", or let quantiles_of cut at quantiles of training events.'
+        )
     return found
+
+
+def _looks_at_other_rows(events: pl.DataFrame, expression: pl.Expr, found: pl.Series) -> bool:
+    """Whether an expression's values change when rows stand apart from the rest of the log.
+
+    Tried are the halves with the smaller and the larger values, which differ as much as two halves can, and a few rows of both
+    ends on their own. (What polars says of an expression, ``meta.is_row_separable``, is wrong about ``value > AVG(value)``.)
+    """
+    known = found.arg_sort(nulls_last=True)[: found.len() - found.null_count()].to_numpy()
+    sample = known[np.unique(np.linspace(0, len(known) - 1, SAMPLE).astype(np.int64))] if len(known) else known
+    apart = [*np.array_split(sample, 2), *(rows for end in (known[:ALONE], known[-ALONE:]) for rows in end[:, None])]
+    return any(not events[rows].select(expression)["found"].eq_missing(found[rows]).all() for rows in apart if len(rows))
 
 
 def condition(events: pl.DataFrame, text: str, option: str) -> pl.Series:
@@ -80,7 +106,8 @@ def condition(events: pl.DataFrame, text: str, option: str) -> pl.Series:
 
 
 def task_values(events: pl.DataFrame, tasks: Mapping[str, TaskOptions]) -> np.ndarray:
-    """The numbers behind the labels, before any is cut into classes; NaN where the log does not say. [N, tasks]
+    """The numbers behind the labels, before any is cut into classes; NaN where the log does not say, by
+    null, NaN or an infinity. [N, tasks]
 
     Raises:
         LargeRecError: an expression cannot be used, is of the wrong type, or is known for no row.
@@ -94,6 +121,7 @@ def task_values(events: pl.DataFrame, tasks: Mapping[str, TaskOptions]) -> np.nd
             if not values.dtype.is_numeric():
                 raise LargeRecError(f"tasks.{name}.quantiles_of={task.quantiles_of!r} gives {values.dtype}; name a number.")
         numbers = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        numbers = np.where(np.isfinite(numbers), numbers, np.nan)
         if np.isnan(numbers).all():
             raise LargeRecError(f"task {name!r} is unknown for every row of the log; there is nothing to learn or to measure.")
         found.append(numbers)

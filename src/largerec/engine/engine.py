@@ -16,6 +16,7 @@ import polars as pl
 
 from largerec.batches import TokenRows
 from largerec.bundle import Bundle
+from largerec.columns import UNTIMED
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
@@ -88,7 +89,17 @@ class Engine:
     def _queries_of_users(self, row_U: np.ndarray) -> Queries:
         first_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U]]
         end_Q = self.rows.kept_N1[self.sequences.offsets_U1[row_U + 1]]
-        return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), time.time_ns() // 1_000_000))
+        now = time.time_ns() // 1_000_000 if self.sequences.time_kind == "timestamp" else -1
+        return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), now))
+
+    def _query_at(self, row: int, at: datetime) -> Queries:
+        """Ask for one user at a moment: the history is what had happened by then, and what has no time."""
+        moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+        start, end = self.sequences.offsets_U1[row : row + 2]
+        time_E = self.sequences.time_N[start:end]
+        end = start + ((time_E <= moment) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
+        kept_N1 = self.rows.kept_N1
+        return Queries(self.rows, kept_N1[[start]], kept_N1[[end]], np.array([moment]))
 
     def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
         token_M = np.concatenate(
@@ -168,11 +179,12 @@ class Engine:
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
-        titles. A known user's history is the whole log, asked at the moment ``at`` (UTC where it has no zone; now, if not given).
-        Equal predictions stand in the order of the candidates.
+        titles. A known user's history is the whole log, asked now; with a moment ``at`` (UTC where it has no zone), it is the
+        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
 
         Raises:
-            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history.
+            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history; ``at``
+                with a history, or of a log without a clock.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
@@ -189,12 +201,14 @@ class Engine:
                 f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
-        query = (
-            self._queries_of_users(np.array([self._user_row(user)])) if history is None else self._queries_of_histories([history])
-        )
-        if at is not None:
-            moment = at if at.tzinfo else at.replace(tzinfo=UTC)
-            query = replace(query, time_Q=np.array([int(moment.timestamp() * 1000)]))
+        if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
+            without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
+            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
+        if history is not None:
+            query = self._queries_of_histories([history])
+        else:
+            row = self._user_row(user)
+            query = self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at)
         found = ranker.of_candidates(query, token_C)
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
