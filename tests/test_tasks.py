@@ -70,7 +70,8 @@ def test_infinite_numbers_are_unknown() -> None:
     kept = [None if row % 3 == 0 else float(row) for row in range(300)]
     ends = [(None, float("inf"), float("-inf"), float("nan"))[row // 3 % 4] if row % 3 == 0 else float(row) for row in range(300)]
     one, other = (
-        build_sequences(replace(log, events=log.events.with_columns(seconds=pl.Series(v))), SplitOptions(), TASKS) for v in (kept, ends)
+        build_sequences(replace(log, events=log.events.with_columns(seconds=pl.Series(v))), SplitOptions(), TASKS)
+        for v in (kept, ends)
     )
     assert one.edges == other.edges and np.isfinite(other.edges["long"]).all()
     np.testing.assert_array_equal(one.label_NA, other.label_NA)  # type: ignore[arg-type]
