@@ -273,7 +273,7 @@ def _proposal(seed: int, space: Space, records: list[dict[str, Any]]) -> tuple[d
         for at in range(told, len(curve)):
             trial.report(curve[at], at + 1)
         told = len(curve)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     return dict(trial.params), give_up
 
