@@ -148,7 +148,7 @@ def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) 
 
 
 def test_positives_are_about_one_row_too() -> None:
-    with pytest.raises(LargeRecError, match="split.positives='value >= AVG.value.' must be about one row"):
+    with pytest.raises(LargeRecError, match=r"split.positives='value >= AVG.value.' must be about one row"):
         build_sequences(labelled_log(), SplitOptions(positives="value >= AVG(value)"))
 
 
@@ -159,7 +159,7 @@ def test_positives_that_leave_nothing_to_learn_are_refused() -> None:
         if fine:
             assert build_sequences(marked, SplitOptions(positives="value = 1")).positive_N is not None
         else:
-            with pytest.raises(LargeRecError, match="split.positives holds for no training event that has a history"):
+            with pytest.raises(LargeRecError, match=r"split.positives holds for no training event that has a history"):
                 build_sequences(marked, SplitOptions(positives="value = 1"))
 
 
