@@ -226,7 +226,6 @@ def test_the_hash_of_words_knows_what_is_read_of_the_catalogue() -> None:
         (None, {}, r"needs a table of items, and the log has none.*data\.items"),
         (ITEMS, {"columns": ["brand"]}, r"names 'brand', which the log's items do not have\. They have: title, tag\."),
         (ITEMS.select("item_id", title=pl.struct("tag")), {}, r"names 'title', whose values are Struct.*Make a column of text"),
-        (ITEMS.select("item_id", title=pl.concat_list(pl.concat_list("tag"))), {}, r"names 'title', whose values are List\(List"),
         (ITEMS, {"width": 6}, r"model\.side\.width=6 is too much for 8 items with 5 words"),
     ],
 )
