@@ -70,7 +70,8 @@ def test_infinite_numbers_are_unknown() -> None:
     kept = [None if row % 3 == 0 else float(row) for row in range(300)]
     ends = [(None, float("inf"), float("-inf"), float("nan"))[row // 3 % 4] if row % 3 == 0 else float(row) for row in range(300)]
     one, other = (
-        build_sequences(replace(log, events=log.events.with_columns(seconds=pl.Series(v))), SplitOptions(), TASKS) for v in (kept, ends)
+        build_sequences(replace(log, events=log.events.with_columns(seconds=pl.Series(v))), SplitOptions(), TASKS)
+        for v in (kept, ends)
     )
     assert one.edges == other.edges and np.isfinite(other.edges["long"]).all()
     np.testing.assert_array_equal(one.label_NA, other.label_NA)  # type: ignore[arg-type]
@@ -147,7 +148,7 @@ def test_what_cannot_be_a_task_is_explained(task: dict[str, Any], message: str) 
 
 
 def test_positives_are_about_one_row_too() -> None:
-    with pytest.raises(LargeRecError, match="split.positives='value >= AVG.value.' must be about one row"):
+    with pytest.raises(LargeRecError, match=r"split.positives='value >= AVG.value.' must be about one row"):
         build_sequences(labelled_log(), SplitOptions(positives="value >= AVG(value)"))
 
 
@@ -158,7 +159,7 @@ def test_positives_that_leave_nothing_to_learn_are_refused() -> None:
         if fine:
             assert build_sequences(marked, SplitOptions(positives="value = 1")).positive_N is not None
         else:
-            with pytest.raises(LargeRecError, match="split.positives holds for no training event that has a history"):
+            with pytest.raises(LargeRecError, match=r"split.positives holds for no training event that has a history"):
                 build_sequences(marked, SplitOptions(positives="value = 1"))
 
 

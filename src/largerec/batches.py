@@ -278,7 +278,9 @@ class TrainingBatches:
         kept_N1 = self.rows.kept_N1
         self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
-        self.asked_W = ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
+        self.asked_W = (
+            ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
+        )
         self.options, self.seed = options, seed
 
     @property

@@ -162,7 +162,9 @@ class Recipe(Options):
                 f"train.metric={self.train.metric!r} is of a task whose loss has weight 0; nothing would raise it."
             )
         fits = [name for name in self.learned_tasks if self.tasks[name].n_classes == 2]
-        instead = f"choose a task's, such as train.metric={fits[0]}.auc." if fits else "name one with where, and choose by its AUC."
+        instead = (
+            f"choose a task's, such as train.metric={fits[0]}.auc." if fits else "name one with where, and choose by its AUC."
+        )
         if dot and task not in fits:
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of a task with {self.tasks[task].n_classes} labels, which has no AUC; "

@@ -284,8 +284,8 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
         learned_N[sequences.offsets_U1[:-1]] = False
         if not learned_N.any():
             raise LargeRecError(
-                f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there is "
-                "nothing to learn; loosen the condition or move the split."
+                f"{source}: split.positives holds for no training event that has a history (a user's first has none), so "
+                "there is nothing to learn; loosen the condition or move the split."
             )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:

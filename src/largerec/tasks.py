@@ -69,7 +69,8 @@ def _evaluated(events: pl.DataFrame, text: str, option: str) -> pl.Series:
         raise LargeRecError(f"{option}={text!r} cannot be used: {reason}. Columns of the log: {columns}.") from None
     if found.len() != events.height:
         raise LargeRecError(
-            f"{option}={text!r} gives {found.len()} values for {events.height:,} rows; it must be about one row. Columns: {columns}."
+            f"{option}={text!r} gives {found.len()} values for {events.height:,} rows; it must be about one row. "
+            f"Columns: {columns}."
         )
     if _looks_at_other_rows(events, expression, found):
         raise LargeRecError(

@@ -88,7 +88,7 @@ class Trainer:
         tokenizer = AtomicTokenizer.fit(sequences, log.items)
         self.bundle = Bundle.start(recipe, sequences, tokenizer, _lineage(data_hash(sequences), log.source, log.notes))
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer)
+        self.scorer = build_scorer(recipe, tokenizer, sequences)
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
