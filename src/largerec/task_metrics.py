@@ -142,8 +142,8 @@ def summarise(
     resampling biases upwards).
 
     Two labels: ``auc, gauc, gauc_users, log_loss, ne, ece`` and ``reliability``; more: ``accuracy, log_loss, ne``. Always ``n``,
-    ``users``, the share of each label as ``rate`` (of label 1) or ``rates``, and ``intervals``. What cannot be said is None, and has
-    no interval; nor has what cannot be said of any resample.
+    ``users``, the share of each label as ``rate`` (of label 1) or ``rates``, and ``intervals``. What cannot be said is None,
+    and has no interval; nor has what cannot be said of any resample.
 
     Raises:
         LargeRecError: there are no predictions, lengths disagree, or a probability is not finite.
