@@ -54,7 +54,7 @@ def build_engine(log: EventLog) -> Engine:
     sequences = build_sequences(log, SplitOptions())
     tokenizer = AtomicTokenizer.fit(sequences)
     torch.manual_seed(0)
-    return Engine(build_scorer(recipe_from(RECIPE).resolved(), tokenizer).prepared(), tokenizer, sequences)
+    return Engine(build_scorer(recipe_from(RECIPE).resolved(), tokenizer, sequences).prepared(), tokenizer, sequences)
 
 
 def measure_evaluation(items: int, users: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def build_engine(history: int, actions: str) -> Engine:
     sequences = build_sequences(log, recipe.split, recipe.tasks)
     tokenizer = AtomicTokenizer.fit(sequences)
     torch.manual_seed(0)
-    return Engine(build_scorer(recipe, tokenizer).prepared(), tokenizer, sequences)
+    return Engine(build_scorer(recipe, tokenizer, sequences).prepared(), tokenizer, sequences)
 
 
 def last_row(engine: Engine) -> int:

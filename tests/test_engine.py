@@ -39,7 +39,7 @@ def engine_of(log: EventLog, *overrides: str, seed: int = 0) -> Engine:
     sequences = build_sequences(log, SplitOptions())
     tokenizer = AtomicTokenizer.fit(sequences, log.items)
     torch.manual_seed(seed)
-    scorer = build_scorer(tiny_recipe(Path("unused"), *overrides).resolved(), tokenizer)
+    scorer = build_scorer(tiny_recipe(Path("unused"), *overrides).resolved(), tokenizer, sequences)
     with torch.no_grad():
         for parameter in scorer.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -243,7 +243,7 @@ def test_a_user_with_no_item_in_the_catalogue_gets_popularity() -> None:
     log = log_of(rows)
     sequences = build_sequences(log, SplitOptions(protocol="timeline", validation_from="70%", test_from="80%"))
     tokenizer = AtomicTokenizer.fit(sequences)
-    scorer = build_scorer(tiny_recipe(Path("unused")).resolved(), tokenizer).prepared()
+    scorer = build_scorer(tiny_recipe(Path("unused")).resolved(), tokenizer, sequences).prepared()
     found = Engine(scorer, tokenizer, sequences).recommend(["new"], k=3)
     assert found["score"].to_list() == sorted(tokenizer.counts_V, reverse=True)[:3]
 

@@ -69,7 +69,7 @@ def model_engine(log: EventLog, *overrides: str) -> Engine:
     """A model of large random weights, so that no two scores are alike."""
     engine = popularity_engine(log)
     torch.manual_seed(0)
-    scorer = build_scorer(tiny_recipe(Path("unused"), *overrides).resolved(), engine.tokenizer)
+    scorer = build_scorer(tiny_recipe(Path("unused"), *overrides).resolved(), engine.tokenizer, engine.sequences)
     with torch.no_grad():
         for parameter in scorer.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)

@@ -25,15 +25,16 @@ from largerec.batches import pack_training
 from largerec.cli import app
 from largerec.columns import UNTIMED
 from largerec.engine import Engine, ModelScorer, load
+from largerec.engine.engine import build_scorer
 from largerec.engine.ranking import Ranker
 from largerec.errors import LargeRecError
-from largerec.evaluate import compare_runs, evaluate
+from largerec.evaluate import compare_runs, evaluate, popularity_scorers
 from largerec.evaluate_tasks import predict_tasks
 from largerec.heads import HeadOptions, ItemHead
 from largerec.models import FAMILIES, build_model
 from largerec.ranking import RankingOptions, TaskHeads, add_tasks
 from largerec.report import report
-from largerec.sequences import SplitOptions, build_sequences
+from largerec.sequences import TRAIN, SplitOptions, build_sequences
 from largerec.tasks import TaskOptions
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import Trainer, train
@@ -175,6 +176,19 @@ def test_many_candidates_are_as_one_by_one(family: str, mode: Mode, monkeypatch:
         if row or mode == "interleaved":  # with summed actions nothing can be said before the first event
             assert found[0][0][:, 1].std() > 1e-3
         torch.testing.assert_close(found[0][0][0], found[0][0][2], rtol=0, atol=1e-5)  # the same item twice
+
+
+def test_without_a_history_the_list_is_that_of_the_popularity_baseline() -> None:
+    sequences = build_sequences(log_with_values(), SplitOptions(positives="value = 5"))
+    tokenizer = AtomicTokenizer.fit(sequences)
+    scorer = build_scorer(tiny_recipe(Path("unused")).resolved(), tokenizer, sequences).prepared()
+    engine = Engine(scorer, tokenizer, sequences)
+    assert sequences.positive_N is not None
+    learned = sequences.item_N[sequences.positive_N & (sequences.stage_N == TRAIN)]
+    counts = [(learned == sequences.item_ids.index_of(item)).sum() for item in tokenizer.vocabulary["item_id"]]
+    query = replace(engine.queries_at(np.array([0])), row_Q=None)
+    assert scorer.scores(query)[0].tolist() == counts != tokenizer.counts_V.tolist()
+    assert torch.equal(popularity_scorers(engine)["popularity"].scores(query), scorer.scores(query))
 
 
 def test_families_of_attention_are_cached() -> None:

@@ -11,6 +11,7 @@ from runs import tiny_recipe
 
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
+from largerec.item_tables import SideOptions
 from largerec.models import build_model, non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe
 from largerec.sequences import build_sequences
@@ -47,6 +48,8 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.tasks:  # of the generated log's own columns
         changes["tasks"] = {name: TaskOptions(where="behavior = 'buy'") for name in recipe.tasks}
         changes["split"] = changes.get("split", recipe.split).model_copy(update={"positives": "behavior != 'view'"})
+    if recipe.model.side.columns:  # likewise
+        changes["model"] = recipe.model.model_copy(update={"side": SideOptions(columns=("title",), width=16)})
     return recipe.model_copy(update=changes)
 
 

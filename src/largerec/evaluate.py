@@ -116,18 +116,9 @@ def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, ho
     return np.bincount(token_R[token_R >= 0], minlength=size)
 
 
-def target_counts(engine: Engine) -> np.ndarray:
-    """How often each item was a target in training [V]: its training events, of which only positives where the split says so."""
-    sequences = engine.sequences
-    if sequences.positive_N is None:
-        return engine.tokenizer.counts_V
-    token_R = engine.token_of_item[sequences.item_N[(sequences.stage_N == TRAIN) & sequences.positive_N]]
-    return np.bincount(token_R[token_R >= 0], minlength=engine.tokenizer.size)
-
-
 def popularity_scorers(engine: Engine) -> dict[str, Scorer]:
     """The baselines: overall popularity, and recent popularity where the log has a clock (window chosen on validation)."""
-    counts_V = target_counts(engine)
+    counts_V = engine.tokenizer.target_counts(engine.sequences)
     found: dict[str, Scorer] = {"popularity": PopularityScorer(counts_V)}
     if engine.sequences.time_kind != "timestamp":
         return found

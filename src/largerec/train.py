@@ -91,7 +91,7 @@ class Trainer:
             lineage["words_hash"] = words
         self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer)
+        self.scorer = build_scorer(recipe, tokenizer, sequences)
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:

@@ -237,15 +237,16 @@ class Engine:
         return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
 
-def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer) -> ModelScorer:
-    """A model of the recipe with fresh weights, and its scorer."""
+def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences) -> ModelScorer:
+    """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
     model = build_model(recipe.model, tokenizer.size, batch.positions)
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
     query_time = bool(getattr(recipe.model, "query_time", False))
     head = ItemHead(recipe.head)
-    return ModelScorer(model, head, tokenizer.counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
+    counts_V = tokenizer.target_counts(sequences)
+    return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
 
 def load(path: str | Path) -> Engine:
@@ -255,11 +256,11 @@ def load(path: str | Path) -> Engine:
         LargeRecError: the folder is missing, foreign, unfinished or damaged.
     """
     bundle = Bundle.open(path)
-    tokenizer, scorers = bundle.tokenizer(), list[Scorer]()
+    tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
-        scorer = build_scorer(member.recipe(), tokenizer)
+        scorer = build_scorer(member.recipe(), tokenizer, sequences)
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
-    return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, bundle.sequences())
+    return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, sequences)

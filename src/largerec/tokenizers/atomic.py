@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from largerec.sequences import Sequences
+from largerec.sequences import TRAIN, Sequences
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class AtomicTokenizer:
     def counts_V(self) -> np.ndarray:
         """Training events of each item [V]."""
         return self.vocabulary["train_count"].to_numpy()
+
+    def target_counts(self, sequences: Sequences) -> np.ndarray:
+        """How often each item was a target in training [V]: training events, only positives where the split says so."""
+        if sequences.positive_N is None:
+            return self.counts_V
+        token_R = self.encode(sequences.item_ids)[sequences.item_N[(sequences.stage_N == TRAIN) & sequences.positive_N]]
+        return np.bincount(token_R[token_R >= 0], minlength=self.size)
 
     def encode(self, item_ids: pl.Series) -> np.ndarray:
         """Tokens of items; -1 for an item outside the catalogue."""
