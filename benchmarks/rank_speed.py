@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -110,7 +111,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": processor(),
         "threads": given.threads,
-        "command": "python benchmarks/rank_speed.py",
+        "command": " ".join(["python benchmarks/rank_speed.py", *sys.argv[1:]]),
         "unit": "ms a call",
         "rows": rows,
     }
