@@ -11,23 +11,15 @@ with --json it goes to the last line of standard output instead.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-from read_speed import GLOBO, processor, write_log
-from rich.console import Console
+from read_speed import run
 
-from largerec import show
 from largerec.audit import audit
 from largerec.datasets import DataOptions, load_log
 
@@ -58,43 +50,5 @@ def measure(path: Path) -> dict[str, Any]:
     }
 
 
-def alone(path: Path) -> dict[str, Any]:
-    """Measure a log in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--file", str(path)], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=20_000_000)
-    parser.add_argument("--file", help="measure this log only, in this process")
-    parser.add_argument("--json", action="store_true", help="print one JSON document, write no file")
-    given = parser.parse_args()
-    if given.file:
-        print(json.dumps(measure(Path(given.file))))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_log(Path(folder), given.events)
-        rows = [alone(Path(folder) / "log.parquet")]
-    rows += [alone(GLOBO)] if GLOBO.is_dir() else []
-    found = {
-        "logs": rows,
-        "threads": pl.thread_pool_size(),
-        "hardware": f"{processor()}, {os.cpu_count()} cores",
-        "polars": pl.__version__,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python benchmarks/audit_speed.py --events {given.events}",
-    }
-    if given.json:
-        print(json.dumps(found))
-        return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        show.fields(row, row["file"])
-    Console().print(f"written to {RESULT}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, measure, ("log.parquet",), RESULT)

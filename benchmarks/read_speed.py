@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from rich.console import Console
 
 from largerec import show
 from largerec.datasets import DataOptions, load_log
+from largerec.doctor import processor
 from largerec.sequences import SplitOptions, build_sequences
 
 RESULT = Path(__file__).parent / "results" / "read-speed.json"
@@ -76,24 +77,16 @@ def measure(path: Path) -> dict[str, Any]:
     }
 
 
-def alone(path: Path) -> dict[str, Any]:
+def alone(script: str, path: Path) -> dict[str, Any]:
     """Measure a file in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--file", str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, script, "--file", str(path)], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def processor() -> str:
-    """The processor's name as Linux gives it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(script: str, about: str | None, measure: Callable[[Path], dict[str, Any]], files: Sequence[str], result: Path) -> None:
+    """What the command line of a script like this one does; ``files``: those of :func:`write_log` that are measured."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--file", help="measure this log only, in this process")
     parser.add_argument("--json", action="store_true", help="print one JSON document, write no file")
@@ -103,25 +96,25 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder), given.events)
-        rows = [alone(Path(folder) / name) for name in ("log.parquet", "log.csv")]
-    rows += [alone(GLOBO)] if GLOBO.is_dir() else []
+        rows = [alone(script, Path(folder) / name) for name in files]
+    rows += [alone(script, GLOBO)] if GLOBO.is_dir() else []
     found = {
         "logs": rows,
         "threads": pl.thread_pool_size(),
-        "hardware": f"{processor()}, {os.cpu_count()} cores",
+        "hardware": processor(),
         "polars": pl.__version__,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python benchmarks/read_speed.py --events {given.events}",
+        "command": f"python benchmarks/{Path(script).name} --events {given.events}",
     }
     if given.json:
         print(json.dumps(found))
         return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         show.fields(row, row["file"])
-    Console().print(f"written to {RESULT}")
+    Console().print(f"written to {result}")
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, measure, ("log.parquet", "log.csv"), RESULT)
