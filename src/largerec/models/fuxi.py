@@ -1,4 +1,4 @@
-"""What the FuXi families share: their options, the rows' times, and the multi-stage feed-forward network."""
+"""What the FuXi families share: their options, the rows' times, the multi-stage feed-forward network, and a backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Batch
 from largerec.errors import LargeRecError
-from largerec.layers import dropout, init_linear
+from largerec.layers import Backbone, SequenceInput, dropout, init_linear
 from largerec.models.dial import ModelOptions
 
 
@@ -73,3 +73,25 @@ class MultiStageFeedForward(nn.Module):
 def rms(x_TD: torch.Tensor, eps: float) -> torch.Tensor:
     """RMS norm without weights (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     return F.rms_norm(x_TD, x_TD.shape[-1:], eps=eps)
+
+
+class TimedBackbone(Backbone):
+    """The backbone of alpha and beta, which differ in ``block``: built from (options, max_length), called with x, offsets, rows'
+    times and events' times."""
+
+    block: type[nn.Module]
+
+    def __init__(self, options: FuXiOptions, n_items: int, max_length: int) -> None:
+        super().__init__(options, n_items, max_length)
+        depth, width, _ = options.shape
+        self.query_time = options.query_time
+        self.input = SequenceInput(n_items, max_length, width, options.dropout)
+        self.blocks = nn.ModuleList(self.block(options, max_length) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        x_TD, row_time_T = self.input(batch), row_times(batch, self.query_time)
+        for block in self.blocks:
+            x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T)
+        hidden_TD: torch.Tensor = self.norm(x_TD)
+        return hidden_TD

@@ -18,10 +18,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from largerec.batches import Batch
 from largerec.kernels import PowerLawTime, position_attention, time_attention
-from largerec.layers import Backbone, SequenceInput, init_linear, init_weight
-from largerec.models.fuxi import FuXiOptions, MultiStageFeedForward, rms, row_times
+from largerec.layers import init_linear, init_weight
+from largerec.models.fuxi import FuXiOptions, MultiStageFeedForward, TimedBackbone, rms
 
 
 class FuXiBetaOptions(FuXiOptions):
@@ -72,20 +71,7 @@ class Block(nn.Module):
         return out_TD
 
 
-class FuXiBeta(Backbone):
+class FuXiBeta(TimedBackbone):
     """The backbone: a Batch to hidden states [T, D]."""
 
-    def __init__(self, options: FuXiBetaOptions, n_items: int, max_length: int) -> None:
-        super().__init__(options, n_items, max_length)
-        depth, width, _ = options.shape
-        self.query_time = options.query_time
-        self.input = SequenceInput(n_items, max_length, width, options.dropout)
-        self.blocks = nn.ModuleList(Block(options, max_length) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        x_TD, row_time_T = self.input(batch), row_times(batch, self.query_time)
-        for block in self.blocks:
-            x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T)
-        hidden_TD: torch.Tensor = self.norm(x_TD)
-        return hidden_TD
+    block = Block
