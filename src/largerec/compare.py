@@ -98,24 +98,25 @@ def compare(
     data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
     tuned: dict[str, Tuned] = {}
     for recipe in started if trials else ():
-        words = words_hash(log.items, item_ids, columns_read(recipe))
-        tuned[recipe.name] = tune(recipe, trials, folder / recipe.name, data, words=words, quiet=quiet)
+        tried = words_hash(log.items, item_ids, columns_read(recipe))
+        tuned[recipe.name] = tune(recipe, trials, folder / recipe.name, data, words=tried, quiet=quiet)
     for name, search in tuned.items():
         promote(search, folder / name, seeds)
     started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
+    words = {recipe.name: words_hash(log.items, item_ids, recipe.model.side.columns) for recipe in started}
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {recipe.name: [] for recipe in started}
     first: Path | None = None
     for seed in seeds:
         for recipe in started:
             path = folder / recipe.name / f"seed-{seed}"
-            words = words_hash(log.items, item_ids, recipe.model.side.columns)
             advice = ADVICE
             if tuned:
                 advice = (
                     f"The search of {trials} trials chose other settings than that run was made with. Remove the folders "
                     f"{path.parent}/seed-* (the trials stay, and are not made again), or choose another run.dir."
                 )
-            result = finished_run(placed(recipe, path, seed), data, words=words, advice=advice, beside=first, quiet=quiet)
+            run = placed(recipe, path, seed)
+            result = finished_run(run, data, words=words[recipe.name], advice=advice, beside=first, quiet=quiet)
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
