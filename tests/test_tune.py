@@ -102,15 +102,16 @@ def test_the_same_trials_after_a_kill(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    curves = {f"trial-{n}": [0.1 * at for at in range(1, 6)] for n in range(2)}
-    curves |= {"trial-2": [0.05, 0.06, 0.07, 0.08, 0.9], "trial-3": [0.2, 0.3, 0.4, 0.5, 0.6], "trial-1": [0.09, 0.18, 0.27, 0.3]}
+    curves = {f"trial-{n}": [0.1 * at for at in range(1, 8)] for n in range(2)}
+    curves |= {"trial-1": [0.09, 0.18, 0.27, 0.3], "trial-2": [0.05, 0.06, 0.07, 0.08, 0.08, 0.09, 0.9]}
+    curves["trial-3"] = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     monkeypatch.setattr(module, "train", trained(curves, calls))
     found = tune(recipe_of(tmp_path), 4, tmp_path, "hash", quiet=True)
     assert [trial["state"] for trial in found.trials] == ["finished", "finished", "pruned", "finished"]
-    assert found.trials[2]["curve"] == [0.05, 0.06, 0.07] and found.trials[2]["value"] is None
+    assert found.trials[2]["curve"] == [0.05, 0.06, 0.07, 0.08, 0.08, 0.09] and found.trials[2]["value"] is None
     assert found.best == 3
     told = found.to_json()
-    assert (told["budget"], told["finished"], told["pruned"], told["failed"], told["seconds"]) == (4, 3, 1, 0, 17.0)
+    assert (told["budget"], told["finished"], told["pruned"], told["failed"], told["seconds"]) == (4, 3, 1, 0, 24.0)
     assert told["settings"] == found.trials[3]["settings"] and "curve" not in told["all"][0]
 
 

@@ -25,7 +25,7 @@ from largerec.train import train
 
 AT_RANDOM = 3
 """Trials before the estimator has a say, trial 0 among them."""
-PRUNE_AFTER, PRUNE_FROM = 2, 3
+PRUNE_AFTER, PRUNE_FROM = 1, 6
 """A trial is given up when its best validation so far is below the median of the others' at that point: once this many are
 finished, and not before this many validations of its own."""
 NOT_TO_TUNE = (
