@@ -32,8 +32,8 @@ class Point:
         history: the most events that a state can see; ``catalogue``: items that the loss and the metrics range over.
         flops: floating-point operations of training, by formula; a multiply-add counts as two.
         seconds: wall time of training, without validation; times ``cores`` it is core-seconds.
-        loss: cross-entropy on validation in nats a target, over the whole catalogue, on targets that are the grid's own and the same
-            for all its runs; ``loss_interval``: 95 % of it, by a bootstrap over users.
+        loss: cross-entropy on validation in nats a target, over the whole catalogue, on targets that are the grid's own and
+            the same for all its runs; ``loss_interval``: 95 % of it, by a bootstrap over users.
         metrics: ranking quality on the same targets, as ``ndcg@10``.
         entropy: of the training sequences, in nats an event, as :mod:`largerec.audit.information` estimates it.
         regime: whether training saw its events once or repeated them.
