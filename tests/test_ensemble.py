@@ -91,7 +91,11 @@ def test_members_that_were_trained_again_are_noticed(both: Path, tmp_path: Path)
     assert ensemble(members, folder / "both")["n_test_evaluations"] == 1
     shutil.copy(folder / "one" / "model.safetensors", folder / "two" / "model.safetensors")
     measured = (folder / "both" / "result.json").read_text()
-    for use in (lambda: ensemble(members, folder / "both"), lambda: evaluate(folder / "both"), lambda: largerec.load(folder / "both")):
+    for use in (
+        lambda: ensemble(members, folder / "both"),
+        lambda: evaluate(folder / "both"),
+        lambda: largerec.load(folder / "both"),
+    ):
         with pytest.raises(LargeRecError, match=r"trained again\. Remove .*both"):
             use()
     assert (folder / "both" / "result.json").read_text() == measured

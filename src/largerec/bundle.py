@@ -221,7 +221,9 @@ class Bundle:
         Raises:
             LargeRecError: a member was trained again, or is gone.
         """
-        if self.members() and self.read_json("lineage.json").get("weights") != [one.weights_hash() for one in self.member_bundles()]:
+        if self.members() and self.read_json("lineage.json").get("weights") != [
+            one.weights_hash() for one in self.member_bundles()
+        ]:
             raise LargeRecError(
                 f"{self.path} was measured with other weights than its members have now: one was trained again. Remove "
                 f"{self.path} to measure anew, or choose another folder."

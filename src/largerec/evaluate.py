@@ -107,7 +107,9 @@ def slices(engine: Engine, found: Measurement, options: EvaluateOptions, seed: i
         intervals = metrics.bootstrap_intervals(
             own, found.user_N[mask], level=options.level, samples=options.bootstrap_samples, seed=seed
         )
-        documents[name] = {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) | {"intervals": intervals}
+        documents[name] = (
+            {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) | {"intervals": intervals}
+        )
     return documents
 
 
