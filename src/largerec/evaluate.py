@@ -96,7 +96,7 @@ def summary(engine: Engine, found: Measurement, options: EvaluateOptions, seed: 
 
 
 def slices(engine: Engine, found: Measurement, options: EvaluateOptions, seed: int) -> dict[str, dict[str, Any]]:
-    """Masked metrics of head, tail and cold targets and of short and long histories, with ``targets`` (how many) and ``intervals``."""
+    """Masked metrics of head, tail and cold targets and of short and long histories, with their number and intervals."""
     sequences, counts_V = engine.sequences, engine.tokenizer.counts_V
     token_N = engine.token_of_item[sequences.item_N[found.row_N]]
     count_N = np.where(token_N >= 0, counts_V[np.maximum(token_N, 0)], 0)
