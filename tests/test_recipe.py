@@ -133,6 +133,11 @@ def test_a_recipe_is_frozen() -> None:
         ("split.test_from=2017-10-15T12:00:00", "split.test_from", "2017-10-15T12:00:00"),
         ('name="7"', "name", "7"),
         ("name=", "name", ""),
+        ("run.dir=1.10", "run.dir", "1.10"),
+        ("run.dir='1.10'", "run.dir", "1.10"),
+        ("name=true", "name", "true"),
+        ("data.columns.user=1e3", "data.columns.user", "1e3"),
+        ("optim.clip=1.10", "optim.clip", 1.1),
     ],
 )
 def test_overrides(override: str, path: str, value: Any) -> None:

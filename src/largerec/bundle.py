@@ -203,6 +203,32 @@ class Bundle:
         """
         return [Bundle.open(self.path / member) for member in self.members()] or [self]
 
+    def weights_hash(self) -> str:
+        """SHA-256 of the run's weights.
+
+        Raises:
+            LargeRecError: it has none.
+        """
+        try:
+            with self.file("model.safetensors").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise LargeRecError(f"{self.file('model.safetensors')} is missing; an ensemble needs its members' weights.") from None
+
+    def check_members(self) -> None:
+        """Refuse an ensemble whose members have other weights than when it was made: what was measured was another one.
+
+        Raises:
+            LargeRecError: a member was trained again, or is gone.
+        """
+        if self.members() and self.read_json("lineage.json").get("weights") != [
+            one.weights_hash() for one in self.member_bundles()
+        ]:
+            raise LargeRecError(
+                f"{self.path} was measured with other weights than its members have now: one was trained again. Remove "
+                f"{self.path} to measure anew, or choose another folder."
+            )
+
     def tokenizer(self) -> AtomicTokenizer:
         if self.members():
             return self.member_bundles()[0].tokenizer()

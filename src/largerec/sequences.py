@@ -42,8 +42,8 @@ class SplitOptions(Options):
     after (not looked at) of each event, as the versions that ``largerec curate`` writes do.
 
     ``positives``: a condition in SQL on the log's columns, such as "is_click = 1": only such events are targets of retrieval,
-    learned and asked for; the others are history only. Tasks do not heed it: they are asked of every event whose label is known,
-    and learned of those in the training windows.
+    learned and asked for; the others are history only. Where it is null an event is no target ("is_click = 1 OR is_click IS NULL"
+    makes it one). Tasks do not heed it: they are asked of every event whose label is known, and learned of those in the windows.
     """
 
     protocol: Literal["leave-one-out", "timeline", "given"] = "leave-one-out"
