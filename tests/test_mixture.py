@@ -89,6 +89,10 @@ def test_with_all_items_as_negatives_the_loss_is_that_of_the_whole_catalogue() -
     loss = objective(head.queries(state_TD), table_VD, target_T, negatives=torch.arange(12), mixing=head)
     score_TV = head.scores(head.queries(state_TD), head.keys(table_VD))
     torch.testing.assert_close(loss, F.cross_entropy(score_TV, target_T), rtol=1e-5, atol=1e-5)
+    weight_T = torch.arange(1.0, 10)
+    weighted = objective(head.queries(state_TD), table_VD, target_T, negatives=torch.arange(12), mixing=head, weight_T=weight_T)
+    each_T = F.cross_entropy(score_TV, target_T, reduction="none")
+    torch.testing.assert_close(weighted, (each_T * weight_T).sum() / weight_T.sum(), rtol=1e-5, atol=1e-5)
     rows_V = torch.tensor([3, 5, 7])  # a part of the table, by place
     corrected = Objective(SampledSoftmaxOptions(negatives=2, sampling="popularity"), torch.arange(1.0, 13))
     part = corrected(
