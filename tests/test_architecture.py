@@ -28,7 +28,7 @@ LEVELS = (
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking averaging",
     "recipe",
-    "bundle accounting progress",
+    "bundle forgetting accounting progress",
     "engine",
     "evaluate evaluate_tasks",
     "train",
