@@ -68,7 +68,8 @@ class Sequences:
     UTC or a rank (``time_kind``); ``behaviour_N`` (None where the log names none) indexes ``behaviours``, where None stands for
     a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user. With tasks, ``label_NA`` has
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
-    ``split.positives``, ``positive_N`` says which events may be targets of retrieval.
+    ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``log_row_N``: the row of the log that each
+    event was, where the log is at hand.
     """
 
     user_ids: pl.Series
@@ -85,6 +86,7 @@ class Sequences:
     label_NA: np.ndarray | None = None
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
+    log_row_N: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -241,6 +243,7 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
     if options.positives is not None:
         positive = condition(log.events, options.positives, "split.positives").fill_null(False)
         events = events.with_columns(positive.alias("positive"))
+    events = events.with_row_index("log_row")
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = numbered(events["user_id"])
@@ -269,6 +272,7 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
         label_NA=label_NA,
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
+        log_row_N=events["log_row"].to_numpy()[by_user],
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
