@@ -14,7 +14,7 @@ from largerec.errors import LargeRecError, nearest
 from largerec.events import EventLog
 from largerec.features import CLOCK, FeatureOptions, Features, Side, clock_columns, fit_field, refuse_outcomes
 from largerec.readers import read_table
-from largerec.sequences import TRAIN, Sequences
+from largerec.sequences import STAGE_COLUMN, TRAIN, WEIGHT_COLUMN, Sequences
 from largerec.tasks import TaskOptions
 
 KNOWN_USERS = (
@@ -82,6 +82,9 @@ def _context(log: EventLog, sequences: Sequences, options: FeatureOptions) -> pl
     if clock and sequences.time_kind == "order":
         raise LargeRecError(f"features.context names {clock[0]!r}, but this log has an order and no clock; leave it out.")
     given = [name for name in options.context if name not in clock]
+    for name in given:
+        if name in (STAGE_COLUMN, WEIGHT_COLUMN):
+            raise LargeRecError(f"features.context names {name!r}, which says what an event is used for; leave it out.")
     _refuse_missing(
         "context", given, log.events.columns, "the log's events", f" Of the time there are also {' and '.join(CLOCK)}."
     )

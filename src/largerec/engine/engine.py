@@ -269,7 +269,7 @@ def build_scorer(
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead(recipe.head)
+    head = ItemHead.of(recipe.head, model)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
@@ -278,9 +278,10 @@ def load(path: str | Path) -> Engine:
     """Load a run's directory, or that of an ensemble of runs.
 
     Raises:
-        LargeRecError: the folder is missing, foreign, unfinished or damaged.
+        LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
     """
     bundle = Bundle.open(path)
+    bundle.check_members()
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
