@@ -169,6 +169,7 @@ def rank(
     history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
     by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
     at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
+    context: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="a context feature at that moment")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -183,7 +184,8 @@ def rank(
         moment = datetime.fromisoformat(at) if at else None
     except ValueError:
         raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
-    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment)
+    known = dict(text.partition("=")[::2] for text in context or [])
+    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment, context=known)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
@@ -192,6 +194,9 @@ def audit(
     path: Annotated[str, typer.Argument(metavar="DATA", help="a log, or the folder of a known set")],
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="write audit.html and audit.json there")] = None,
+    shuffle_test: Annotated[
+        bool, typer.Option("--shuffle-test", help="also train a small model with and without the order: minutes, not seconds")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look for faults in a log: what is wrong, how bad, and what mends it; overrides may change data.* and split.*."""
@@ -209,8 +214,12 @@ def audit(
             )
     options = recipe_from(apply_overrides({"data": {"path": path}}, overrides or []), "largerec audit")
     reading = [override for override in overrides or [] if override.startswith("data.")]
-    found = look(load_log(options.data), options.split, data=[path, *reading])
-    document = found.to_json()
+    log = load_log(options.data)
+    document = look(log, options.split, data=[path, *reading]).to_json()
+    if shuffle_test:
+        from largerec.order import shuffle_test_of
+
+        document["order"] = shuffle_test_of(log, options.split)
     if out is not None:
         from largerec.report.audit import write
 
