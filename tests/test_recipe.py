@@ -77,7 +77,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"optim": {"betas": [0.9, "b"]}}, "optim.betas.1", "'b'", "valid number"),
         ({"head": {"temperature": 0}}, "head.temperature", "0", "greater than 0"),
         ({"train": {"metric": "accuracy"}}, "train.metric", "'accuracy'", "match pattern"),
-        ({"split": {"protocol": "random"}}, "split.protocol", "'random'", "'leave-one-out' or 'timeline'"),
+        ({"split": {"protocol": "random"}}, "split.protocol", "'random'", "'leave-one-out', 'timeline' or 'given'"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_by_its_dotted_key(

@@ -358,7 +358,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 of the split log: ids, order, times and stages; labels and positives, where there are any."""
+    """SHA-256 of the split log: ids, order, times and stages; labels, positives and weights, where there are any."""
     digest = hashlib.sha256()
     for ids in (sequences.user_ids, sequences.item_ids):
         digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
@@ -367,4 +367,6 @@ def data_hash(sequences: Sequences) -> str:
     for name, optional in (("/".join(sequences.tasks), sequences.label_NA), ("positives", sequences.positive_N)):
         if optional is not None:
             digest.update(name.encode() + np.ascontiguousarray(optional).astype(np.int64).tobytes())
+    if sequences.weight_N is not None:
+        digest.update(b"weights" + np.ascontiguousarray(sequences.weight_N).astype(np.float32).tobytes())
     return digest.hexdigest()
