@@ -19,10 +19,13 @@ class HeadOptions(Options):
 
 
 class ItemHead:
-    """Scores are ``queries_BD @ keys_VD.T``; both sides are prepared here so that training and serving cannot differ."""
+    """Scores are ``queries_BD @ keys_VD.T``; both sides are prepared here so that training and serving cannot differ.
 
-    def __init__(self, options: HeadOptions) -> None:
-        self.cosine, self.temperature = options.similarity == "cosine", options.temperature
+    ``scale``: what scores are multiplied with, beside the temperature (``Recipe.score_scale``).
+    """
+
+    def __init__(self, options: HeadOptions, scale: float = 1.0) -> None:
+        self.cosine, self.temperature = options.similarity == "cosine", options.temperature / scale
 
     def queries(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         hidden_BD = unit_rows(hidden_BD) if self.cosine else hidden_BD
