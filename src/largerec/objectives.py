@@ -1,6 +1,7 @@
 """Objectives: next-item losses over the tokens whose ``loss_mask_T`` is true.
 
-Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token. They
+Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token; with
+weights [T] of the targets the weighted mean, sum(weight * loss) / sum(weight), so that only their ratios matter. They
 work through blocks of rows, so that none holds a whole T x V or [T, negatives, D] tensor of a large batch.
 """
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from largerec.errors import LargeRecError
+from largerec.heads import ItemHead
 from largerec.kernels import exp_rows_, sampled_loss, softmax_loss
 from largerec.options import Options
 
@@ -88,6 +90,16 @@ AnyObjectiveOptions = Annotated[SoftmaxOptions | SampledSoftmaxOptions | BCEOpti
 OBJECTIVES = tuple(group().name for group in (SoftmaxOptions, SampledSoftmaxOptions, BCEOptions, GBCEOptions))
 
 
+def weighted_mean(loss_T: torch.Tensor, weight_T: torch.Tensor | None) -> torch.Tensor:
+    """sum(weight * loss) / sum(weight), or the plain mean."""
+    return loss_T.mean() if weight_T is None else (loss_T * weight_T).sum() / weight_T.sum()
+
+
+def _total(rows_TD: torch.Tensor, weight_T: torch.Tensor | None) -> float:
+    """What a sum over targets is divided by to be their mean."""
+    return float(len(rows_TD) if weight_T is None else weight_T.sum())
+
+
 class _ChunkedSoftmax(torch.autograd.Function):
     """Mean cross-entropy over all keys; gradients are made chunk by chunk in the forward pass, so no chunk of logits is kept.
 
@@ -97,7 +109,12 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, low_precision: bool
+        ctx: Any,
+        queries_TD: torch.Tensor,
+        keys_VD: torch.Tensor,
+        target_T: torch.Tensor,
+        low_precision: bool,
+        weight_T: torch.Tensor | None,
     ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_VD.dtype
         keys = keys_VD.detach().to(kind)
@@ -105,27 +122,31 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
         rows = max(1, CHUNK_ELEMENTS // len(keys))
-        for q_CD, target_C, gradient_CD in zip(
-            torch.split(queries, rows), torch.split(target_T, rows), torch.split(query_gradient_TD, rows), strict=True
-        ):
+        for start in range(0, len(queries), rows):
+            part = slice(start, start + rows)
+            q_CD, target_C, gradient_CD = queries[part], target_T[part], query_gradient_TD[part]
             p_CV = q_CD.to(kind) @ keys.T
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
             largest_C, sum_C = exp_rows_(p_CV)
             losses.append(sum_C.log() + largest_C - at_target_C)
             share_C1 = (1 / sum_C)[:, None]
             gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
+            if weight_T is not None:
+                gradient_CD.mul_(weight_T[part, None])
+                share_C1 = share_C1 * weight_T[part, None]
             if kind == keys_VD.dtype:
                 key_gradient_VD.addmm_(p_CV.T, q_CD * share_C1)
             else:
                 key_gradient_VD.add_(p_CV.T @ (q_CD * share_C1).to(kind))
-        key_gradient_VD.index_add_(0, target_T, queries, alpha=-1)
-        ctx.save_for_backward(query_gradient_TD.div_(len(target_T)), key_gradient_VD.div_(len(target_T)))
-        return torch.cat(losses).mean()
+        key_gradient_VD.index_add_(0, target_T, queries if weight_T is None else queries * weight_T[:, None], alpha=-1)
+        total = _total(queries, weight_T)
+        ctx.save_for_backward(query_gradient_TD.div_(total), key_gradient_VD.div_(total))
+        return weighted_mean(torch.cat(losses), weight_T)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_gradient_TD, key_gradient_VD = ctx.saved_tensors
-        return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None
+        return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None, None
 
 
 def full_softmax(
@@ -135,6 +156,7 @@ def full_softmax(
     *,
     smoothing: float = 0.0,
     low_precision: bool = False,
+    weight_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32).
 
@@ -143,14 +165,16 @@ def full_softmax(
     logit is the query times the mean key, so that no logits are needed for it.
     """
     if smoothing:
-        plain = full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
+        plain = full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision, weight_T=weight_T)
         ahead_TD = F.embedding(target_T, keys_VD) - keys_VD.mean(0)
-        return plain + smoothing * (queries_TD.float() * ahead_TD).sum() / max(1, len(target_T))
+        ahead_TD = ahead_TD if weight_T is None else ahead_TD * weight_T[:, None]
+        return plain + smoothing * (queries_TD.float() * ahead_TD).sum() / (_total(queries_TD, weight_T) or 1)
     if len(target_T) == 0:
         return queries_TD.float().sum() + 0 * keys_VD.sum()
-    if low_precision and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
+    fusible = low_precision and weight_T is None  # the fused operator knows no weights
+    if fusible and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
         return fused
-    arguments = (queries_TD.float(), keys_VD, target_T, low_precision)
+    arguments = (queries_TD.float(), keys_VD, target_T, low_precision, weight_T)
     loss: torch.Tensor = _ChunkedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
@@ -183,6 +207,7 @@ class _SharedSoftmax(torch.autograd.Function):
         hits: Hits,
         positive_T: torch.Tensor,
         low_precision: bool,
+        weight_T: torch.Tensor | None,
     ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_KD.dtype
         keys = keys_KD.detach().to(kind)
@@ -205,18 +230,21 @@ class _SharedSoftmax(torch.autograd.Function):
             sum_C = sum_C + own_C
             losses.append(sum_C.log() + largest_C - positive_C)
             share_C1 = (1 / sum_C)[:, None]
+            positive_gradient_T[part] = own_C * share_C1[:, 0] - 1
+            if weight_T is not None:
+                positive_gradient_T[part] *= weight_T[part]
+                share_C1 = share_C1 * weight_T[part, None]
             query_gradient_TD[part] = (p_CK @ keys).float() * share_C1
             key_gradient_KD.add_(p_CK.T @ (query_CD * share_C1).to(kind))
-            positive_gradient_T[part] = own_C * share_C1[:, 0] - 1
-        n = len(positive_T)
+        n = _total(positive_T, weight_T)
         ctx.save_for_backward(query_gradient_TD.div_(n), key_gradient_KD.div_(n), positive_gradient_T.div_(n))
-        return torch.cat(losses).mean()
+        return weighted_mean(torch.cat(losses), weight_T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_gradient_TD, key_gradient_KD, positive_gradient_T = ctx.saved_tensors
         g = gradients[0]
-        return g * query_gradient_TD, g * key_gradient_KD, None, None, g * positive_gradient_T, None
+        return g * query_gradient_TD, g * key_gradient_KD, None, None, g * positive_gradient_T, None, None
 
 
 def shared_softmax(
@@ -226,14 +254,25 @@ def shared_softmax(
     hits: Hits,
     positive_T: torch.Tensor,
     low_precision: bool = False,
+    weight_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy of each row's positive score against the same K negatives, whose scores get ``correction_K`` added.
 
     ``hits`` are the negatives that do not count in a row.
     """
-    arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision)
+    arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision, weight_T)
     loss: torch.Tensor = _SharedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
+
+
+def softmax_of_scores(
+    score_TK: torch.Tensor, hits: Hits, positive_T: torch.Tensor, weight_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As :func:`shared_softmax`, of corrected scores that are there already."""
+    if len(positive_T) == 0:
+        return positive_T.sum() + 0 * score_TK.sum()
+    score_TK = score_TK.index_put((hits.row, hits.column), score_TK.new_tensor(float("-inf")))
+    return weighted_mean(torch.logaddexp(positive_T, score_TK.logsumexp(1)) - positive_T, weight_T)
 
 
 class Objective:
@@ -273,8 +312,10 @@ class Objective:
         negatives: torch.Tensor | None = None,
         rows_V: torch.Tensor | None = None,
         low_precision: bool = False,
+        mixing: ItemHead | None = None,
+        weight_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean loss a token.
+        """Mean loss a token, weighted where there are weights.
 
         Args:
             queries_TD: hidden states as ``ItemHead.queries`` gives them.
@@ -282,11 +323,20 @@ class Objective:
             target_T: the next item of each position.
             negatives: what ``draw`` gave, or None to draw now.
             rows_V: the items of the rows of ``keys_VD`` where it is a part of the table; targets and negatives then name rows.
-            low_precision: the wide matrix products in bfloat16.
+            low_precision: the wide matrix products in bfloat16; a mixture's stay in float32.
+            mixing: a head that is a mixture of logits; ``keys_VD`` are then rows of the table, of which it prepares the drawn.
+            weight_T: how much each target counts, above 0.
         """
         options = self.options
         if isinstance(options, SoftmaxOptions):
-            return full_softmax(queries_TD, keys_VD, target_T, smoothing=options.label_smoothing, low_precision=low_precision)
+            return full_softmax(
+                queries_TD,
+                keys_VD,
+                target_T,
+                smoothing=options.label_smoothing,
+                low_precision=low_precision,
+                weight_T=weight_T,
+            )
         queries_TD = queries_TD.float()
         if negatives is None:
             negatives = self.draw(len(target_T))
@@ -296,16 +346,22 @@ class Objective:
             log_q_V = self.log_q_V if rows_V is None else self.log_q_V[rows_V]
         if isinstance(options, SampledSoftmaxOptions) and options.shared:
             hits = Hits.of(target_T, negatives)
-            own_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
+            own_TD, key_KD = F.embedding(target_T, keys_VD), F.embedding(negatives, keys_VD)
+            if mixing is not None:
+                own_TD, key_KD = mixing.keys(own_TD), mixing.keys(key_KD)
+            own_T = (queries_TD * own_TD).sum(1) if mixing is None else mixing.own_scores(queries_TD, own_TD)
             correction_K = torch.zeros(len(negatives))
             if log_q_V is not None:
                 draws_T = len(negatives) - torch.bincount(hits.row, minlength=len(target_T))
                 own_T, correction_K = own_T - _shift(log_q_V[target_T], draws_T), -log_q_V[negatives]
-            return shared_softmax(queries_TD, F.embedding(negatives, keys_VD), correction_K, hits, own_T, low_precision)
+            if mixing is not None:
+                return softmax_of_scores(mixing.scores(queries_TD, key_KD) + correction_K, hits, own_T, weight_T)
+            return shared_softmax(queries_TD, key_KD, correction_K, hits, own_T, low_precision, weight_T)
+        assert mixing is None, "a mixture of logits learns with negatives that all positions share"
         if isinstance(options, SampledSoftmaxOptions):
-            return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True)
+            return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True, weight_T=weight_T)
         power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
-        return sampled_loss(queries_TD, keys_VD, target_T, negatives, softmax=False, power=power)
+        return sampled_loss(queries_TD, keys_VD, target_T, negatives, softmax=False, power=power, weight_T=weight_T)
 
 
 def _shift(log_q_T: torch.Tensor, draws_T: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
@@ -21,7 +22,7 @@ from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
-from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
+from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
 from largerec.ranking import RankingOptions
@@ -189,6 +190,16 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _a_mixture_needs_few_items(self) -> Self:
+        sampled = isinstance(self.objective, SampledSoftmaxOptions) and self.objective.shared
+        if self.head.similarity == "mol" and not sampled:
+            raise LargeRecError(
+                "head.similarity='mol' makes several numbers for each pair of state and item, which is too much for every item "
+                "of the catalogue or for each position's own. Choose objective.name=sampled-softmax with objective.shared=true."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _averages_need_whole_tables(self) -> Self:
         if self.optim.table != "adamw" and self.train.average is not None:
             raise LargeRecError(
@@ -221,6 +232,15 @@ class Recipe(Options):
             raise LargeRecError(
                 "contrastive.weight takes every event for a target that two views may share, but split.positives says that some "
                 "are none. Leave one of the two out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_transfer_to_scores_by_product(self) -> Self:
+        if self.optim.transfer == "mup" and self.head.similarity == "mol":
+            raise LargeRecError(
+                "optim.transfer='mup' has rules for scores by dot product or cosine, not for head.similarity='mol'; choose one "
+                "of those, or leave the transfer out."
             )
         return self
 
@@ -265,13 +285,28 @@ class Recipe(Options):
         return self.model_dump(mode="json")
 
 
-def _value(text: str) -> Any:
-    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself, dates too."""
+def _value(text: str, *, of_text: bool) -> Any:
+    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself, dates too.
+
+    ``of_text``: the option's value is text, so that 1.10 stays as it was typed; quotes are taken off.
+    """
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return text if isinstance(value, date | time) else value
+    return text if isinstance(value, date | time) or (of_text and not isinstance(value, str)) else value
+
+
+def _is_text(path: Sequence[str], kind: Any = None) -> bool:
+    """Whether the option at a dotted key takes text and nothing else; not of a family's or an objective's own options."""
+    kind = Recipe if kind is None else kind
+    if not path:
+        kinds = set(get_args(kind)) or {kind}
+        return str in kinds and kinds <= {str, NoneType}
+    if get_origin(kind) is dict:
+        return _is_text(path[1:], get_args(kind)[1])
+    field = kind.model_fields.get(path[0]) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return field is not None and _is_text(path[1:], field.annotation)
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -293,7 +328,7 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
             group = group.setdefault(name, {})
             if not isinstance(group, dict):
                 raise LargeRecError(f"{override!r}: {name!r} is a value, not a group, so nothing can be set inside it.")
-        group[last] = _value(text)
+        group[last] = _value(text, of_text=_is_text(key.split(".")))
     return changed
 
 

@@ -244,7 +244,7 @@ def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequence
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead(recipe.head, recipe.score_scale)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
@@ -253,9 +253,10 @@ def load(path: str | Path) -> Engine:
     """Load a run's directory, or that of an ensemble of runs.
 
     Raises:
-        LargeRecError: the folder is missing, foreign, unfinished or damaged.
+        LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
     """
     bundle = Bundle.open(path)
+    bundle.check_members()
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
