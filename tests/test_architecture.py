@@ -25,10 +25,10 @@ LEVELS = (
     "kernels metrics task_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks sequences batches layers item_tables",
-    "tokenizers models heads item_vectors",
-    "objectives contrastive optim ranking averaging",
+    "tokenizers models mixture heads item_vectors",
+    "objectives contrastive optim ranking averaging grid",
     "recipe",
-    "bundle accounting progress",
+    "bundle accounting progress split_log transfer",
     "engine",
     "evaluate evaluate_tasks",
     "train",

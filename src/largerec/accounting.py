@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from largerec.heads import ItemHead
 from largerec.item_tables import ItemTable, LowRankRows
+from largerec.mixture import MixtureOfLogits
 from largerec.models import Backbone, build_model, non_embedding_parameters
 from largerec.objectives import SoftmaxOptions
 from largerec.ranking import TaskHeads, add_tasks
@@ -27,6 +29,7 @@ def weightless_model(recipe: Recipe, n_items: int) -> Backbone:
         model = build_model(recipe.model, n_items, recipe.batch.positions)
         if recipe.batch.actions is not None:
             add_tasks(model, recipe.tasks, recipe.ranking, recipe.batch.actions)
+        ItemHead.of(recipe.head, model)  # a mixture of logits has weights, which become the model's
     return model
 
 
@@ -49,7 +52,7 @@ def matrix_operations(module: nn.Module | None) -> int:
 
 def block_operations(model: Backbone) -> int:
     """Operations of a token's forward pass through the matrices of the blocks: without tables, heads and earlier tokens."""
-    aside = (model.input, model.output_table, model.task_heads)
+    aside = (model.input, model.output_table, model.task_heads, model.similarity)
     return matrix_operations(model) - sum(matrix_operations(part) for part in aside)
 
 
@@ -83,6 +86,13 @@ def scored_items(recipe: Recipe, n_items: int) -> int:
     return n_items if isinstance(objective, SoftmaxOptions) else min(n_items, objective.negatives + 1)
 
 
+def scoring_operations(recipe: Recipe, model: Backbone, scored: float, prepared: float) -> float:
+    """Operations of scoring ``scored`` items for a state; a mixture of logits also prepares the state and ``prepared`` items."""
+    if isinstance(model.similarity, MixtureOfLogits):
+        return float(model.similarity.operations(scored, prepared))
+    return 2.0 * recipe.model.shape[1] * scored
+
+
 def _head_operations(model: Backbone) -> int:
     """Operations of the task heads for one event that is asked about."""
     return matrix_operations(model.task_heads) if isinstance(model.task_heads, TaskHeads) else 0
@@ -93,14 +103,16 @@ def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean
 
     A contrastive view counts as one more pass through the blocks; its comparison of users is left out. With interleaved actions
     every second token predicts an item and the others are asked about tasks. A table whose rows are made (low-rank, side
-    vectors) is made whole once for every part of a step. ``mean_context``: the earlier tokens that a token looks at, on average.
+    vectors) is made whole once for every part of a step; so are the negatives of a mixture of logits. ``mean_context``: the
+    earlier tokens that a token looks at, on average.
     """
-    _, width, _ = recipe.model.shape
     passes = 1 + recipe.contrastive.passes
     item_share = task_share = 0.5 if recipe.batch.actions == "interleaved" else 1.0
     through = BOTH_WAYS * (block_operations(model) + recipe.model.context_operations(mean_context))
     row = RowCost.of(model.input.item).training
-    scores = BOTH_WAYS * 2 * width * scored_items(recipe, n_items) * item_share * (recipe.ranking.retrieval > 0)
+    scored = scored_items(recipe, n_items)
+    each = scoring_operations(recipe, model, scored, 1 + (scored - 1) / recipe.batch.tokens)
+    scores = BOTH_WAYS * each * item_share * (recipe.ranking.retrieval > 0)
     output = model.input.item if model.output_table is None else model.output_table
     whole_table = RowCost.of(output).training * n_items * recipe.train.accumulate / recipe.batch.tokens
     heads = BOTH_WAYS * _head_operations(model) * task_share
@@ -121,14 +133,14 @@ class ServingFlops:
 def serving_flops(recipe: Recipe, model: Backbone, n_items: int, context: int) -> ServingFlops:
     """Forward passes of use after ``context`` events. A request without a kept state costs ``history + catalogue``, with one
     ``event + catalogue``; a candidate of ``rank`` costs ``candidate`` (with interleaved actions one token and its heads)."""
-    _, width, _ = recipe.model.shape
     each = 2 if recipe.batch.actions == "interleaved" else 1
     tokens = each * context
     fixed = block_operations(model) + RowCost.of(model.input.item).forward
     at_end, on_average = (recipe.model.context_operations(at) for at in (tokens + 1, (tokens + 1) / 2))
     heads = _head_operations(model)
     candidate = heads + (fixed + at_end if each == 2 else 0)
-    return ServingFlops(each * (fixed + at_end), tokens * (fixed + on_average), 2 * width * n_items, candidate if heads else 0)
+    catalogue = scoring_operations(recipe, model, n_items, 0)
+    return ServingFlops(each * (fixed + at_end), tokens * (fixed + on_average), catalogue, candidate if heads else 0)
 
 
 def training_memory_bytes(model: Backbone) -> int:
