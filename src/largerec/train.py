@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -87,7 +85,7 @@ class Trainer:
         self.options, self.progress = recipe.train, progress
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
-        lineage = _lineage(split.data_hash, log.source, log.notes)
+        lineage = split.lineage()
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
         features = None
@@ -487,21 +485,3 @@ def _tensorboard(path: Path, step: int) -> Any:
             "train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'"
         ) from None
     return SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def commit_of(path: Path) -> str | None:
-    """The commit that is checked out where ``path`` lies, if git follows this very file: an installed copy may lie in the
-    environment of somebody else's repository, whose commit would say nothing."""
-    try:
-        for command in (["ls-files", "--error-unmatch", path.name], ["rev-parse", "HEAD"]):
-            done = subprocess.run(
-                ["git", "-C", str(path.parent), *command], capture_output=True, text=True, check=True, timeout=10
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
-    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit_of(Path(__file__))}
-    return {"data_hash": data, "source": source, "notes": list(notes), "code": code, "parent": None}
