@@ -168,6 +168,7 @@ def rank(
     history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
     by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
     at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
+    context: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="a context feature at that moment")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -182,7 +183,8 @@ def rank(
         moment = datetime.fromisoformat(at) if at else None
     except ValueError:
         raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
-    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment)
+    known = dict(text.partition("=")[::2] for text in context or [])
+    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment, context=known)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
