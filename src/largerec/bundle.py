@@ -29,7 +29,7 @@ from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
-NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.")
+NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 FORGOTTEN = "forgotten.json"  # marks a run that was trained on someone who was to be forgotten
 OWN_FILES = re.compile(
