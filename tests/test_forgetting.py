@@ -156,6 +156,18 @@ def test_runs_that_learned_from_the_person_are_marked_and_warn(place: Path) -> N
     load(place / "runs" / "without").recommend(users=["u3"])
 
 
+def test_tables_that_name_nobody_lose_the_same_rows(place: Path) -> None:
+    run = place / "runs" / "with"
+    histories = pl.read_parquet(run / "histories.parquet")
+    users = histories["user_id"].unique(maintain_order=True)
+    pl.DataFrame({"device": histories["user_id"] + histories["item_id"]}).write_parquet(run / "features-context.parquet")
+    pl.DataFrame({"country": users}).write_parquet(run / "features-user.parquet")
+    forget(place / "data", PERSON, place / "runs")
+    left = pl.read_parquet(run / "histories.parquet")
+    assert pl.read_parquet(run / "features-context.parquet")["device"].to_list() == (left["user_id"] + left["item_id"]).to_list()
+    assert pl.read_parquet(run / "features-user.parquet")["country"].to_list() == [user for user in users if user != PERSON]
+
+
 def test_a_run_without_histories_is_known_by_its_data_hash(place: Path) -> None:
     shutil.copytree(place / "runs" / "with", place / "runs" / "bare")
     (place / "runs" / "bare" / "histories.parquet").unlink()

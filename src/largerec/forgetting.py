@@ -236,18 +236,25 @@ def _histories_of(path: Path, user_id: str) -> pl.DataFrame | None:
 
 
 def _forget_in_tables(bundle: Bundle, user_id: str) -> None:
-    """Rows of the person out of every table of a run, histories last; its report, which may show them, goes."""
+    """Rows of the person out of every table of a run, histories last; its report, which may show them, goes.
+
+    Some tables name nobody, but have a row for each row of another one, or for each user of the histories.
+    """
     bundle.file("report.html").unlink(missing_ok=True)
+    files = sorted(bundle.path.glob("*.parquet"), key=lambda file: file.name == "histories.parquet")
     others: dict[str, pl.Series] = {}
-    for file in sorted(bundle.path.glob("*.parquet"), key=lambda file: file.name == "histories.parquet"):
+    for file in files:
         table = pl.read_parquet(file)
-        if "user_id" in table.columns:
+        if "user_id" in table.columns and not file.name.startswith("features-"):
             others[file.name] = table["user_id"].cast(pl.String) != user_id
-    beside = bundle.file("ranks-baselines.parquet")  # the rows of ranks-test.parquet, without their ids
-    if beside.is_file() and "ranks-test.parquet" in others:
-        table = pl.read_parquet(beside)
-        if table.height == others["ranks-test.parquet"].len():
-            bundle.write_parquet(beside.name, table.filter(others["ranks-test.parquet"]))
+    beside = {"ranks-baselines.parquet": others.get("ranks-test.parquet")}
+    if (kept := others.get("histories.parquet")) is not None:
+        users = pl.read_parquet(bundle.file("histories.parquet"))["user_id"].unique(maintain_order=True)
+        beside |= {"features-context.parquet": kept, "features-user.parquet": users.cast(pl.String) != user_id}
+    for name, mask in beside.items():
+        file = bundle.file(name)
+        if mask is not None and file.is_file() and (table := pl.read_parquet(file)).height == mask.len():
+            bundle.write_parquet(name, table.filter(mask))
     for name, kept in others.items():
         if not kept.all():
             bundle.write_parquet(name, pl.read_parquet(bundle.file(name)).filter(kept))
