@@ -26,6 +26,8 @@ TIMELINES = {
     "globo-timeline": "Globo.com news, test on 16 October 2017",
 }
 
+LISTS = {"trivago-lists": "trivago, 25 hotels"}
+
 # Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
 PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
 
@@ -81,6 +83,20 @@ def timelines() -> list[str]:
     return lines
 
 
+def lists() -> list[str]:
+    """Choices among shown items: what rules reach, and the run's scores."""
+    lines = ["| shown items | ranked by | mrr, with 95 % | hit@1 |", "|---|---|---|---|"]
+    for name, title in LISTS.items():
+        if (found := read(name)) is None:
+            continue
+        (run,) = found["results"]
+        scores = {f"{run['model']}, {score}": metrics for score, metrics in run["lists"]["scores"].items()}
+        for label, metrics in (run["lists"]["baselines"] | scores).items():
+            low, high = metrics["intervals"]["mrr"]
+            lines.append(f"| {title} | {label} | {four(metrics['mrr'])} ({four(low)} - {four(high)}) | {four(metrics['hit@1'])} |")
+    return lines
+
+
 def speed() -> list[str]:
     lines = ["| training, tokens a second on 2 cores | 2 blocks | 8 blocks, 2 heads |", "|---|---|---|"]
     lines += [f"| {name} | {base} | {large} |" for name, (base, large) in PEERS.items()]
@@ -96,4 +112,4 @@ def speed() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *speed()]))
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed()]))

@@ -21,6 +21,7 @@ from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
+from largerec.evaluate_lists import evaluate_lists
 from largerec.evaluate_tasks import evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
@@ -170,7 +171,7 @@ def generated_world(recipe: Recipe, data: str) -> World | None:
     if recipe.data.path is not None or recipe.data.faults.any or recipe.split.positives is not None:
         return None
     world = World(recipe.data.simulate)
-    return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks)) == data else None
+    return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks, recipe.lists)) == data else None
 
 
 def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, options: EvaluateOptions) -> dict[str, Any]:
@@ -267,8 +268,8 @@ def evaluate(
 
     Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
     :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each),
-    predictions of tasks in ``predictions-STAGE.parquet``. ``beside``: an evaluated run; on the same test, its baselines and best
-    possible are taken over instead of measured again.
+    predictions of tasks in ``predictions-STAGE.parquet``, ranks among shown lists in ``lists-STAGE.parquet``. ``beside``: an
+    evaluated run; on the same test, its baselines and best possible are taken over instead of measured again.
 
     Raises:
         LargeRecError: the run is missing, foreign, unfinished or damaged.
@@ -296,6 +297,10 @@ def evaluate(
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+    if engine.sequences.lists is not None:
+        key = "lists" if stage == "test" else f"{stage}_lists"
+        result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
+        bundle.write_parquet(f"lists-{stage}.parquet", listed)
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

@@ -19,6 +19,7 @@ from pydantic import model_validator
 from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
+from largerec.lists import SHOWN, ListOptions, ShownLists, pack_lists, read_lists
 from largerec.options import Options
 from largerec.tasks import TaskOptions, condition, labels, task_values
 
@@ -68,7 +69,8 @@ class Sequences:
     UTC or a rank (``time_kind``); ``behaviour_N`` (None where the log names none) indexes ``behaviours``, where None stands for
     a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user. With tasks, ``label_NA`` has
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
-    ``split.positives``, ``positive_N`` says which events may be targets of retrieval.
+    ``split.positives``, ``positive_N`` says which events may be targets of retrieval; ``lists`` are what was shown, where the
+    log knows.
     """
 
     user_ids: pl.Series
@@ -85,6 +87,7 @@ class Sequences:
     label_NA: np.ndarray | None = None
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
+    lists: ShownLists | None = None
 
     @property
     def n_users(self) -> int:
@@ -138,6 +141,8 @@ class Sequences:
             columns |= {f"{TASK_COLUMN}{name}": self.label_NA[:, column] for column, name in enumerate(self.tasks)}
         if self.positive_N is not None:
             columns["positive"] = self.positive_N
+        if self.lists is not None:
+            columns |= self.lists.columns(len(self.item_N), self.item_ids)
         return pl.DataFrame(columns)
 
 
@@ -228,11 +233,16 @@ def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | Non
     return codes, tuple(names.to_list())
 
 
-def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, TaskOptions] | None = None) -> Sequences:
-    """Sort, number, group and split a log, and label its events.
+def build_sequences(
+    log: EventLog,
+    options: SplitOptions,
+    tasks: Mapping[str, TaskOptions] | None = None,
+    lists: ListOptions | None = None,
+) -> Sequences:
+    """Sort, number, group and split a log, label its events, and keep what was shown.
 
     Raises:
-        LargeRecError: no user or no target is left, the split moments cannot be read, or a task cannot.
+        LargeRecError: no user or no target is left, the split moments cannot be read, or a task or the lists cannot.
     """
     tasks = tasks or {}
     events = log.events.select(name for name in ("user_id", "item_id", "timestamp", "behavior") if name in log.events.columns)
@@ -241,6 +251,9 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
     if options.positives is not None:
         positive = condition(log.events, options.positives, "split.positives").fill_null(False)
         events = events.with_columns(positive.alias("positive"))
+    listed = lists is not None and lists.items is not None
+    if lists is not None and listed:
+        events = events.with_columns(read_lists(log.events, lists))
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = numbered(events["user_id"])
@@ -269,6 +282,7 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
         label_NA=label_NA,
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
+        lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
@@ -294,6 +308,9 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
                 f"{source}: the {stage} part has no target whose user has a history. Leave-one-out needs users with at least "
                 "three events; a timeline needs events of known users after the date; split.positives must leave some."
             )
+        lists = sequences.lists
+        if lists is not None and not ((sequences.stage_N[lists.row_L] == STAGES[stage]) & (lists.chosen_L >= 0)).any():
+            raise LargeRecError(f"{source}: the {stage} part has no list that shows its row's own item; move the split.")
         for column, name in enumerate(sequences.tasks):
             assert sequences.label_NA is not None
             if not (sequences.label_NA[sequences.stage_N == STAGES[stage], column] >= 0).any():
@@ -326,4 +343,5 @@ def from_frame(
         label_NA=np.stack([frame[f"{TASK_COLUMN}{name}"].to_numpy() for name in tasks], axis=1) if tasks else None,
         edges=edges or {},
         positive_N=frame["positive"].to_numpy() if "positive" in frame.columns else None,
+        lists=pack_lists(frame, item_code, item_ids) if SHOWN in frame.columns else None,
     )

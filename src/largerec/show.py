@@ -79,6 +79,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(share)
     if found["result"]["tasks"]:
         to.print(task_table(found["result"]))
+    if "lists" in found["result"]:
+        to.print(list_table(found["result"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
@@ -95,6 +97,22 @@ def task_table(result: dict[str, Any]) -> Table:
             cells = [_with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
             table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
+    return table
+
+
+def list_table(result: dict[str, Any]) -> Table:
+    """How high the chosen one of some shown items stands, by the run's scores and by plain rules."""
+    found = result["lists"]
+    title = f"choices among shown items: {found['n']:,} lists of {found['mean_length']:.1f} items, seen items not masked"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("ranked by", "mrr", "ndcg", "hit@1", "mrr less touched, then shown"):
+        table.add_column(name, justify="left" if name == "ranked by" else "right")
+    for part, before in (("baselines", ""), ("scores", f"{result['model']}: ")):
+        for name, row in found[part].items():
+            cells = [_with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
+            test = row.get("mrr_against")
+            said = f"{test['difference']:+.4f}, p = {test['p_value']:.4f}" if test else ""
+            table.add_row(escape(before + name), *cells, said)
     return table
 
 
@@ -132,6 +150,8 @@ def evaluated(result: dict[str, Any]) -> None:
         to.print(share)
     if result["tasks"]:
         to.print(task_table(result))
+    if "lists" in result:
+        to.print(list_table(result))
     slices = Table(title="slices", title_justify="left", title_style="bold")
     for name in ("slice", "targets", *SHOWN):
         slices.add_column(name, justify="left" if name == "slice" else "right")

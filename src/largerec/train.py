@@ -26,13 +26,14 @@ from largerec import metrics
 from largerec.accounting import training_flops_per_token
 from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
-from largerec.bundle import Bundle, data_hash
+from largerec.bundle import CHOICE, Bundle, data_hash
 from largerec.contrastive import Contrast
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.evaluate_lists import evaluate_lists, fit_choice_model
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
@@ -84,7 +85,7 @@ class Trainer:
         self.recipe = recipe = recipe.resolved()
         self.options, self.progress = recipe.train, progress
         log = load_log(recipe.data)
-        sequences = build_sequences(log, recipe.split, recipe.tasks)
+        sequences = build_sequences(log, recipe.split, recipe.tasks, recipe.lists)
         tokenizer = AtomicTokenizer.fit(sequences, log.items)
         lineage = _lineage(data_hash(sequences), log.source, log.notes)
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
@@ -357,6 +358,11 @@ class Trainer:
         if self.asked_rows is not None:
             predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
             tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
+        if recipe.lists.choice:
+            self.engine.choice = fit_choice_model(self.engine)
+            self.bundle.write_json(CHOICE, self.engine.choice.to_json())
+        if self.engine.sequences.lists is not None:
+            tasks["validation_lists"], _ = evaluate_lists(self.engine, "validation", recipe.evaluate, recipe.seed)
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
