@@ -28,7 +28,7 @@ from largerec.objectives import _ChunkedSoftmax
 
 RESULT = Path(__file__).parent / "results" / "softmax-loss.json"
 SHAPES = {"amazon-beauty": (1500, 12_083, 128), "amazon-sports": (1500, 18_284, 128), "ml-1m": (4096, 3416, 128)}
-PATHS = {"operator": softmax_loss, "chunks": lambda q, k, target: _ChunkedSoftmax.apply(q, k, target, True)}
+PATHS = {"operator": softmax_loss, "chunks": lambda q, k, target: _ChunkedSoftmax.apply(q, k, target, True, None)}
 
 
 def inputs(tokens: int, items: int, width: int) -> list[torch.Tensor]:

@@ -93,7 +93,9 @@ def lists() -> list[str]:
         scores = {f"{run['model']}, {score}": metrics for score, metrics in run["lists"]["scores"].items()}
         for label, metrics in (run["lists"]["baselines"] | scores).items():
             low, high = metrics["intervals"]["mrr"]
-            lines.append(f"| {title} | {label} | {four(metrics['mrr'])} ({four(low)} - {four(high)}) | {four(metrics['hit@1'])} |")
+            lines.append(
+                f"| {title} | {label} | {four(metrics['mrr'])} ({four(low)} - {four(high)}) | {four(metrics['hit@1'])} |"
+            )
     return lines
 
 

@@ -59,6 +59,7 @@ def test_three_members_weigh_alike_and_a_member_s_own_scores_stay() -> None:
 def test_the_folder_is_used_like_a_run(both: Path, tmp_path: Path) -> None:
     result = json.loads((both / "result.json").read_text())
     members = [json.loads((both.parent / name / "result.json").read_text()) for name in ("one", "two")]
+    assert result["threads"] == max(member["threads"] for member in members)
     for key in ("params", "params_non_embedding", "train_flops", "train_tokens"):
         assert result[key] == sum(member[key] for member in members)
     assert result["n_test_evaluations"] == 1 and result["data"] == members[0]["data"] and result["seeds"] == [0, 1]
@@ -89,8 +90,15 @@ def test_members_that_were_trained_again_are_noticed(both: Path, tmp_path: Path)
     members = [folder / "one", folder / "two"]
     assert ensemble(members, folder / "both")["n_test_evaluations"] == 1
     shutil.copy(folder / "one" / "model.safetensors", folder / "two" / "model.safetensors")
-    with pytest.raises(LargeRecError, match=r"trained again\. Remove .*both"):
-        ensemble(members, folder / "both")
+    measured = (folder / "both" / "result.json").read_text()
+    for use in (
+        lambda: ensemble(members, folder / "both"),
+        lambda: evaluate(folder / "both"),
+        lambda: largerec.load(folder / "both"),
+    ):
+        with pytest.raises(LargeRecError, match=r"trained again\. Remove .*both"):
+            use()
+    assert (folder / "both" / "result.json").read_text() == measured
     (folder / "two" / "model.safetensors").unlink()
     with pytest.raises(LargeRecError, match="needs its members' weights"):
         ensemble(members, folder / "both")

@@ -110,6 +110,12 @@ def test_the_metrics_of_a_log_written_by_hand() -> None:
         **{"head": 1, "tail": 2, "cold": 1, "history 0-4": 4}
     }
     assert document["slices"]["tail"]["recall@2"] == 1.0
+    assert document["slices"]["tail"]["intervals"]["recall@2"] == [1.0, 1.0]
+    whole = document["slices"]["history 0-4"]  # which every target is in
+    assert (
+        whole["intervals"] == document["intervals"]
+        and whole["intervals"]["recall@2"][0] < 0.5 < whole["intervals"]["recall@2"][1]
+    )
     assert document["slices"]["head"]["recall@2"] == document["slices"]["cold"]["recall@2"] == 0.0
     assert list(document["baselines"]) == ["popularity"], "an order without a clock has no recent past"
     assert document["baselines"]["popularity"] == {

@@ -77,7 +77,7 @@ def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
         ({"optim": {"betas": [0.9, "b"]}}, "optim.betas.1", "'b'", "valid number"),
         ({"head": {"temperature": 0}}, "head.temperature", "0", "greater than 0"),
         ({"train": {"metric": "accuracy"}}, "train.metric", "'accuracy'", "match pattern"),
-        ({"split": {"protocol": "random"}}, "split.protocol", "'random'", "'leave-one-out' or 'timeline'"),
+        ({"split": {"protocol": "random"}}, "split.protocol", "'random'", "'leave-one-out', 'timeline' or 'given'"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_by_its_dotted_key(
@@ -133,6 +133,11 @@ def test_a_recipe_is_frozen() -> None:
         ("split.test_from=2017-10-15T12:00:00", "split.test_from", "2017-10-15T12:00:00"),
         ('name="7"', "name", "7"),
         ("name=", "name", ""),
+        ("run.dir=1.10", "run.dir", "1.10"),
+        ("run.dir='1.10'", "run.dir", "1.10"),
+        ("name=true", "name", "true"),
+        ("data.columns.user=1e3", "data.columns.user", "1e3"),
+        ("optim.clip=1.10", "optim.clip", 1.1),
     ],
 )
 def test_overrides(override: str, path: str, value: Any) -> None:

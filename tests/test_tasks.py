@@ -90,6 +90,16 @@ def test_positives_are_the_targets_and_all_events_the_history() -> None:
         assert set(some.impressions(stage)) >= set(rows)
 
 
+def test_an_unknown_positive_is_one_only_where_the_condition_says_so() -> None:
+    log = labelled_log()
+    known = build_sequences(log, SplitOptions(positives="value >= 4"), TASKS)
+    both = build_sequences(log, SplitOptions(positives="value >= 4 OR value IS NULL"), TASKS)
+    assert known.label_NA is not None and known.positive_N is not None and both.positive_N is not None
+    unknown_N = known.label_NA[:, 0] == -1
+    assert unknown_N.any() and not known.positive_N[unknown_N].any()
+    np.testing.assert_array_equal(both.positive_N, known.positive_N | unknown_N)
+
+
 def test_a_run_s_table_brings_labels_back() -> None:
     options = SplitOptions(positives="value >= 4")
     sequences = build_sequences(labelled_log(), options, TASKS)

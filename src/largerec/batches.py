@@ -57,11 +57,13 @@ class BatchOptions(Options):
 class Batch:
     """Packed inputs, and targets when training. ``time_T``: ms UTC, -1 unknown; ``query_time_T``: the time of the target.
 
-    ``target_row_T``: where the target stands among all kept rows. ``masked_T``: inputs whose item is hidden from the model.
+    ``target_row_T``: where what a token predicts stands among all kept rows. ``masked_T``: inputs whose item is hidden from the
+    model.
 
     With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
-    tokens of a history stand before each of these in a cache.
+    tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
+    the loss, where a log weighs its events; one of weight 0 is no target.
     """
 
     item_T: torch.Tensor
@@ -77,6 +79,7 @@ class Batch:
     action_T: torch.Tensor | None = None
     label_TA: torch.Tensor | None = None
     task_label_TA: torch.Tensor | None = None
+    weight_T: torch.Tensor | None = None
     past: int = 0
 
     @property
@@ -119,7 +122,7 @@ class TokenRows:
 
     ``token_M``, ``time_M``, ``behaviour_M``: the M kept rows. ``kept_N1[row]``: how many rows were kept before a row of the
     sequences, which turns a row into a position here. ``label_MA``: their labels; ``positive_M``: which may be targets (all, when
-    not given); ``actions``: how events become tokens.
+    not given); ``weight_M``: how much each counts as a target; ``actions``: how events become tokens.
     """
 
     token_M: np.ndarray
@@ -129,6 +132,7 @@ class TokenRows:
     label_MA: np.ndarray | None = None
     positive_M: np.ndarray | None = None
     actions: Actions | None = None
+    weight_M: np.ndarray | None = None
 
     @property
     def tokens_per_event(self) -> int:
@@ -148,6 +152,21 @@ class TokenRows:
             label_MA=None if label_NA is None or actions is None else label_NA[kept_N],
             positive_M=None if positive_N is None else positive_N[kept_N],
             actions=actions,
+            weight_M=None if sequences.weight_N is None else sequences.weight_N[kept_N],
+        )
+
+    def weighed(self, batch: Batch) -> Batch:
+        """A training batch with the weight of the row that each token predicts; rows of weight 0 are no targets, nor of tasks."""
+        if self.weight_M is None:
+            return batch
+        assert batch.loss_mask_T is not None and batch.target_row_T is not None
+        weight_T = torch.from_numpy(self.weight_M[batch.target_row_T.numpy()])
+        label_TA = batch.task_label_TA
+        return replace(
+            batch,
+            weight_T=weight_T,
+            loss_mask_T=batch.loss_mask_T & (weight_T > 0),
+            task_label_TA=None if label_TA is None else label_TA.masked_fill((weight_T == 0)[:, None], UNKNOWN),
         )
 
 
@@ -183,9 +202,9 @@ def pack_training(
         if asked_B is not None and batch.task_label_TA is not None:
             again_B = asked_B & (index_T[np.cumsum(length_B) - length_B] == start_B)  # the first event may be thinned out
             batch.task_label_TA[batch.offsets_B1[:-1][torch.from_numpy(again_B)]] = UNKNOWN
-        return batch
+        return rows.weighed(batch)
     mask_T = np.ones(len(index_T), dtype=bool) if rows.positive_M is None else rows.positive_M[index_T + 1]
-    return replace(
+    batch = replace(
         _pack(rows, index_T, length_B),
         target_T=torch.from_numpy(rows.token_M[index_T + 1]),
         query_time_T=torch.from_numpy(rows.time_M[index_T + 1]),
@@ -193,6 +212,7 @@ def pack_training(
         task_label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T + 1]),
         target_row_T=torch.from_numpy(index_T + 1),
     )
+    return rows.weighed(batch)
 
 
 def pack_histories(rows: TokenRows, start_B: np.ndarray, end_B: np.ndarray, query_time_B: np.ndarray) -> Batch:
@@ -248,6 +268,7 @@ def pack_interleaved(rows: TokenRows, index_E: np.ndarray, length_B: np.ndarray,
         action_T=torch.from_numpy(action_T),
         label_TA=torch.from_numpy(np.where(action_T[:, None], label_TA, UNKNOWN)),
         task_label_TA=torch.from_numpy(np.where(action_T[:, None], UNKNOWN, label_TA)),
+        target_row_T=torch.from_numpy(said_T),
     )
 
 
@@ -278,6 +299,11 @@ class TrainingBatches:
         kept_N1 = self.rows.kept_N1
         self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
+        if self.rows.weight_M is not None:  # a window without a target teaches nothing
+            targets_M1 = np.concatenate([[0], np.cumsum(self.rows.weight_M > 0)])
+            first_W = self.start_W - self.room_W + (0 if options.actions == "interleaved" else 1)
+            asks_W = targets_M1[self.end_W + 1] > targets_M1[first_W]
+            self.start_W, self.end_W, self.room_W = self.start_W[asks_W], self.end_W[asks_W], self.room_W[asks_W]
         self.asked_W = (
             ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
         )

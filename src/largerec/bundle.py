@@ -205,6 +205,32 @@ class Bundle:
         """
         return [Bundle.open(self.path / member) for member in self.members()] or [self]
 
+    def weights_hash(self) -> str:
+        """SHA-256 of the run's weights.
+
+        Raises:
+            LargeRecError: it has none.
+        """
+        try:
+            with self.file("model.safetensors").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise LargeRecError(f"{self.file('model.safetensors')} is missing; an ensemble needs its members' weights.") from None
+
+    def check_members(self) -> None:
+        """Refuse an ensemble whose members have other weights than when it was made: what was measured was another one.
+
+        Raises:
+            LargeRecError: a member was trained again, or is gone.
+        """
+        if self.members() and self.read_json("lineage.json").get("weights") != [
+            one.weights_hash() for one in self.member_bundles()
+        ]:
+            raise LargeRecError(
+                f"{self.path} was measured with other weights than its members have now: one was trained again. Remove "
+                f"{self.path} to measure anew, or choose another folder."
+            )
+
     def tokenizer(self) -> AtomicTokenizer:
         if self.members():
             return self.member_bundles()[0].tokenizer()
@@ -335,7 +361,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 of the split log: ids, order, times and stages; labels, positives and shown lists, where there are any."""
+    """SHA-256 of the split log: ids, order, times and stages; labels, positives, weights and lists, where there are any."""
     digest = hashlib.sha256()
     for ids in (sequences.user_ids, sequences.item_ids):
         digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
@@ -347,4 +373,6 @@ def data_hash(sequences: Sequences) -> str:
     if sequences.lists is not None:
         for name, array in sorted(vars(sequences.lists).items()):
             digest.update(name.encode() + (b"" if array is None else np.ascontiguousarray(array).tobytes()))
+    if sequences.weight_N is not None:
+        digest.update(b"weights" + np.ascontiguousarray(sequences.weight_N).astype(np.float32).tobytes())
     return digest.hexdigest()

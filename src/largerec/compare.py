@@ -400,7 +400,18 @@ def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
     found["params_embedding"] = found["params"] - found["params_non_embedding"]
     found["recommend_ms"] = recommend_ms(load(row.folders[0]))
     found["n_test_evaluations"] = [result["n_test_evaluations"] for result in results]
-    kept = ("seed", "best_step", "steps", "train_seconds", "validation", "test", "test_unmasked", "intervals", "slices")
+    kept = (
+        "seed",
+        "best_step",
+        "steps",
+        "train_seconds",
+        "threads",
+        "validation",
+        "test",
+        "test_unmasked",
+        "intervals",
+        "slices",
+    )
     found["runs"] = [
         {"dir": str(folder), **{name: result[name] for name in kept}} for folder, result in zip(row.folders, results, strict=True)
     ]

@@ -139,6 +139,7 @@ def edited(batch: Batch, options: ContrastiveOptions, random: np.random.Generato
         target_T=None,
         target_row_T=None,
         loss_mask_T=None,
+        weight_T=None,
         masked_T=torch.from_numpy(masked_T),
         features={name: value[item_at_T] for name, value in batch.features.items()},
     )

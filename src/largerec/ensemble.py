@@ -6,13 +6,10 @@ by SHA-256 with which weights they were measured.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from largerec import metrics
 from largerec.bundle import Bundle, is_partial
@@ -36,16 +33,12 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
     results = [one.read_json("result.json") for one in bundles]
     _check_members(bundles, results)
     relative = [os.path.relpath(one.path.resolve(), bundle.path.resolve()) for one in bundles]
-    weights = [_weights_hash(one) for one in bundles]
+    weights = [one.weights_hash() for one in bundles]
     if bundle.path.is_dir() and not all(is_partial(file) for file in bundle.path.iterdir()):
         if not bundle.file("recipe.json").is_file() or list(Bundle.open(to).members()) != relative:
             raise LargeRecError(f"{bundle.path} is not empty and not this ensemble; choose another folder.")
         if bundle.file("result.json").is_file():
-            if bundle.read_json("lineage.json").get("weights") != weights:
-                raise LargeRecError(
-                    f"{bundle.path} was measured with other weights than its members have now: one was trained again. Remove "
-                    f"{bundle.path} to measure anew, or choose another folder."
-                )
+            bundle.check_members()
             return bundle.read_json("result.json")
     bundle.path.mkdir(parents=True, exist_ok=True)
     bundle.remove_partial_files()
@@ -61,7 +54,7 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
         "model": " + ".join(one["model"] for one in results),
         **{key: results[0][key] for key in ("protocol", "query_time", "seed", "data")},
         **{key: sum(one[key] for one in results) for key in SUMMED},
-        "threads": torch.get_num_threads(),
+        "threads": max(one["threads"] for one in results),  # of the training whose seconds are summed
         "seeds": sorted({one["seed"] for one in results}),
         "best_step": max(one["best_step"] for one in results),
         "members": relative,
@@ -73,14 +66,6 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
     }
     bundle.write_json("result.json", result)
     return result
-
-
-def _weights_hash(bundle: Bundle) -> str:
-    try:
-        with bundle.file("model.safetensors").open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise LargeRecError(f"{bundle.file('model.safetensors')} is missing; an ensemble needs its members' weights.") from None
 
 
 def _check_members(bundles: Sequence[Bundle], results: Sequence[dict[str, Any]]) -> None:

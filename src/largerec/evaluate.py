@@ -96,14 +96,22 @@ def summary(engine: Engine, found: Measurement, options: EvaluateOptions, seed: 
     }
 
 
-def slices(engine: Engine, found: Measurement, options: EvaluateOptions) -> dict[str, dict[str, float]]:
-    """Masked metrics of head, tail and cold targets and of short and long histories."""
+def slices(engine: Engine, found: Measurement, options: EvaluateOptions, seed: int) -> dict[str, dict[str, Any]]:
+    """Masked metrics of head, tail and cold targets and of short and long histories, with their number and intervals."""
     sequences, counts_V = engine.sequences, engine.tokenizer.counts_V
     token_N = engine.token_of_item[sequences.item_N[found.row_N]]
     count_N = np.where(token_N >= 0, counts_V[np.maximum(token_N, 0)], 0)
     history_N = found.row_N - sequences.offsets_U1[found.user_N]
-    masks = metrics.slice_masks(count_N, history_N, counts_V)
-    return {name: {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) for name, mask in masks.items()}
+    values, documents = found.values(options), dict[str, dict[str, Any]]()
+    for name, mask in metrics.slice_masks(count_N, history_N, counts_V).items():
+        own = {metric: value_N[mask] for metric, value_N in values.items()}
+        intervals = metrics.bootstrap_intervals(
+            own, found.user_N[mask], level=options.level, samples=options.bootstrap_samples, seed=seed
+        )
+        documents[name] = (
+            {"targets": int(mask.sum())} | metrics.summarise(found.rank_N[mask], options.k) | {"intervals": intervals}
+        )
+    return documents
 
 
 def recent_counts(sequences: Sequences, token_of_item: np.ndarray, size: int, hours: int) -> np.ndarray:
@@ -209,7 +217,7 @@ def evaluate_engine(
     found = measure(engine, rows, longest)
     token_N = engine.token_of_item[engine.sequences.item_N[rows]]
     document = summary(engine, found, options, seed)
-    document["slices"] = slices(engine, found, options)
+    document["slices"] = slices(engine, found, options, seed)
     document["targets"] = {"n": len(rows), "users": len(np.unique(found.user_N)), "outside_catalogue": int((token_N < 0).sum())}
     document["targets"]["masked_as_seen"] = int((np.isinf(found.rank_N) & np.isfinite(found.unmasked_N)).sum())
     document["baselines"], baseline_ranks = {}, dict[str, np.ndarray]()

@@ -1,6 +1,7 @@
 """Objectives: next-item losses over the tokens whose ``loss_mask_T`` is true.
 
-Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token. They
+Each takes queries [T, D] and keys [V, D] as the item head prepares them, targets [T], and returns the mean loss a token; with
+weights [T] of the targets the weighted mean, sum(weight * loss) / sum(weight), so that only their ratios matter. They
 work through blocks of rows, so that none holds a whole T x V or [T, negatives, D] tensor of a large batch.
 """
 
@@ -88,6 +89,16 @@ AnyObjectiveOptions = Annotated[SoftmaxOptions | SampledSoftmaxOptions | BCEOpti
 OBJECTIVES = tuple(group().name for group in (SoftmaxOptions, SampledSoftmaxOptions, BCEOptions, GBCEOptions))
 
 
+def weighted_mean(loss_T: torch.Tensor, weight_T: torch.Tensor | None) -> torch.Tensor:
+    """sum(weight * loss) / sum(weight), or the plain mean."""
+    return loss_T.mean() if weight_T is None else (loss_T * weight_T).sum() / weight_T.sum()
+
+
+def _total(rows_TD: torch.Tensor, weight_T: torch.Tensor | None) -> float:
+    """What a sum over targets is divided by to be their mean."""
+    return float(len(rows_TD) if weight_T is None else weight_T.sum())
+
+
 class _ChunkedSoftmax(torch.autograd.Function):
     """Mean cross-entropy over all keys; gradients are made chunk by chunk in the forward pass, so no chunk of logits is kept.
 
@@ -97,7 +108,12 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries_TD: torch.Tensor, keys_VD: torch.Tensor, target_T: torch.Tensor, low_precision: bool
+        ctx: Any,
+        queries_TD: torch.Tensor,
+        keys_VD: torch.Tensor,
+        target_T: torch.Tensor,
+        low_precision: bool,
+        weight_T: torch.Tensor | None,
     ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_VD.dtype
         keys = keys_VD.detach().to(kind)
@@ -105,27 +121,31 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
         rows = max(1, CHUNK_ELEMENTS // len(keys))
-        for q_CD, target_C, gradient_CD in zip(
-            torch.split(queries, rows), torch.split(target_T, rows), torch.split(query_gradient_TD, rows), strict=True
-        ):
+        for start in range(0, len(queries), rows):
+            part = slice(start, start + rows)
+            q_CD, target_C, gradient_CD = queries[part], target_T[part], query_gradient_TD[part]
             p_CV = q_CD.to(kind) @ keys.T
             at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
             largest_C, sum_C = exp_rows_(p_CV)
             losses.append(sum_C.log() + largest_C - at_target_C)
             share_C1 = (1 / sum_C)[:, None]
             gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
+            if weight_T is not None:
+                gradient_CD.mul_(weight_T[part, None])
+                share_C1 = share_C1 * weight_T[part, None]
             if kind == keys_VD.dtype:
                 key_gradient_VD.addmm_(p_CV.T, q_CD * share_C1)
             else:
                 key_gradient_VD.add_(p_CV.T @ (q_CD * share_C1).to(kind))
-        key_gradient_VD.index_add_(0, target_T, queries, alpha=-1)
-        ctx.save_for_backward(query_gradient_TD.div_(len(target_T)), key_gradient_VD.div_(len(target_T)))
-        return torch.cat(losses).mean()
+        key_gradient_VD.index_add_(0, target_T, queries if weight_T is None else queries * weight_T[:, None], alpha=-1)
+        total = _total(queries, weight_T)
+        ctx.save_for_backward(query_gradient_TD.div_(total), key_gradient_VD.div_(total))
+        return weighted_mean(torch.cat(losses), weight_T)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_gradient_TD, key_gradient_VD = ctx.saved_tensors
-        return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None
+        return gradients[0] * query_gradient_TD, gradients[0] * key_gradient_VD, None, None, None
 
 
 def full_softmax(
@@ -135,6 +155,7 @@ def full_softmax(
     *,
     smoothing: float = 0.0,
     low_precision: bool = False,
+    weight_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy over the catalogue; ``low_precision`` makes the products in bfloat16 (gradients stay float32).
 
@@ -143,14 +164,16 @@ def full_softmax(
     logit is the query times the mean key, so that no logits are needed for it.
     """
     if smoothing:
-        plain = full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision)
+        plain = full_softmax(queries_TD, keys_VD, target_T, low_precision=low_precision, weight_T=weight_T)
         ahead_TD = F.embedding(target_T, keys_VD) - keys_VD.mean(0)
-        return plain + smoothing * (queries_TD.float() * ahead_TD).sum() / max(1, len(target_T))
+        ahead_TD = ahead_TD if weight_T is None else ahead_TD * weight_T[:, None]
+        return plain + smoothing * (queries_TD.float() * ahead_TD).sum() / (_total(queries_TD, weight_T) or 1)
     if len(target_T) == 0:
         return queries_TD.float().sum() + 0 * keys_VD.sum()
-    if low_precision and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
+    fusible = low_precision and weight_T is None  # the fused operator knows no weights
+    if fusible and (fused := softmax_loss(queries_TD.float(), keys_VD, target_T)) is not None:
         return fused
-    arguments = (queries_TD.float(), keys_VD, target_T, low_precision)
+    arguments = (queries_TD.float(), keys_VD, target_T, low_precision, weight_T)
     loss: torch.Tensor = _ChunkedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
@@ -183,6 +206,7 @@ class _SharedSoftmax(torch.autograd.Function):
         hits: Hits,
         positive_T: torch.Tensor,
         low_precision: bool,
+        weight_T: torch.Tensor | None,
     ) -> torch.Tensor:
         kind = torch.bfloat16 if low_precision else keys_KD.dtype
         keys = keys_KD.detach().to(kind)
@@ -205,18 +229,21 @@ class _SharedSoftmax(torch.autograd.Function):
             sum_C = sum_C + own_C
             losses.append(sum_C.log() + largest_C - positive_C)
             share_C1 = (1 / sum_C)[:, None]
+            positive_gradient_T[part] = own_C * share_C1[:, 0] - 1
+            if weight_T is not None:
+                positive_gradient_T[part] *= weight_T[part]
+                share_C1 = share_C1 * weight_T[part, None]
             query_gradient_TD[part] = (p_CK @ keys).float() * share_C1
             key_gradient_KD.add_(p_CK.T @ (query_CD * share_C1).to(kind))
-            positive_gradient_T[part] = own_C * share_C1[:, 0] - 1
-        n = len(positive_T)
+        n = _total(positive_T, weight_T)
         ctx.save_for_backward(query_gradient_TD.div_(n), key_gradient_KD.div_(n), positive_gradient_T.div_(n))
-        return torch.cat(losses).mean()
+        return weighted_mean(torch.cat(losses), weight_T)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_gradient_TD, key_gradient_KD, positive_gradient_T = ctx.saved_tensors
         g = gradients[0]
-        return g * query_gradient_TD, g * key_gradient_KD, None, None, g * positive_gradient_T, None
+        return g * query_gradient_TD, g * key_gradient_KD, None, None, g * positive_gradient_T, None, None
 
 
 def shared_softmax(
@@ -226,12 +253,13 @@ def shared_softmax(
     hits: Hits,
     positive_T: torch.Tensor,
     low_precision: bool = False,
+    weight_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy of each row's positive score against the same K negatives, whose scores get ``correction_K`` added.
 
     ``hits`` are the negatives that do not count in a row.
     """
-    arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision)
+    arguments = (queries_TD, keys_KD, correction_K, hits, positive_T, low_precision, weight_T)
     loss: torch.Tensor = _SharedSoftmax.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss
 
@@ -273,8 +301,9 @@ class Objective:
         negatives: torch.Tensor | None = None,
         rows_V: torch.Tensor | None = None,
         low_precision: bool = False,
+        weight_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean loss a token.
+        """Mean loss a token, weighted where there are weights.
 
         Args:
             queries_TD: hidden states as ``ItemHead.queries`` gives them.
@@ -283,10 +312,18 @@ class Objective:
             negatives: what ``draw`` gave, or None to draw now.
             rows_V: the items of the rows of ``keys_VD`` where it is a part of the table; targets and negatives then name rows.
             low_precision: the wide matrix products in bfloat16.
+            weight_T: how much each target counts, above 0.
         """
         options = self.options
         if isinstance(options, SoftmaxOptions):
-            return full_softmax(queries_TD, keys_VD, target_T, smoothing=options.label_smoothing, low_precision=low_precision)
+            return full_softmax(
+                queries_TD,
+                keys_VD,
+                target_T,
+                smoothing=options.label_smoothing,
+                low_precision=low_precision,
+                weight_T=weight_T,
+            )
         queries_TD = queries_TD.float()
         if negatives is None:
             negatives = self.draw(len(target_T))
@@ -301,11 +338,12 @@ class Objective:
             if log_q_V is not None:
                 draws_T = len(negatives) - torch.bincount(hits.row, minlength=len(target_T))
                 own_T, correction_K = own_T - _shift(log_q_V[target_T], draws_T), -log_q_V[negatives]
-            return shared_softmax(queries_TD, F.embedding(negatives, keys_VD), correction_K, hits, own_T, low_precision)
+            keys_KD = F.embedding(negatives, keys_VD)
+            return shared_softmax(queries_TD, keys_KD, correction_K, hits, own_T, low_precision, weight_T)
         if isinstance(options, SampledSoftmaxOptions):
-            return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True)
+            return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True, weight_T=weight_T)
         power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0
-        return sampled_loss(queries_TD, keys_VD, target_T, negatives, softmax=False, power=power)
+        return sampled_loss(queries_TD, keys_VD, target_T, negatives, softmax=False, power=power, weight_T=weight_T)
 
 
 def _shift(log_q_T: torch.Tensor, draws_T: torch.Tensor) -> torch.Tensor:

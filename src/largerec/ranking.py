@@ -77,13 +77,17 @@ class TaskHeads(nn.Module):
         ]
 
     def losses(self, hidden_TD: torch.Tensor, batch: Batch, table_VD: torch.Tensor, known_A: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each task's labels in a batch, summed and over ``known_A``, the known labels of the whole step. [A]"""
+        """Cross-entropy of each task's labels in a batch, summed and over ``known_A``, the known labels of the whole step. [A]
+
+        Where events have weights, both the sum and ``known_A`` are weighted.
+        """
         assert batch.task_label_TA is not None and batch.target_T is not None
         asked_N = (batch.task_label_TA >= 0).any(1).nonzero()[:, 0]
         label_NA, state_ND = batch.task_label_TA[asked_N], hidden_TD[asked_N].float()
         item_ND = F.embedding(batch.target_T[asked_N], table_VD) if self.actions == "summed" else None
-        sums = [_cross_entropy(logit, label_NA[:, column]) for column, logit in enumerate(self(state_ND, item_ND))]
-        return torch.stack(sums) / known_A.clamp_min(1)
+        weight_N = None if batch.weight_T is None else batch.weight_T[asked_N]
+        sums = [_cross_entropy(logit, label_NA[:, column], weight_N) for column, logit in enumerate(self(state_ND, item_ND))]
+        return torch.stack(sums) / torch.where(known_A > 0, known_A, 1)
 
     def joint(self, retrieval: torch.Tensor, task_losses_A: torch.Tensor, share: float) -> torch.Tensor:
         """The balanced sum; ``share`` is the part of a step that this is (of the logarithms of the variances)."""
@@ -99,14 +103,14 @@ class TaskHeads(nn.Module):
         return total
 
 
-def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-    """Sum over the known labels."""
+def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor, weight_N: torch.Tensor | None) -> torch.Tensor:
+    """Sum over the known labels, each times its weight where there are weights."""
     known_N = label_N >= 0
     if logit_NC.shape[1] == 1:
         losses_N = F.binary_cross_entropy_with_logits(logit_NC[:, 0], label_N.clamp_min(0).float(), reduction="none")
     else:
         losses_N = F.cross_entropy(logit_NC, label_N.clamp_min(0), reduction="none")
-    return (losses_N * known_N).sum()
+    return (losses_N * known_N).sum() if weight_N is None else (losses_N * known_N * weight_N).sum()
 
 
 def add_tasks(model: Backbone, tasks: Mapping[str, TaskOptions], options: RankingOptions, actions: Actions) -> None:

@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
@@ -257,13 +258,28 @@ class Recipe(Options):
         return self.model_dump(mode="json")
 
 
-def _value(text: str) -> Any:
-    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself, dates too."""
+def _value(text: str, *, of_text: bool) -> Any:
+    """A command-line value: TOML where it parses (numbers, true, lists, quoted text), else the text itself, dates too.
+
+    ``of_text``: the option's value is text, so that 1.10 stays as it was typed; quotes are taken off.
+    """
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return text if isinstance(value, date | time) else value
+    return text if isinstance(value, date | time) or (of_text and not isinstance(value, str)) else value
+
+
+def _is_text(path: Sequence[str], kind: Any = None) -> bool:
+    """Whether the option at a dotted key takes text and nothing else; not of a family's or an objective's own options."""
+    kind = Recipe if kind is None else kind
+    if not path:
+        kinds = set(get_args(kind)) or {kind}
+        return str in kinds and kinds <= {str, NoneType}
+    if get_origin(kind) is dict:
+        return _is_text(path[1:], get_args(kind)[1])
+    field = kind.model_fields.get(path[0]) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return field is not None and _is_text(path[1:], field.annotation)
 
 
 def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -285,7 +301,7 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
             group = group.setdefault(name, {})
             if not isinstance(group, dict):
                 raise LargeRecError(f"{override!r}: {name!r} is a value, not a group, so nothing can be set inside it.")
-        group[last] = _value(text)
+        group[last] = _value(text, of_text=_is_text(key.split(".")))
     return changed
 
 

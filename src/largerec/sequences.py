@@ -26,6 +26,9 @@ from largerec.tasks import TaskOptions, condition, labels, task_values
 TRAIN, VALIDATION, TEST, AFTER = 0, 1, 2, 3
 Stage = Literal["validation", "test"]
 STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
+STAGE_NAMES = ("train", "validation", "test", "after")
+STAGE_COLUMN = "stage"  # of a log, which split.protocol=given reads
+WEIGHT_COLUMN = "train_weight"  # of a log: how much each event counts as a target in training
 TASK_COLUMN = "task."  # before the name of a task, in the table of a run's histories
 
 
@@ -36,14 +39,15 @@ class SplitOptions(Options):
     three events only train. ``timeline``: training before ``validation_from``, validation before ``test_from``, test before
     ``test_until`` (open when not given). A moment is an ISO date ("2017-10-15", "2017-10-15T12:00") in UTC, or a share of the
     events such as "90%"; events without a time count in no share and always train. ``targets`` of a timeline: every event of the
-    period whose user has a history, or each user's first.
+    period whose user has a history, or each user's first. ``given``: the log's column ``stage`` says train, validation, test or
+    after (not looked at) of each event, as the versions that ``largerec curate`` writes do.
 
     ``positives``: a condition in SQL on the log's columns, such as "is_click = 1": only such events are targets of retrieval,
-    learned and asked for; the others are history only. Tasks do not heed it: they are asked of every event whose label is known,
-    and learned of those in the training windows.
+    learned and asked for; the others are history only. Where it is null an event is no target ("is_click = 1 OR is_click IS NULL"
+    makes it one). Tasks do not heed it: they are asked of every event whose label is known, and learned of those in the windows.
     """
 
-    protocol: Literal["leave-one-out", "timeline"] = "leave-one-out"
+    protocol: Literal["leave-one-out", "timeline", "given"] = "leave-one-out"
     validation_from: str | None = None
     test_from: str | None = None
     test_until: str | None = None
@@ -52,11 +56,12 @@ class SplitOptions(Options):
 
     @model_validator(mode="after")
     def _moments_belong_to_a_timeline(self) -> Self:
-        given = sorted(self.model_fields_set - {"protocol", "positives"} if self.protocol == "leave-one-out" else ())
+        fitting = {"timeline": set(type(self).model_fields), "given": {"protocol", "positives", "targets"}}
+        given = sorted(self.model_fields_set - fitting.get(self.protocol, {"protocol", "positives"}))
         given = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
         if given:
             raise LargeRecError(
-                f"split.{given[0]} says nothing under leave-one-out; add split.protocol=timeline or leave it out."
+                f"split.{given[0]} says nothing under {self.protocol}; add split.protocol=timeline or leave it out."
             )
         return self
 
@@ -69,8 +74,9 @@ class Sequences:
     UTC or a rank (``time_kind``); ``behaviour_N`` (None where the log names none) indexes ``behaviours``, where None stands for
     a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user. With tasks, ``label_NA`` has
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
-    ``split.positives``, ``positive_N`` says which events may be targets of retrieval; ``lists`` are what was shown, where the
-    log knows.
+    ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``weight_N``, where the log has a column
+    ``train_weight``, is how much each event counts as a target in training (float32, 0: only history). ``lists`` are what was
+    shown, where the log knows.
     """
 
     user_ids: pl.Series
@@ -88,6 +94,7 @@ class Sequences:
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
     lists: ShownLists | None = None
+    weight_N: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -143,6 +150,8 @@ class Sequences:
             columns["positive"] = self.positive_N
         if self.lists is not None:
             columns |= self.lists.columns(len(self.item_N), self.item_ids)
+        if self.weight_N is not None:
+            columns[WEIGHT_COLUMN] = self.weight_N
         return pl.DataFrame(columns)
 
 
@@ -202,8 +211,56 @@ def _leave_one_out_stages(offsets_U1: np.ndarray) -> np.ndarray:
     return stage_N
 
 
-def stages_of(options: SplitOptions, offsets_U1: np.ndarray, time_N: np.ndarray, kind: TimeKind) -> np.ndarray:
-    """The stage of each event [N] (TRAIN, VALIDATION, TEST or AFTER) of a log that is grouped by user and in time order."""
+def _given_stages(given: pl.Series | None, offsets_U1: np.ndarray, source: str) -> np.ndarray:
+    """The stages that the log's own column names, checked: known names, and none that falls within a user."""
+    fix = "`largerec curate` writes such versions; for a log without stages use split.protocol=leave-one-out or timeline."
+    if given is None:
+        raise LargeRecError(f"{source}: split.protocol=given needs a column {STAGE_COLUMN!r}, which this log has not. {fix}")
+    names = given.cast(pl.String)
+    stage_N: np.ndarray = names.replace_strict(list(STAGE_NAMES), list(range(4)), default=-1, return_dtype=pl.Int8).to_numpy()
+    if (stage_N < 0).any():
+        raise LargeRecError(
+            f"{source}: column {STAGE_COLUMN!r} holds {names[int(np.argmax(stage_N < 0))]!r}; each event is one of "
+            f"{', '.join(STAGE_NAMES)}. {fix}"
+        )
+    falls = np.diff(stage_N) < 0
+    ends = offsets_U1[1:-1] - 1
+    falls[ends[ends >= 0]] = False
+    if falls.any():
+        row = int(np.argmax(falls)) + 1
+        raise LargeRecError(
+            f"{source}: column {STAGE_COLUMN!r} puts an event of {names[row - 1]} before one of {names[row]} of the same user in "
+            f"time, so training would know what comes later. Mend the times or the stages. {fix}"
+        )
+    return stage_N
+
+
+def _weights(given: pl.Series, source: str) -> np.ndarray:
+    """The log's own weights of targets in training, float32, checked [N]."""
+    weight = given.cast(pl.Float32, strict=False)
+    bad = (weight.is_null() | ~weight.is_finite() | (weight < 0)).fill_null(True)
+    if bad.any():
+        raise LargeRecError(
+            f"{source}: column {WEIGHT_COLUMN!r} holds {given[bad.arg_true()[0]]!r}; a weight is a number of 0 or more, 1 for an "
+            "event that counts as others do. Mend it, or give the column another name if it means something else."
+        )
+    return weight.to_numpy()
+
+
+def stages_of(
+    options: SplitOptions,
+    offsets_U1: np.ndarray,
+    time_N: np.ndarray,
+    kind: TimeKind,
+    given: pl.Series | None = None,
+    source: str = "the log",
+) -> np.ndarray:
+    """The stage of each event [N] (TRAIN, VALIDATION, TEST or AFTER) of a log that is grouped by user and in time order.
+
+    ``given`` is the log's own column of stages in that order, which only ``split.protocol=given`` reads.
+    """
+    if options.protocol == "given":
+        return _given_stages(given, offsets_U1, source)
     if options.protocol == "leave-one-out":
         return _leave_one_out_stages(offsets_U1)
     return _timeline_stages(options, time_N, kind)
@@ -245,7 +302,9 @@ def build_sequences(
         LargeRecError: no user or no target is left, the split moments cannot be read, or a task or the lists cannot.
     """
     tasks = tasks or {}
-    events = log.events.select(name for name in ("user_id", "item_id", "timestamp", "behavior") if name in log.events.columns)
+    read = ["user_id", "item_id", "timestamp", "behavior", WEIGHT_COLUMN]
+    read += [STAGE_COLUMN] if options.protocol == "given" else []
+    events = log.events.select(name for name in read if name in log.events.columns)
     value_NA = task_values(log.events, tasks) if tasks else np.empty((log.events.height, 0))
     events = events.with_columns(pl.Series(f"{TASK_COLUMN}{name}", value_NA[:, a]) for a, name in enumerate(tasks))
     if options.positives is not None:
@@ -261,7 +320,8 @@ def build_sequences(
     by_user = stable_order(user_code)
     offsets_U1 = np.concatenate([[0], np.cumsum(np.bincount(user_code, minlength=len(user_ids)))])
     time_N = events["timestamp"].to_numpy()[by_user]
-    stage_N = stages_of(options, offsets_U1, time_N, log.time_kind)
+    stages = events[STAGE_COLUMN].gather(by_user) if STAGE_COLUMN in events.columns else None
+    stage_N = stages_of(options, offsets_U1, time_N, log.time_kind, stages, log.source)
     behaviour_code, behaviours = _behaviours(events)
     label_NA, edges = None, dict[str, tuple[float, ...]]()
     if tasks:
@@ -283,6 +343,7 @@ def build_sequences(
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
         lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
+        weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
@@ -300,6 +361,14 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
             raise LargeRecError(
                 f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there "
                 "is nothing to learn; loosen the condition or move the split."
+            )
+    if sequences.weight_N is not None:
+        weighed_N = (sequences.weight_N > 0) & (sequences.stage_N == TRAIN)
+        weighed_N[sequences.offsets_U1[:-1]] = False
+        if not weighed_N.any():
+            raise LargeRecError(
+                f"{source}: column {WEIGHT_COLUMN!r} is 0 for every training event that has a history, so there is nothing to "
+                "learn; give some a weight."
             )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:
@@ -344,4 +413,5 @@ def from_frame(
         edges=edges or {},
         positive_N=frame["positive"].to_numpy() if "positive" in frame.columns else None,
         lists=pack_lists(frame, item_code, item_ids) if SHOWN in frame.columns else None,
+        weight_N=frame[WEIGHT_COLUMN].to_numpy() if WEIGHT_COLUMN in frame.columns else None,
     )

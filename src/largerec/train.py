@@ -42,7 +42,7 @@ from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
 from largerec.progress import Progress
 from largerec.ranking import TaskHeads
 from largerec.recipe import Recipe
-from largerec.sequences import build_sequences
+from largerec.sequences import TRAIN, WEIGHT_COLUMN, Sequences, build_sequences
 from largerec.tokenizers import AtomicTokenizer
 
 
@@ -72,8 +72,8 @@ class _Part(NamedTuple):
     negatives: torch.Tensor | None
     views: list[Batch]
     share: float  # of the step's tokens
-    targets: int  # of the whole step
-    known_A: torch.Tensor | None  # known labels of each task in the whole step
+    target_share: float  # of the weight of the step's targets (of their number, where events have no weights)
+    known_A: torch.Tensor | None  # known labels of each task in the whole step, or their weight
 
 
 class Trainer:
@@ -113,7 +113,7 @@ class Trainer:
         self.total_steps = min(self.options.max_steps or whole, whole)
         self.state = State()
         self.on_validation: Callable[[], None] = lambda: None
-        notes = [*log.notes, *_warnings(recipe, sequences.time_kind)]
+        notes = [*log.notes, *_warnings(recipe, sequences)]
         progress.start(recipe, self.bundle.path, sequences, tokenizer.size, non_embedding_parameters(self.model), notes)
         self._resume()
         self.tensorboard = _tensorboard(self.bundle.path, self.state.step) if self.options.tensorboard else None
@@ -163,13 +163,16 @@ class Trainer:
     def _parts(self, batch: Batch) -> tuple[list[_Part], torch.Tensor | None, torch.Tensor | None]:
         """The batch in parts; and where only rows in use are updated, these rows, which the parts then name, and their items."""
         assert batch.loss_mask_T is not None
-        parts, count = [], int(batch.loss_mask_T.sum())
+        parts, whole = [], _weight_of_targets(batch)
         known_A = None if batch.task_label_TA is None else (batch.task_label_TA >= 0).sum(0)
+        if known_A is not None and batch.weight_T is not None and batch.task_label_TA is not None:
+            known_A = ((batch.task_label_TA >= 0) * batch.weight_T[:, None]).sum(0)
         for piece in batch.pieces(self.options.accumulate):
             assert piece.target_T is not None and piece.loss_mask_T is not None
             views = [] if self.contrast is None else self.contrast.views(piece)
             share = piece.n_tokens / batch.n_tokens
-            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, views, share, count, known_A))
+            target_share = _weight_of_targets(piece) / whole if whole else 0.0
+            parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, views, share, target_share, known_A))
         if self.table is None:
             return parts, None, None
         used: list[torch.Tensor] = []
@@ -201,11 +204,13 @@ class Trainer:
         table_KD = self.model.item_table_VD if table_KD is None else table_KD
         keys_KD = self.scorer.head.keys(table_KD)
         if len(part.target_T) and self.recipe.ranking.retrieval > 0:
+            weight_T = None if part.batch.weight_T is None else part.batch.weight_T[part.batch.loss_mask_T]
             loss = self.objective(
-                queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision
-            )
+                queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision,
+                weight_T=weight_T,
+            )  # fmt: skip
             loss = loss if self.contrast is None else loss + self.contrast.loss(part.batch, hidden_TD, views)
-            loss = loss * (len(part.target_T) / part.targets)
+            loss = loss * part.target_share
         else:
             loss = 0 * queries_TD.sum()
         if part.known_A is None:
@@ -410,6 +415,12 @@ def train(recipe: Recipe, *, quiet: bool = False, on_validation: Callable[[], No
     return result
 
 
+def _weight_of_targets(batch: Batch) -> float:
+    """The summed weight of a batch's targets; their number where the log has no weights."""
+    assert batch.loss_mask_T is not None
+    return float(batch.loss_mask_T.sum() if batch.weight_T is None else batch.weight_T[batch.loss_mask_T].double().sum())
+
+
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
@@ -417,10 +428,17 @@ def _step_of(line: str) -> int:
         return 2**62  # a line cut off by a kill is newer than any checkpoint
 
 
-def _warnings(recipe: Recipe, time_kind: str) -> list[str]:
-    if time_kind == "order" and recipe.model.reads_time:
-        return ["the log has an order and no clock: what the model reads of times is only 'unknown' and says nothing"]
-    return []
+def _warnings(recipe: Recipe, sequences: Sequences) -> list[str]:
+    said = []
+    if sequences.time_kind == "order" and recipe.model.reads_time:
+        said.append("the log has an order and no clock: what the model reads of times is only 'unknown' and says nothing")
+    if sequences.weight_N is not None:
+        weight_M = sequences.weight_N[sequences.stage_N == TRAIN]
+        said.append(
+            f"column {WEIGHT_COLUMN!r} weighs the training targets: mean {weight_M.mean():.4g}, {(weight_M == 0).sum():,} of "
+            f"{len(weight_M):,} are 0 and only history"
+        )
+    return said
 
 
 @contextmanager

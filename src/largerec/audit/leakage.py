@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from largerec.audit.findings import Finding, by_share
 from largerec.audit.ordered import Ordered
-from largerec.sequences import TEST, TRAIN, SplitOptions, stages_of
+from largerec.sequences import STAGE_COLUMN, TEST, TRAIN, SplitOptions, stages_of
 
 ALIKE = 0.9  # rank correlation with counts of the whole period, from which a column is suspected
 EQUAL = 0.95  # share of rows in which a column equals a count
@@ -21,7 +21,8 @@ def findings(log: Ordered, split: SplitOptions) -> list[Finding]:
     Raises:
         LargeRecError: the moments of a timeline cannot be read.
     """
-    stage_N = stages_of(split, log.offsets_U1, log.time_N, log.time_kind)
+    given = log.events[STAGE_COLUMN].gather(log.row_N) if STAGE_COLUMN in log.events.columns else None
+    stage_N = stages_of(split, log.offsets_U1, log.time_N, log.time_kind, given, log.source)
     return [*_early(log, stage_N, split), *_cold(log, stage_N), *_features(log, stage_N)]
 
 

@@ -303,9 +303,10 @@ def load(path: str | Path) -> Engine:
     """Load a run's directory, or that of an ensemble of runs.
 
     Raises:
-        LargeRecError: the folder is missing, foreign, unfinished or damaged.
+        LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
     """
     bundle = Bundle.open(path)
+    bundle.check_members()
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):

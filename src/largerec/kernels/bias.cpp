@@ -46,17 +46,17 @@ struct RowTime {
   double row;
   const double* columns;
 
-  // log(1 + seconds) of 16 columns, and which times are known (all bits set).
+  // log(1 + seconds) of a vector of columns, and which times are known (all bits set).
   V log_seconds(int64_t j, VI& known) const {
     V seconds;
     for (int half = 0; half < 2; half++) {
-      VD elapsed = row - *reinterpret_cast<const VD*>(columns + j + 8 * half);
+      VD elapsed = row - *reinterpret_cast<const VD*>(columns + j + HALF * half);
       const VL seen = elapsed < NO_TIME / 2;
       elapsed = elapsed > 0.0 ? elapsed : VD{};
       elapsed = seen ? elapsed * 0.001 : VD{};
-      for (int l = 0; l < 8; l++) {
-        seconds[8 * half + l] = static_cast<float>(elapsed[l]);
-        known[8 * half + l] = static_cast<int32_t>(seen[l]);
+      for (int l = 0; l < HALF; l++) {
+        seconds[HALF * half + l] = static_cast<float>(elapsed[l]);
+        known[HALF * half + l] = static_cast<int32_t>(seen[l]);
       }
     }
     return log(seconds + 1.0f);

@@ -1,7 +1,7 @@
-// What the compiled kernels share: vectors of 16 floats, exp, and one matrix micro-kernel.
+// What the compiled kernels share: vectors of as many floats as a register holds, exp, and one matrix micro-kernel.
 //
-// C[8 x 32] += A[8 x depth] B[depth x 32], with any strides for A, on GCC's portable vectors: the compiler lowers them to what the
-// machine has.
+// C[8 x 32] += A[8 x depth] B[depth x 32], with any strides for A, on GCC's portable vectors. They must not be wider than the
+// machine's: GCC cuts a wider one into pieces, but keeps it in memory, and every sum is then loaded and stored at every step.
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -20,9 +20,21 @@
 
 namespace {
 
-typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t VI __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t LANES = 16, TILE_ROWS = 8, TILE_COLUMNS = 32;
+#ifdef __AVX512F__
+#define LARGEREC_LANES 16
+#else
+#define LARGEREC_LANES 8
+#endif
+typedef float V __attribute__((vector_size(4 * LARGEREC_LANES), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(4 * LARGEREC_LANES), aligned(4), may_alias));
+constexpr int64_t LANES = LARGEREC_LANES, TILE_ROWS = 8, TILE_COLUMNS = 32;
+constexpr int64_t PART_ROWS = LANES == 16 ? 8 : 4, PART_COLUMNS = 2 * LANES;  // of a tile: what the registers hold
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define LARGEREC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LARGEREC_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VI{__VA_ARGS__})
+#endif
 
 inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
@@ -40,8 +52,8 @@ inline float highest(V v) {
 }
 
 // bfloat16 is the upper half of a float; to it, round to nearest even.
-typedef uint16_t VH __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t VU __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t VH __attribute__((vector_size(2 * LARGEREC_LANES), aligned(2), may_alias));
+typedef uint32_t VU __attribute__((vector_size(4 * LARGEREC_LANES), aligned(4), may_alias));
 inline V load(const at::BFloat16* p) {
   VU bits = __builtin_convertvector(*reinterpret_cast<const VH*>(p), VU) << 16;
   return reinterpret_cast<V&>(bits);
@@ -72,26 +84,32 @@ inline V exp(V x) {
   return reinterpret_cast<V&>(bits);
 }
 
-// C[8 x 32] (+)= A[8 x depth] B[depth x 32]; A's element (r, k) is a[r * row + k * step].
-inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
-  V acc[TILE_ROWS][2];
-  for (int r = 0; r < TILE_ROWS; r++) {
+// C[PART_ROWS x PART_COLUMNS] (+)= A[PART_ROWS x depth] B[depth x PART_COLUMNS]; A's element (r, k) is a[r * row + k * step].
+inline void part(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  V acc[PART_ROWS][2];
+  for (int r = 0; r < PART_ROWS; r++) {
     acc[r][0] = add ? load(c + r * ldc) : V{};
     acc[r][1] = add ? load(c + r * ldc + LANES) : V{};
   }
   for (int64_t k = 0; k < depth; k++) {
     const V b0 = load(b + k * ldb), b1 = load(b + k * ldb + LANES);
 #pragma GCC unroll 8
-    for (int r = 0; r < TILE_ROWS; r++) {
+    for (int r = 0; r < PART_ROWS; r++) {
       const V x = all(a[r * row + k * step]);
       acc[r][0] += x * b0;
       acc[r][1] += x * b1;
     }
   }
-  for (int r = 0; r < TILE_ROWS; r++) {
+  for (int r = 0; r < PART_ROWS; r++) {
     store(c + r * ldc, acc[r][0]);
     store(c + r * ldc + LANES, acc[r][1]);
   }
+}
+
+// C[8 x 32] (+)= A[8 x depth] B[depth x 32].
+inline void tile(int64_t depth, const float* a, int64_t row, int64_t step, const float* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  for (int64_t j = 0; j < TILE_COLUMNS; j += PART_COLUMNS)
+    for (int64_t i = 0; i < TILE_ROWS; i += PART_ROWS) part(depth, a + i * row, row, step, b + j, ldb, c + i * ldc + j, ldc, add);
 }
 
 // C[rows x columns] (+)= A B over whole tiles.

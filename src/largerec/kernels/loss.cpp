@@ -40,14 +40,9 @@ struct Row {
   }
 };
 
-#if defined(__clang__) || __GNUC__ >= 12
-#define LARGEREC_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define LARGEREC_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, VI{__VA_ARGS__})
-#endif
-
-// The lane sums of 16 vectors as one vector.
+// The lane sums of as many vectors as a vector has lanes, as one vector.
 inline V totals(V* x) {
+#if LARGEREC_LANES == 16
   for (int i = 0; i < 8; i++)
     x[i] = LARGEREC_SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
            LARGEREC_SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -59,6 +54,13 @@ inline V totals(V* x) {
            LARGEREC_SHUFFLE(x[i], x[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   return LARGEREC_SHUFFLE(x[0], x[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          LARGEREC_SHUFFLE(x[0], x[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#else
+  for (int i = 0; i < 4; i++)
+    x[i] = LARGEREC_SHUFFLE(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) + LARGEREC_SHUFFLE(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  for (int i = 0; i < 2; i++)
+    x[i] = LARGEREC_SHUFFLE(x[i], x[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) + LARGEREC_SHUFFLE(x[i], x[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  return LARGEREC_SHUFFLE(x[0], x[1], 0, 8, 2, 10, 4, 12, 6, 14) + LARGEREC_SHUFFLE(x[0], x[1], 1, 9, 3, 11, 5, 13, 7, 15);
+#endif
 }
 
 struct Sampled {

@@ -25,18 +25,23 @@ def sampled_loss(
     *,
     softmax: bool,
     power: float = 1.0,
+    weight_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As :func:`largerec.kernels.reference.sampled_loss`, without its [T, K, D] tensor."""
-    if cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
+    """As :func:`largerec.kernels.reference.sampled_loss`, without its [T, K, D] tensor.
+
+    With weights of the targets it is the weighted mean, in chunks of plain torch: the compiled twins know no weights.
+    """
+    if weight_T is None and cpu.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
         loss: torch.Tensor = torch.ops.largerec.sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax, power)[0]
         return loss
-    if triton.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
+    if weight_T is None and triton.usable(queries_TD, keys_VD) and queries_TD.dtype == keys_VD.dtype == torch.float32:
         return triton.sampled_loss(queries_TD, keys_VD, target_T, items_TK, log_q_V, softmax=softmax, power=power)
     if len(queries_TD) == 0:
         return queries_TD.sum() + 0 * keys_VD.sum()
     score_TK = position_scores(queries_TD, keys_VD, items_TK)
     own_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
-    return reference.loss_of_scores(own_T, score_TK, target_T, items_TK, log_q_V, softmax=softmax, power=power).mean()
+    loss_T = reference.loss_of_scores(own_T, score_TK, target_T, items_TK, log_q_V, softmax=softmax, power=power)
+    return loss_T.mean() if weight_T is None else (loss_T * weight_T).sum() / weight_T.sum()
 
 
 def _scores_of(queries_CD: torch.Tensor, keys_VD: torch.Tensor, items_CK: torch.Tensor) -> torch.Tensor:

@@ -10,35 +10,33 @@ namespace {
 constexpr int64_t ROWS = 32;            // rows of scores made at a time; histories are padded to whole blocks of rows
 constexpr int64_t UNKNOWN_BUCKET = 31;  // reference.UNKNOWN_TIME_BUCKET
 
-typedef double VD __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int64_t VL __attribute__((vector_size(64), aligned(8), may_alias));
-typedef int32_t VH32 __attribute__((vector_size(32), aligned(4), may_alias));
+constexpr int64_t HALF = LANES / 2;     // doubles of a vector
+typedef double VD __attribute__((vector_size(4 * LARGEREC_LANES), aligned(8), may_alias));
+typedef int64_t VL __attribute__((vector_size(4 * LARGEREC_LANES), aligned(8), may_alias));
 constexpr double NO_TIME = 1e300;
 
 // Times as doubles, which hold milliseconds exactly. An unknown one lies so far away that its exponent tells it from all others.
 inline double row_clock(int64_t time) { return time < 0 ? NO_TIME : static_cast<double>(time); }
 inline double column_clock(int64_t time) { return time < 0 ? -NO_TIME : static_cast<double>(time); }
 
-// floor(log2(max(1, seconds))) of 8 columns is the exponent of a double; unknown times have one above 900.
-inline VH32 buckets_of_8(double row, const double* columns) {
+// max(1, seconds) from half a vector of columns to a row.
+inline VD seconds_since(double row, const double* columns) {
   VD elapsed = row - *reinterpret_cast<const VD*>(columns);
   elapsed = elapsed > 1000.0 ? elapsed : VD{} + 1000.0;
-  elapsed *= 0.001;  // exact where it matters: no product of a whole number of milliseconds is rounded across a power of two
-  const VL exponent = (reinterpret_cast<VL&>(elapsed) >> 52) - 1023;
-  const VL last_known = VL{} + (UNKNOWN_BUCKET - 1);
-  return __builtin_convertvector((exponent > last_known ? last_known : exponent) - (exponent > VL{} + 500), VH32);
+  return elapsed * 0.001;  // exact where it matters: no product of a whole number of milliseconds is rounded across a power of two
 }
 
+// floor(log2(max(1, seconds))) is the exponent of a double, in its upper half; unknown times have one above 900.
 inline VI buckets_of(double row, const double* columns) {
-  const VH32 first = buckets_of_8(row, columns), second = buckets_of_8(row, columns + 8);
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  VD first = seconds_since(row, columns), second = seconds_since(row, columns + HALF);
+  const VI &low = reinterpret_cast<VI&>(first), &high = reinterpret_cast<VI&>(second);
+#if LARGEREC_LANES == 16
+  const VI upper = LARGEREC_SHUFFLE(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 #else
-  VI both;
-  std::memcpy(&both, &first, sizeof first);
-  std::memcpy(reinterpret_cast<char*>(&both) + sizeof first, &second, sizeof second);
-  return both;
+  const VI upper = LARGEREC_SHUFFLE(low, high, 1, 3, 5, 7, 9, 11, 13, 15);
 #endif
+  const VI exponent = (upper >> 20) - 1023, last_known = VI{} + (static_cast<int32_t>(UNKNOWN_BUCKET) - 1);
+  return (exponent > last_known ? last_known : exponent) - (exponent > VI{} + 500);
 }
 
 // Entries of a table of 32 floats.
@@ -48,11 +46,14 @@ inline V looked_up(const float* table, VI index) {
   for (int l = 0; l < LANES; l++) x[l] = table[index[l]];
   return x;
 #else
-  return __builtin_shuffle(load(table), load(table + LANES), index);
+  const V low = __builtin_shuffle(load(table), load(table + LANES), index);
+  if (LANES == 16) return low;
+  const V high = __builtin_shuffle(load(table + 2 * LANES % 32), load(table + 3 * LANES % 32), index);  // an index counts modulo 16
+  return index > VI{} + 15 ? high : low;
 #endif
 }
 
-// Adds 16 gradients to the sums of their buckets: 16 sums a bucket, one a lane.
+// Adds a vector of gradients to the sums of their buckets: a sum for each lane of a bucket.
 inline void add_by_bucket(V d, VI bucket, bool falling, float* sums) {
   if (falling) {  // times of a history rise, so buckets fall
     for (int b = bucket[0]; b >= bucket[LANES - 1]; b--) {

@@ -234,7 +234,9 @@ def slices(runs: Sequence[Run], metric: str) -> str:
         for (colour, _), one in zip(shown, found, strict=True):
             part = 100 * one.get(metric, 0.0) / most
             bar = f'<span class="share"><i style="width:{part:.1f}%;background:var(--c{colour % charts.COLOURS})"></i></span>'
-            cells += [page.number(one.get(metric)), bar]
+            low, high = one.get("intervals", {}).get(metric, (None, None))  # runs of before had none
+            span = "" if low is None else f" <small>{page.number(low)} - {page.number(high)}</small>"
+            cells += [page.number(one.get(metric)) + span, bar]
         rows.append(cells)
     heads = [cell for colour, run in shown for cell in (page.text(metric), page.key(colour) + page.text(run.label))]
     words = tuple(4 + 2 * number for number in range(len(shown)))

@@ -1,0 +1,1 @@
+"""Scaling laws: a grid of runs, what they cost, and the laws that are fitted to them."""
