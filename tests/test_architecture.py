@@ -25,7 +25,7 @@ LEVELS = (
     "kernels metrics task_metrics list_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks lists sequences batches layers item_tables",
-    "tokenizers models heads item_vectors",
+    "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking choice averaging",
     "recipe",
     "bundle accounting progress",

@@ -78,6 +78,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.task_heads: nn.Module | None = None  # see ranking.py; no family's own
         self.output_table: nn.Module | None = None
+        self.similarity: nn.Module | None = None  # see heads.py; no family's own
 
     def through(self, block: nn.Module, *given: Any) -> torch.Tensor:
         """Apply a block; with ``recompute``, in training, without keeping what it makes on the way (Chen et al. 2016)."""

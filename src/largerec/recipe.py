@@ -22,7 +22,7 @@ from largerec.kernels import native_bf16
 from largerec.lists import ListOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
-from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
+from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
 from largerec.ranking import RankingOptions
@@ -186,6 +186,16 @@ class Recipe(Options):
             raise LargeRecError(
                 f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
                 "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mixture_needs_few_items(self) -> Self:
+        sampled = isinstance(self.objective, SampledSoftmaxOptions) and self.objective.shared
+        if self.head.similarity == "mol" and not sampled:
+            raise LargeRecError(
+                "head.similarity='mol' makes several numbers for each pair of state and item, which is too much for every item "
+                "of the catalogue or for each position's own. Choose objective.name=sampled-softmax with objective.shared=true."
             )
         return self
 

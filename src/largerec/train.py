@@ -199,16 +199,23 @@ class Trainer:
             given = {} if table_KD is None else {"input.item.weight": table_KD}
             hidden_TD = functional_call(self.model, given, (part.batch,))
             views = [(view, functional_call(self.model, given, (view,))) for view in part.views]
-        queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
+        head = self.scorer.head
+        queries_TD = head.queries(hidden_TD[part.batch.loss_mask_T].float())
         done("forward")
         table_KD = self.model.item_table_VD if table_KD is None else table_KD
-        keys_KD = self.scorer.head.keys(table_KD)
+        keys_KD = table_KD if head.mixture is not None else head.keys(table_KD)  # of a mixture only the drawn rows are prepared
         if len(part.target_T) and self.recipe.ranking.retrieval > 0:
             weight_T = None if part.batch.weight_T is None else part.batch.weight_T[part.batch.loss_mask_T]
             loss = self.objective(
-                queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision,
+                queries_TD,
+                keys_KD,
+                part.target_T,
+                negatives=part.negatives,
+                rows_V=rows_R,
+                low_precision=low_precision,
                 weight_T=weight_T,
-            )  # fmt: skip
+                mixing=None if head.mixture is None else head,
+            )
             loss = loss if self.contrast is None else loss + self.contrast.loss(part.batch, hidden_TD, views)
             loss = loss * part.target_share
         else:
