@@ -230,6 +230,42 @@ def audit(
 
 
 @app.command()
+def curate(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="a log, the folder of a known set, or a version of one")],
+    overrides: Overrides = None,
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", metavar="PLAN", help="a TOML file of steps; else exact duplicates, clocks, bots, bursts"),
+    ] = None,
+    step: Annotated[
+        list[str] | None,
+        typer.Option("--step", metavar="NAME", help="take this step as it comes instead of a plan; may be repeated"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="RECIPE", help="a recipe whose [split] says which rows are training")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="where the versions go; else DATA.versions")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cure the training rows of a log by the steps of a plan: each makes a version, and nothing is overwritten."""
+    from largerec import curate as module
+    from largerec import show
+    from largerec.curate.plan import Plan, load_plan, plan_of
+    from largerec.recipe import load_recipe
+
+    if plan is not None and step:
+        raise LargeRecError("--plan and --step exclude each other: a plan has its steps already.")
+    wanted = load_plan(plan) if plan is not None else plan_of(step) if step else Plan()
+    if split is not None:
+        if wanted.split is not None:
+            raise LargeRecError(f"--split {split}: the plan {plan} has a [split] already; leave one of the two out.")
+        given = load_recipe(split).split
+        wanted = wanted.model_copy(update={"split": given.model_copy(update={"positives": None, "targets": "all"})})
+    found = module.curate(cli_data.data_options(path, overrides, "error", "largerec curate"), wanted, to)
+    print_json(found) if as_json else show.curated(found)
+
+
+@app.command()
 def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Parameters, memory and time of a recipe before it runs (takes a few real steps)."""
     from largerec import estimate as module
