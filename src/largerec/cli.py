@@ -203,6 +203,9 @@ def audit(
     path: Annotated[str, typer.Argument(metavar="DATA", help="a log, or the folder of a known set")],
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="write audit.html and audit.json there")] = None,
+    shuffle_test: Annotated[
+        bool, typer.Option("--shuffle-test", help="also train a small model with and without the order: minutes, not seconds")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look for faults in a log: what is wrong, how bad, and what mends it; overrides may change data.* and split.*."""
@@ -220,8 +223,12 @@ def audit(
             )
     options = recipe_from(apply_overrides({"data": {"path": path}}, overrides or []), "largerec audit")
     reading = [override for override in overrides or [] if override.startswith("data.")]
-    found = look(load_log(options.data), options.split, data=[path, *reading])
-    document = found.to_json()
+    log = load_log(options.data)
+    document = look(log, options.split, data=[path, *reading]).to_json()
+    if shuffle_test:
+        from largerec.order import shuffle_test_of
+
+        document["order"] = shuffle_test_of(log, options.split)
     if out is not None:
         from largerec.report.audit import write
 

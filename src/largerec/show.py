@@ -274,6 +274,8 @@ def audited(found: dict[str, Any]) -> None:
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
     to.print(table if found["findings"] else "Nothing was found.")
+    if "order" in found:
+        to.print(found["order"]["said"], markup=False)
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:
