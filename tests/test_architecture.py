@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics paired task_metrics list_metrics distributed events columns badrows",
+    "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks lists sequences batches layers item_tables",
     "tokenizers models mixture heads item_vectors",
@@ -30,7 +30,7 @@ LEVELS = (
     "recipe",
     "bundle accounting progress",
     "engine",
-    "evaluate evaluate_tasks evaluate_lists",
+    "evaluate evaluate_tasks evaluate_lists evaluate_exposure",
     "train",
     "learner",
     "experiments ensemble tune order cures",

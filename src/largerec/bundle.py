@@ -370,6 +370,8 @@ def data_hash(sequences: Sequences) -> str:
     for name, optional in (("/".join(sequences.tasks), sequences.label_NA), ("positives", sequences.positive_N)):
         if optional is not None:
             digest.update(name.encode() + np.ascontiguousarray(optional).astype(np.int64).tobytes())
+    if sequences.propensity_N is not None:
+        digest.update(b"propensities" + np.ascontiguousarray(sequences.propensity_N).tobytes())
     if sequences.lists is not None:
         for name, array in sorted(vars(sequences.lists).items()):
             digest.update(name.encode() + (b"" if array is None else np.ascontiguousarray(array).tobytes()))

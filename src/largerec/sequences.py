@@ -28,6 +28,7 @@ Stage = Literal["validation", "test"]
 STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
 STAGE_NAMES = ("train", "validation", "test", "after")
 STAGE_COLUMN = "stage"  # of a log, which split.protocol=given reads
+PROPENSITY_COLUMN = "propensity"  # of a log: the probability with which the item of each event was shown
 WEIGHT_COLUMN = "train_weight"  # of a log: how much each event counts as a target in training
 TASK_COLUMN = "task."  # before the name of a task, in the table of a run's histories
 
@@ -76,7 +77,8 @@ class Sequences:
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
     ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``weight_N``, where the log has a column
     ``train_weight``, is how much each event counts as a target in training (float32, 0: only history). ``lists`` are what was
-    shown, where the log knows.
+    shown, where the log knows; ``propensity_N``, where it has a column ``propensity``, how probable it was that the event's item
+    was shown (NaN unknown).
     """
 
     user_ids: pl.Series
@@ -95,6 +97,7 @@ class Sequences:
     positive_N: np.ndarray | None = None
     lists: ShownLists | None = None
     weight_N: np.ndarray | None = None
+    propensity_N: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -152,6 +155,8 @@ class Sequences:
             columns |= self.lists.columns(len(self.item_N), self.item_ids)
         if self.weight_N is not None:
             columns[WEIGHT_COLUMN] = self.weight_N
+        if self.propensity_N is not None:
+            columns[PROPENSITY_COLUMN] = self.propensity_N
         return pl.DataFrame(columns)
 
 
@@ -302,7 +307,7 @@ def build_sequences(
         LargeRecError: no user or no target is left, the split moments cannot be read, or a task or the lists cannot.
     """
     tasks = tasks or {}
-    read = ["user_id", "item_id", "timestamp", "behavior", WEIGHT_COLUMN]
+    read = ["user_id", "item_id", "timestamp", "behavior", WEIGHT_COLUMN, PROPENSITY_COLUMN]
     read += [STAGE_COLUMN] if options.protocol == "given" else []
     events = log.events.select(name for name in read if name in log.events.columns)
     value_NA = task_values(log.events, tasks) if tasks else np.empty((log.events.height, 0))
@@ -342,11 +347,19 @@ def build_sequences(
         label_NA=label_NA,
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
+        propensity_N=_propensities(events[by_user]) if PROPENSITY_COLUMN in events.columns else None,
         lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
         weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
+
+
+def _propensities(frame: pl.DataFrame) -> np.ndarray | None:
+    """The log's own propensities, NaN where there is no number; they are judged where they are used. [N]"""
+    if PROPENSITY_COLUMN not in frame.columns:
+        return None
+    return frame[PROPENSITY_COLUMN].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
 
 
 def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
@@ -414,4 +427,5 @@ def from_frame(
         positive_N=frame["positive"].to_numpy() if "positive" in frame.columns else None,
         lists=pack_lists(frame, item_code, item_ids) if SHOWN in frame.columns else None,
         weight_N=frame[WEIGHT_COLUMN].to_numpy() if WEIGHT_COLUMN in frame.columns else None,
+        propensity_N=_propensities(frame),
     )
