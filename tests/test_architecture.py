@@ -24,7 +24,7 @@ LEVELS = (
     "errors options",
     "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks lists sequences batches layers item_tables",
+    " tasks lists sequences features feature_tables batches layers fields item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking choice averaging",
     "recipe",

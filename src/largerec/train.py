@@ -26,15 +26,16 @@ from largerec import metrics
 from largerec.accounting import training_flops_per_token
 from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
-from largerec.bundle import CHOICE, Bundle, data_hash
+from largerec.bundle import Bundle, data_hash
 from largerec.contrastive import Contrast
 from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
-from largerec.evaluate_lists import evaluate_lists, fit_choice_model
+from largerec.evaluate_lists import validate_lists
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
+from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -90,15 +91,20 @@ class Trainer:
         lineage = _lineage(data_hash(sequences), log.source, log.notes)
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        features = None
+        if recipe.features.any:
+            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
+            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
+            lineage["features_hash"] = features.digest()
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer, sequences)
+        self.scorer = build_scorer(recipe, tokenizer, sequences, None if features is None else features.layout())
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
-        self.engine = Engine(self.scorer, tokenizer, sequences)
-        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.engine = Engine(self.scorer, tokenizer, sequences, features)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
@@ -370,11 +376,7 @@ class Trainer:
         if self.asked_rows is not None:
             predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
             tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
-        if recipe.lists.choice:
-            self.engine.choice = fit_choice_model(self.engine)
-            self.bundle.write_json(CHOICE, self.engine.choice.to_json())
-        if self.engine.sequences.lists is not None:
-            tasks["validation_lists"], _ = evaluate_lists(self.engine, "validation", recipe.evaluate, recipe.seed)
+        tasks |= validate_lists(self.engine, self.bundle, recipe)
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
