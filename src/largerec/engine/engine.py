@@ -238,7 +238,7 @@ class Engine:
         return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
 
     def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
-        """The one query of a known user or of a history by hand, that history's item ids, oldest first, and the user's row or -1."""
+        """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
         if (user is None) == (history is None):
             raise LargeRecError("give either a user or history=[item, ...].")
         if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
