@@ -26,12 +26,9 @@ TIMELINES = {
     "globo-timeline": "Globo.com news, test on 16 October 2017",
 }
 
-<<<<<<< HEAD
 LISTS = {"trivago-lists": "trivago, 25 hotels"}
-=======
 # result files of benchmarks/zoo.py -> data; the first was tuned, the others have its settings
 ZOOS = {"zoo-beauty": "Amazon Beauty", "zoo-sports": "Amazon Sports", "zoo-toys": "Amazon Toys"}
->>>>>>> f6f7c70170cd420f5071bb16de8a695b566f6a57
 
 # Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
 PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
@@ -204,8 +201,4 @@ def zoo() -> list[str]:
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed()]))
-=======
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *speed(), "", *zoo()]))
->>>>>>> f6f7c70170cd420f5071bb16de8a695b566f6a57
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed(), "", *zoo()]))
