@@ -21,7 +21,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # which needs them did not run. Only what the machine itself lacks may still be a reason, and Triton, which only those install
 # who have a CUDA device or want to check its kernels without one.
 REQUIRE_DATA = "LARGEREC_REQUIRE_DATA"
-MACHINE_REASONS = ("cuda", "gpu", "triton is not installed")
+MACHINE_REASONS = ("cuda", "gpu", "needs a processor with", "triton is not installed")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

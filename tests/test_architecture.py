@@ -22,19 +22,20 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics task_metrics distributed events columns badrows",
+    "kernels metrics paired task_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks sequences batches layers item_tables",
-    "tokenizers models heads item_vectors",
+    " tasks sequences features feature_tables batches layers fields item_tables",
+    "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking averaging",
     "recipe",
     "bundle accounting progress",
     "engine",
     "evaluate evaluate_tasks",
     "train",
-    "experiments ensemble tune",
+    "learner",
+    "experiments ensemble tune order cures",
     "scaling update report serve doctor estimate show",
-    "bench compare",
+    "bench compare ablate",
     "cli cli_data",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from largerec.mixture import MixtureOfLogits
 from largerec.models import Backbone, non_embedding_parameters
 from largerec.objectives import SoftmaxOptions
 from largerec.recipe import Recipe
@@ -16,14 +17,17 @@ def scored_items(recipe: Recipe, n_items: int) -> int:
 def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean_context: float) -> float:
     """Forward and backward (three times the forward) of the blocks' matrices, of what looks at earlier tokens and of the loss.
 
-    A contrastive view counts as one more pass through the blocks.
+    A contrastive view counts as one more pass through the blocks; of a mixture of logits, the negatives are prepared once a step.
 
     ``mean_context`` is the number of earlier tokens that a token looks at, on average.
     """
     _, width, _ = recipe.model.shape
-    matrices = 2 * non_embedding_parameters(model)
-    context = recipe.model.context_operations(mean_context)
-    loss = 2 * width * scored_items(recipe, n_items)
+    blocks, scored = non_embedding_parameters(model), scored_items(recipe, n_items)
+    context, loss = recipe.model.context_operations(mean_context), 2.0 * width * scored
+    if isinstance(model.similarity, MixtureOfLogits):
+        blocks -= sum(p.numel() for p in model.similarity.parameters())
+        loss = model.similarity.operations(scored, 1 + (scored - 1) / recipe.batch.tokens)
+    matrices = 2 * blocks
     return 3 * ((1 + recipe.contrastive.passes) * (matrices + context) + loss)
 
 

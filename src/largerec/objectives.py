@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from largerec.errors import LargeRecError
+from largerec.heads import ItemHead
 from largerec.kernels import exp_rows_, sampled_loss, softmax_loss
 from largerec.options import Options
 
@@ -264,6 +265,16 @@ def shared_softmax(
     return loss
 
 
+def softmax_of_scores(
+    score_TK: torch.Tensor, hits: Hits, positive_T: torch.Tensor, weight_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As :func:`shared_softmax`, of corrected scores that are there already."""
+    if len(positive_T) == 0:
+        return positive_T.sum() + 0 * score_TK.sum()
+    score_TK = score_TK.index_put((hits.row, hits.column), score_TK.new_tensor(float("-inf")))
+    return weighted_mean(torch.logaddexp(positive_T, score_TK.logsumexp(1)) - positive_T, weight_T)
+
+
 class Objective:
     """The loss that a recipe names, with its negative sampler (torch's global random state)."""
 
@@ -301,6 +312,7 @@ class Objective:
         negatives: torch.Tensor | None = None,
         rows_V: torch.Tensor | None = None,
         low_precision: bool = False,
+        mixing: ItemHead | None = None,
         weight_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean loss a token, weighted where there are weights.
@@ -311,7 +323,8 @@ class Objective:
             target_T: the next item of each position.
             negatives: what ``draw`` gave, or None to draw now.
             rows_V: the items of the rows of ``keys_VD`` where it is a part of the table; targets and negatives then name rows.
-            low_precision: the wide matrix products in bfloat16.
+            low_precision: the wide matrix products in bfloat16; a mixture's stay in float32.
+            mixing: a head that is a mixture of logits; ``keys_VD`` are then rows of the table, of which it prepares the drawn.
             weight_T: how much each target counts, above 0.
         """
         options = self.options
@@ -333,13 +346,18 @@ class Objective:
             log_q_V = self.log_q_V if rows_V is None else self.log_q_V[rows_V]
         if isinstance(options, SampledSoftmaxOptions) and options.shared:
             hits = Hits.of(target_T, negatives)
-            own_T = (queries_TD * F.embedding(target_T, keys_VD)).sum(1)
+            own_TD, key_KD = F.embedding(target_T, keys_VD), F.embedding(negatives, keys_VD)
+            if mixing is not None:
+                own_TD, key_KD = mixing.keys(own_TD), mixing.keys(key_KD)
+            own_T = (queries_TD * own_TD).sum(1) if mixing is None else mixing.own_scores(queries_TD, own_TD)
             correction_K = torch.zeros(len(negatives))
             if log_q_V is not None:
                 draws_T = len(negatives) - torch.bincount(hits.row, minlength=len(target_T))
                 own_T, correction_K = own_T - _shift(log_q_V[target_T], draws_T), -log_q_V[negatives]
-            keys_KD = F.embedding(negatives, keys_VD)
-            return shared_softmax(queries_TD, keys_KD, correction_K, hits, own_T, low_precision, weight_T)
+            if mixing is not None:
+                return softmax_of_scores(mixing.scores(queries_TD, key_KD) + correction_K, hits, own_T, weight_T)
+            return shared_softmax(queries_TD, key_KD, correction_K, hits, own_T, low_precision, weight_T)
+        assert mixing is None, "a mixture of logits learns with negatives that all positions share"
         if isinstance(options, SampledSoftmaxOptions):
             return sampled_loss(queries_TD, keys_VD, target_T, negatives, log_q_V, softmax=True, weight_T=weight_T)
         power = gbce_power(options.negatives, self.size, options.calibration) if isinstance(options, GBCEOptions) else 1.0

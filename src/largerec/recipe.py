@@ -17,11 +17,12 @@ from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
-from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SoftmaxOptions
+from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
 from largerec.options import Options
 from largerec.ranking import RankingOptions
@@ -115,6 +116,7 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
@@ -179,11 +181,35 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _features_are_read_by_tasks(self) -> Self:
+        if self.features.any and not self.tasks:
+            raise LargeRecError(
+                'features help to predict tasks, and this recipe has none; name one, such as tasks.click.where="is_click = 1". '
+                "(What items are helps retrieval with model.side.columns.)"
+            )
+        if self.features.any and self.features.where == "input" and self.batch.actions == "summed":
+            raise LargeRecError(
+                "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
+                "there is none. Choose batch.actions='interleaved' or features.where='heads'."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_need_an_objective_that_uses_few(self) -> Self:
         if self.optim.table != "adamw" and isinstance(self.objective, SoftmaxOptions):
             raise LargeRecError(
                 f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
                 "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_mixture_needs_few_items(self) -> Self:
+        sampled = isinstance(self.objective, SampledSoftmaxOptions) and self.objective.shared
+        if self.head.similarity == "mol" and not sampled:
+            raise LargeRecError(
+                "head.similarity='mol' makes several numbers for each pair of state and item, which is too much for every item "
+                "of the catalogue or for each position's own. Choose objective.name=sampled-softmax with objective.shared=true."
             )
         return self
 

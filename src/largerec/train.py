@@ -34,6 +34,7 @@ from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
+from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -89,15 +90,20 @@ class Trainer:
         lineage = _lineage(data_hash(sequences), log.source, log.notes)
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        features = None
+        if recipe.features.any:
+            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
+            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
+            lineage["features_hash"] = features.digest()
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer, sequences)
+        self.scorer = build_scorer(recipe, tokenizer, sequences, None if features is None else features.layout())
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
-        self.engine = Engine(self.scorer, tokenizer, sequences)
-        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.engine = Engine(self.scorer, tokenizer, sequences, features)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
@@ -198,16 +204,23 @@ class Trainer:
             given = {} if table_KD is None else {"input.item.weight": table_KD}
             hidden_TD = functional_call(self.model, given, (part.batch,))
             views = [(view, functional_call(self.model, given, (view,))) for view in part.views]
-        queries_TD = self.scorer.head.queries(hidden_TD[part.batch.loss_mask_T].float())
+        head = self.scorer.head
+        queries_TD = head.queries(hidden_TD[part.batch.loss_mask_T].float())
         done("forward")
         table_KD = self.model.item_table_VD if table_KD is None else table_KD
-        keys_KD = self.scorer.head.keys(table_KD)
+        keys_KD = table_KD if head.mixture is not None else head.keys(table_KD)  # of a mixture only the drawn rows are prepared
         if len(part.target_T) and self.recipe.ranking.retrieval > 0:
             weight_T = None if part.batch.weight_T is None else part.batch.weight_T[part.batch.loss_mask_T]
             loss = self.objective(
-                queries_TD, keys_KD, part.target_T, negatives=part.negatives, rows_V=rows_R, low_precision=low_precision,
+                queries_TD,
+                keys_KD,
+                part.target_T,
+                negatives=part.negatives,
+                rows_V=rows_R,
+                low_precision=low_precision,
                 weight_T=weight_T,
-            )  # fmt: skip
+                mixing=None if head.mixture is None else head,
+            )
             loss = loss if self.contrast is None else loss + self.contrast.loss(part.batch, hidden_TD, views)
             loss = loss * part.target_share
         else:

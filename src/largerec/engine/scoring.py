@@ -132,7 +132,7 @@ class ModelScorer:
             return scores_QV
         assert self._keys_VD is not None, "prepared() was not called"
         with torch.no_grad():
-            return self.head.queries(self.hidden(queries)).float() @ self._keys_VD.T
+            return self.head.scores(self.head.queries(self.hidden(queries)).float(), self._keys_VD)
 
 
 def shared_windows(start_Q: np.ndarray, end_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
