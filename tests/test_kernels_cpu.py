@@ -81,12 +81,16 @@ def test_tokens_after_a_history_as_the_plain_path_has_them(
 ) -> None:
     assert cpu.available()[0], cpu.available()[1]
     x = inputs([past, tokens], heads, width, torch.float32, rising=True)
-    rows, own = (torch.full((tokens,), 10**10), torch.full((tokens,), 10**10)) if alike else (x["rows"][past:], x["columns"][past:])
+    rows, own = (
+        (torch.full((tokens,), 10**10), torch.full((tokens,), 10**10)) if alike else (x["rows"][past:], x["columns"][past:])
+    )
     position, time = (x["position"], BucketedTime(x["time"], rows, own)) if biased else (None, None)
     wide = torch.cat([x["q"], x["k"], x["v"]], dim=2).detach()  # views of one projection, as blocks have them
     q, k, v = wide[past:].split(width, dim=2)
     cache = BlockCache()
-    cache.keep(x["k"].detach()[:past], x["v"].detach()[:past], time and BucketedTime(x["time"], x["rows"][:past], x["columns"][:past]))
+    cache.keep(
+        x["k"].detach()[:past], x["v"].detach()[:past], time and BucketedTime(x["time"], x["rows"][:past], x["columns"][:past])
+    )
     assert cache.kept is not None
     with torch.no_grad():
         truth = attention_after(q, k, v, cache, position, time, scale=0.3, softmax=softmax)

@@ -21,7 +21,7 @@ from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
-from largerec.evaluate_tasks import evaluate_tasks
+from largerec.evaluate_tasks import evaluate_conditioned, evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
@@ -304,6 +304,9 @@ def evaluate(
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+        if options.conditioned and recipe.ranking.retrieval > 0:
+            name = "conditioned" if stage == "test" else f"{stage}_conditioned"
+            result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

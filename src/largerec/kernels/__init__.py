@@ -68,9 +68,7 @@ def _after(
     plain = torch.is_grad_enabled() or q_CHK.dtype != torch.float32 or past_k_NHK.dtype != torch.float32
     if plain or not cpu.usable(q_CHK):
         return attention_after(q_CHK, k_CHK, v_CHK, cache, position_table_HN, time, scale=scale, softmax=softmax)
-    return cpu.attention_after(
-        q_CHK, k_CHK, v_CHK, past_k_NHK, past_v_NHK, softmax, scale, position_table_HN, time, cache.time_N
-    )
+    return cpu.attention_after(q_CHK, k_CHK, v_CHK, past_k_NHK, past_v_NHK, softmax, scale, position_table_HN, time, cache.time_N)
 
 
 def softmax_attention(
