@@ -34,6 +34,7 @@ from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_lists import evaluate_lists, fit_choice_model
+from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
@@ -91,6 +92,7 @@ class Trainer:
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
         self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        keep_random(self.bundle, recipe, sequences)
         torch.manual_seed(recipe.seed)
         self.scorer = build_scorer(recipe, tokenizer, sequences)
         self.model = self.scorer.model
