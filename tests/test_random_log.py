@@ -30,7 +30,7 @@ from largerec.train import train
 
 SPLIT = SplitOptions(protocol="timeline", validation_from="60%", test_from="75%", positives="value >= 3")
 TASKS = {"good": TaskOptions(where="value >= 4"), "level": TaskOptions(quantiles_of="value", classes=3)}
-WORLD = SimulateOptions(users=80, items=60, events=1600, categories=3)
+WORLD = SimulateOptions(users=130, items=60, events=1600, categories=3)
 
 
 def write_logs(folder: Path) -> tuple[Path, Path]:
