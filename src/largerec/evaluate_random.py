@@ -39,7 +39,7 @@ def queries_of(engine: Engine, table: pl.DataFrame) -> Queries:
     sequences, kept_N1 = engine.sequences, engine.rows.kept_N1
     known = pl.DataFrame({"user_id": sequences.user_ids, "row": np.arange(sequences.n_users)})
     user_R = table.select("user_id").join(known, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1).to_numpy()
-    time_R = table["timestamp"].to_numpy()
+    time_R = table["timestamp"].to_numpy().copy()  # torch wants its own
     # Rows are grouped by user and in time order within, so that (user, time) as one number rises.
     start_ms, span = min(-1, int(sequences.time_N.min())), int(max(sequences.time_N.max(), time_R.max())) + 2
     placed_N = sequences.user_N * (span - start_ms) + (sequences.time_N - start_ms)
