@@ -18,7 +18,7 @@ from largerec.engine import load
 from largerec.engine.scoring import mask_seen, ranks
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.evaluate_random import evaluate_random, queries_of, with_item
+from largerec.evaluate_random import evaluate_random, queries_of, users_of, with_item
 from largerec.metrics import EvaluateOptions
 from largerec.random_log import random_table
 from largerec.recipe import Recipe
@@ -117,7 +117,7 @@ def test_rows_are_asked_at_their_moment_as_rank_would_serve_them(folder: Path, m
     engine = load(run)
     table = pl.read_parquet(Path(run) / "random.parquet")
     queries, token_R = queries_of(engine, table), engine.tokenizer.encode(table["item_id"])
-    found = engine.ranker.of_events(with_item(queries, token_R, 10), token_R)
+    found = engine.ranker.of_events(with_item(queries, token_R, 10, users_of(engine.sequences, table)), token_R)
     sequences, user_ids = engine.sequences, engine.sequences.user_ids.to_list()
     for at, row in enumerate(table.iter_rows(named=True)):
         start = end = 0
@@ -148,7 +148,9 @@ def test_a_run_reports_what_was_shown_at_random_and_learns_nothing_from_it(folde
     assert found["retrieval"]["n"] == asked.sum()
     assert found["retrieval"]["recall@10"] == pytest.approx((rank_R <= 10).mean())
     good = table["task.good"].to_numpy()
-    said = engine.ranker.of_events(with_item(queries, token_R, 10), token_R)[0][:, 1].numpy()[good >= 0]
+    said = engine.ranker.of_events(with_item(queries, token_R, 10, users_of(engine.sequences, table)), token_R)[0][:, 1].numpy()[
+        good >= 0
+    ]
     assert found["tasks"]["good"]["auc"] == pytest.approx(task_metrics.auc(said, good[good >= 0]))
     assert found["tasks"]["level"]["n"] == (table["task.level"] >= 0).sum()
     again = evaluate_random(engine, table, options, 0)

@@ -169,6 +169,7 @@ def rank(
     by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
     at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
     prices: Annotated[str | None, typer.Option(help="a price an item, separated by commas, with --by choice")] = None,
+    context: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="a context feature at that moment")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -184,8 +185,11 @@ def rank(
         moment = datetime.fromisoformat(at) if at else None
     except ValueError:
         raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
+    known = dict(text.partition("=")[::2] for text in context or [])
     candidates = [engine.item_id(item) for item in given]
     if by == "choice":
+        if known:
+            raise LargeRecError("--context says nothing with --by choice, which reads no features; leave it out.")
         try:
             paid = [float(price) for price in prices.split(",")] if prices else None
         except ValueError:
@@ -194,7 +198,7 @@ def rank(
     elif prices is not None:
         raise LargeRecError("--prices says nothing without --by choice; leave it out.")
     else:
-        frame = engine.rank(user_id, candidates, history=past, by=by, at=moment)
+        frame = engine.rank(user_id, candidates, history=past, by=by, at=moment, context=known)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
@@ -281,6 +285,25 @@ def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
 
     found = module.estimate(load_recipe(recipe, overrides or []))
     print_json(found) if as_json else show.fields(found, "Estimate")
+
+
+@app.command()
+def scale(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='core-minutes to spend, as "20 core-minutes"; else scale.budget, or no limit'),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a grid of small runs, fit scaling laws, predict the largest runs, and make those to check the laws."""
+    from largerec import show
+    from largerec.recipe import load_recipe
+    from largerec.scaling import scale as module
+
+    found = module.scale(load_recipe(recipe, overrides or []), budget)
+    print_json(found) if as_json else show.scaled(found)
 
 
 @bench_app.command("train")

@@ -40,7 +40,8 @@ def row_propensities(sequences: Sequences, options: ExposureOptions) -> np.ndarr
         LargeRecError: the log has no such column.
     """
     if options.by == "popularity":
-        return popularity_propensities(sequences.train_counts(), options.power)[sequences.item_N]
+        popular_I: np.ndarray = popularity_propensities(sequences.train_counts(), options.power)
+        return popular_I.take(sequences.item_N)
     if sequences.propensity_N is None:
         raise LargeRecError(
             "evaluate.exposure.by='column' reads the log's column 'propensity', the probability with which each event's item was "

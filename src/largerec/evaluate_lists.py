@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from largerec import metrics
+from largerec.bundle import CHOICE, Bundle
 from largerec.choice import ChoiceModel, ListContext, fit_choice, out_of_fold
 from largerec.engine import Engine
 from largerec.engine.scoring import ModelScorer
@@ -21,6 +22,7 @@ from largerec.engine.shown import list_context
 from largerec.list_metrics import chosen_ranks, list_values, places
 from largerec.lists import ShownLists
 from largerec.metrics import EvaluateOptions
+from largerec.recipe import Recipe
 from largerec.sequences import STAGES, TRAIN, Stage
 from largerec.task_metrics import mean_label
 
@@ -75,7 +77,11 @@ def task_scores(engine: Engine, lists: ShownLists) -> dict[str, np.ndarray]:
         known = start + np.flatnonzero(token_S[start:end] >= 0)
         if not len(known):
             continue
-        predicted = ranker.of_candidates(queries.block(at, at + 1), token_S[known])
+        row, token_C = lists.row_L[at], token_S[known]
+        user = np.searchsorted(engine.sequences.offsets_U1, row, side="right") - 1
+        count = len(token_C)
+        features = None if engine.features is None else engine.features.of(np.full(count, row), np.full(count, user), token_C)
+        predicted = ranker.of_candidates(queries.block(at, at + 1), token_C, features)
         for column, name in names.items():
             found[name][known] = mean_label(predicted[column].double().numpy())
     return found
@@ -175,6 +181,16 @@ def evaluate_lists(engine: Engine, stage: Stage, options: EvaluateOptions, seed:
     """What ``result.json`` says of the lists of a stage, and the ranks behind it."""
     found = rank_lists(engine, stage, cross_fit=stage == "validation")
     return summarise_lists(engine, found, options, seed), lists_frame(engine, found)
+
+
+def validate_lists(engine: Engine, bundle: Bundle, recipe: Recipe) -> dict[str, Any]:
+    """At the end of training: fit the choice model if the recipe wants one and write it, and measure the validation lists."""
+    if engine.sequences.lists is None:
+        return {}
+    if recipe.lists.choice:
+        engine.choice = fit_choice_model(engine)
+        bundle.write_json(CHOICE, engine.choice.to_json())
+    return {"validation_lists": evaluate_lists(engine, "validation", recipe.evaluate, recipe.seed)[0]}
 
 
 def fit_choice_model(engine: Engine) -> ChoiceModel:

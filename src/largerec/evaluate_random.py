@@ -12,7 +12,7 @@ import polars as pl
 import torch
 
 from largerec import metrics, task_metrics
-from largerec.batches import TokenRows, ranges
+from largerec.batches import KnownOfEvents, TokenRows, ranges
 from largerec.bundle import RANDOM, Bundle
 from largerec.datasets import load_random
 from largerec.engine import Engine
@@ -34,11 +34,17 @@ def keep_random(bundle: Bundle, recipe: Recipe, sequences: Sequences) -> None:
         bundle.write_parquet(RANDOM, random_table(log, recipe.split, recipe.tasks, sequences))
 
 
+def users_of(sequences: Sequences, table: pl.DataFrame) -> np.ndarray:
+    """The user of each row as a row of the sequences, -1 where the log does not know them. [R]"""
+    known = pl.DataFrame({"user_id": sequences.user_ids, "row": np.arange(sequences.n_users)})
+    found = table.select("user_id").join(known, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1)
+    return found.to_numpy()
+
+
 def queries_of(engine: Engine, table: pl.DataFrame) -> Queries:
     """A query for each row: its user's events before its moment (none, for a user whom the log does not know)."""
     sequences, kept_N1 = engine.sequences, engine.rows.kept_N1
-    known = pl.DataFrame({"user_id": sequences.user_ids, "row": np.arange(sequences.n_users)})
-    user_R = table.select("user_id").join(known, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1).to_numpy()
+    user_R = users_of(sequences, table)
     time_R = table["timestamp"].to_numpy().copy()  # torch wants its own
     # Rows are grouped by user and in time order within, so that (user, time) as one number rises.
     start_ms, span = min(-1, int(sequences.time_N.min())), int(max(sequences.time_N.max(), time_R.max())) + 2
@@ -49,9 +55,9 @@ def queries_of(engine: Engine, table: pl.DataFrame) -> Queries:
     return Queries(engine.rows, kept_N1[first_R], kept_N1[end_R], time_R)
 
 
-def with_item(queries: Queries, token_R: np.ndarray, length: int) -> Queries:
-    """The same queries over rows of their own: of each history its last ``length`` events and then the item in question, labels
-    unknown, which is where `Ranker.of_events` looks for it."""
+def with_item(queries: Queries, token_R: np.ndarray, length: int, user_R: np.ndarray) -> Queries:
+    """The same queries over rows of their own: of each history its last ``length`` events and then the item in question, its
+    labels and context unknown, which is where `Ranker.of_events` looks for it. ``user_R``: rows of the users, -1 unknown."""
     rows = queries.rows
     start_R = np.maximum(queries.first_Q, queries.end_Q - length)
     length_R = queries.end_Q - start_R
@@ -61,6 +67,10 @@ def with_item(queries: Queries, token_R: np.ndarray, length: int) -> Queries:
     label_MA = None
     if rows.label_MA is not None:
         label_MA = np.insert(rows.label_MA[index_T], at_R, UNKNOWN, axis=0)
+    known = rows.known
+    if known is not None:
+        context_M, user_M = np.insert(known.context_M[index_T], at_R, -1), np.insert(known.user_M[index_T], at_R, user_R)
+        known = KnownOfEvents(known.rows, context_M, user_M)
     own = TokenRows(
         token_M=np.insert(rows.token_M[index_T], at_R, np.maximum(token_R, 0)),
         time_M=np.insert(rows.time_M[index_T], at_R, queries.time_Q),
@@ -68,6 +78,7 @@ def with_item(queries: Queries, token_R: np.ndarray, length: int) -> Queries:
         kept_N1=np.arange(count + 1),
         label_MA=label_MA,
         actions=rows.actions,
+        known=known,
     )
     end_R = at_R + np.arange(len(token_R))
     return Queries(own, end_R - length_R, end_R, queries.time_Q)
@@ -122,7 +133,8 @@ def _tasks(
     seed: int,
 ) -> dict[str, Any]:
     ranker, document = engine.ranker, dict[str, Any]()
-    predicted = ranker.of_events(with_item(queries, token_R, ranker.scorer.max_length), token_R)
+    row_R = users_of(engine.sequences, table)
+    predicted = ranker.of_events(with_item(queries, token_R, ranker.scorer.max_length, row_R), token_R)
     for column in ranker.learned:
         name = ranker.names[column]
         label_R = table[f"{TASK_COLUMN}{name}"].to_numpy()

@@ -112,9 +112,11 @@ def weighted_means(
         return np.stack([plain_M / sum_C[0], ips_M / sum_C[0], cut_M / sum_C[0], ips_M / sum_C[1]])
 
     generator, users = np.random.default_rng(seed), len(sums_GC)
-    drawn = [np.bincount(generator.integers(users, size=users), minlength=users) @ sums_GC for _ in range(samples)]
-    low_EM, high_EM = np.quantile([estimates(sum_C) for sum_C in drawn], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    whole_EM = estimates(sums_GC.sum(axis=0))
+    drawn_SG = (np.bincount(generator.integers(users, size=users), minlength=users).astype(np.float64) for _ in range(samples))
+    low_EM, high_EM = np.quantile(
+        [estimates(drawn_G @ sums_GC) for drawn_G in drawn_SG], [(1 - level) / 2, (1 + level) / 2], axis=0
+    )
+    whole_EM = estimates(np.ones(users) @ sums_GC)
     return {
         name: {
             **dict(zip(ESTIMATORS, whole_EM[:, m].tolist(), strict=True)),

@@ -78,7 +78,7 @@ class Sequences:
     ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``weight_N``, where the log has a column
     ``train_weight``, is how much each event counts as a target in training (float32, 0: only history). ``lists`` are what was
     shown, where the log knows; ``propensity_N``, where it has a column ``propensity``, how probable it was that the event's item
-    was shown (NaN unknown).
+    was shown (NaN unknown). ``log_row_N``: the row of the log that each event was, where the log is at hand.
     """
 
     user_ids: pl.Series
@@ -96,6 +96,7 @@ class Sequences:
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
     lists: ShownLists | None = None
+    log_row_N: np.ndarray | None = None
     weight_N: np.ndarray | None = None
     propensity_N: np.ndarray | None = None
 
@@ -318,6 +319,7 @@ def build_sequences(
     listed = lists is not None and lists.items is not None
     if lists is not None and listed:
         events = events.with_columns(read_lists(log.events, lists))
+    events = events.with_row_index("log_row")
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = numbered(events["user_id"])
@@ -349,6 +351,7 @@ def build_sequences(
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
         propensity_N=_propensities(events[by_user]) if PROPENSITY_COLUMN in events.columns else None,
         lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
+        log_row_N=events["log_row"].to_numpy()[by_user],
         weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)

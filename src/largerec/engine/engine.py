@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from largerec.batches import TokenRows
+from largerec.batches import KnownOfEvents, TokenRows
 from largerec.bundle import CHOICE, Bundle
 from largerec.choice import ChoiceModel
 from largerec.choice import from_json as choice_from_json
@@ -24,6 +25,7 @@ from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
 from largerec.engine.shown import choose
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
 from largerec.models import build_model
 from largerec.ranking import add_tasks
@@ -39,11 +41,17 @@ class Engine:
     which of some shown items is taken, where the run has learned that."""
 
     def __init__(
-        self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences, choice: ChoiceModel | None = None
+        self,
+        scorer: Scorer,
+        tokenizer: AtomicTokenizer,
+        sequences: Sequences,
+        features: Features | None = None,
+        choice: ChoiceModel | None = None,
     ) -> None:
         self.scorer, self.tokenizer, self.sequences, self.choice = scorer, tokenizer, sequences, choice
+        self.features = None if features is None else FeatureRows(features)
         self.token_of_item = tokenizer.encode(sequences.item_ids)
-        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None))
+        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
         self._row_of_user: dict[Any, int] | None = None
         self._ranker: Ranker | None = None
 
@@ -128,6 +136,9 @@ class Engine:
         rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1), actions=self.rows.actions)
         if rows.actions is not None:
             rows = replace(rows, label_MA=np.full((len(token_M), len(self.sequences.tasks)), UNKNOWN))
+        if self.features is not None:
+            nothing = np.full(len(token_M), -1)
+            rows = replace(rows, known=KnownOfEvents(self.features, nothing, nothing))
         return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
 
     def recommend(
@@ -187,17 +198,19 @@ class Engine:
         history: Sequence[Any] | None = None,
         by: str | None = None,
         at: datetime | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> pl.DataFrame:
         """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
         titles. A known user's history is the whole log, asked now; with a moment ``at`` (UTC where it has no zone), it is the
-        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
+        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates. ``context``: values of
+        the run's context features by column; those left out are missing, but for what the clock says.
 
         Raises:
-            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history; ``at``
-                with a history, or of a log without a clock.
+            LargeRecError: the run has no tasks; an unknown user, item, task or context; no candidates; not one of user and
+                history; ``at`` with a history, or of a log without a clock.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
@@ -212,8 +225,11 @@ class Engine:
                 f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
-        query, _ = self._asked(user, history, at)
-        found = ranker.of_candidates(query, token_C)
+        query, _, row = self._asked(user, history, at)
+        moment = at
+        if at is None and row >= 0 and self.sequences.time_kind == "timestamp":
+            moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC)
+        found = ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
         if "title" in self.tokenizer.vocabulary.columns:
@@ -221,19 +237,19 @@ class Engine:
         frame = frame.sort(by or names[0], descending=True, maintain_order=True)
         return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
 
-    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any]]:
-        """The one query of a known user, or of a history given by hand, and the item ids of that history, oldest first."""
+    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
+        """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
         if (user is None) == (history is None):
             raise LargeRecError("give either a user or history=[item, ...].")
         if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
             without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
             raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
         if history is not None:
-            return self._queries_of_histories([history]), history
+            return self._queries_of_histories([history]), history, -1
         row = self._user_row(user)
         start, end = self._rows_until(row, at)
         ids = self.sequences.item_ids.gather(self.sequences.item_N[start:end]).to_list()
-        return self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at), ids
+        return self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at), ids, row
 
     def choose(
         self,
@@ -258,7 +274,7 @@ class Engine:
             raise LargeRecError(
                 "this run has no choice model; train one on a log with lists: lists.items=COLUMN lists.choice=true."
             )
-        query, past = self._asked(user, history, at)
+        query, past, _ = self._asked(user, history, at)
         counts_V = self.tokenizer.target_counts(self.sequences)
         given = pl.Series("item_id", list(shown), strict=False)
         frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, prices)
@@ -266,6 +282,16 @@ class Engine:
             known_S = pl.Series(token_S).replace(-1, None)
             frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(known_S))
         return frame.sort("rank", maintain_order=True)
+
+    def _features_of(
+        self, row: int, token_C: np.ndarray, moment: datetime | None, context: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor] | None:
+        """Features of candidates for the user of a row (-1: nothing is known), asked at a moment."""
+        if self.features is None:
+            if context:
+                raise LargeRecError(f"context={dict(context)} says nothing: this run has no features; leave it out.")
+            return None
+        return self.features.of_candidates({**context_at(self.features.features, moment), **context}, row, token_C)
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""
@@ -287,14 +313,16 @@ class Engine:
         return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
 
-def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences) -> ModelScorer:
+def build_scorer(
+    recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences, layout: FieldLayout | None = None
+) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
     model = build_model(recipe.model, tokenizer.size, batch.positions)
     if batch.actions is not None:
-        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
@@ -311,9 +339,11 @@ def load(path: str | Path) -> Engine:
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
-        scorer = build_scorer(member.recipe(), tokenizer, sequences)
+        features = member.features()
+        scorer = build_scorer(member.recipe(), tokenizer, sequences, None if features is None else features.layout())
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
-    whole = scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers)
     choice = choice_from_json(bundle.read_json(CHOICE), str(bundle.file(CHOICE))) if bundle.file(CHOICE).is_file() else None
-    return Engine(whole, tokenizer, sequences, choice)
+    if len(scorers) > 1:
+        return Engine(EnsembleScorer(scorers), tokenizer, sequences, None, choice)
+    return Engine(scorers[0], tokenizer, sequences, features, choice)
