@@ -144,7 +144,7 @@ def test_a_run_reports_what_was_shown_at_random_and_learns_nothing_from_it(folde
     scores = engine.scorer.scores(queries)
     mask_seen(scores, queries)
     asked = table["positive"].to_numpy() & (queries.end_Q > queries.first_Q)
-    rank_R = ranks(scores, torch.from_numpy(token_R)).numpy()[asked]
+    rank_R = ranks(scores, torch.tensor(token_R)).numpy()[asked]
     assert found["retrieval"]["n"] == asked.sum()
     assert found["retrieval"]["recall@10"] == pytest.approx((rank_R <= 10).mean())
     good = table["task.good"].to_numpy()
