@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from largerec import manifest
 from largerec.bundle import data_hash
 from largerec.cli import app
-from largerec.columns import UNTIMED
+from largerec.columns import UNTIMED, ColumnOptions
 from largerec.curate import curate, versions
 from largerec.curate.plan import Plan, plan_from, plan_of
 from largerec.curate.taking import stage_column, take
@@ -205,6 +205,20 @@ def test_all_versions_are_asked_the_same_and_train(tmp_path: Path) -> None:
     assert tokens[0] > tokens[1] > 2 * tokens[2], "what is not learned from costs no time"
     plain = build_sequences(load_log(options), SplitOptions())
     assert data_hash(plain) == data_hash(results[0][1]), "version 0 is the log and its split"
+
+
+def test_a_version_reads_back_as_it_was_though_a_further_column_has_a_known_name(tmp_path: Path) -> None:
+    log = chain_log(users=20)
+    further = log.events.with_columns(stars=pl.lit(4.0), rating=pl.lit(1.5), action=pl.lit("tap"), kind=pl.lit("buy"))
+    further.write_parquet(tmp_path / "log.parquet")
+    columns = ColumnOptions(value="stars", behavior="kind")
+    found = curate(DataOptions(path=str(tmp_path / "log.parquet"), columns=columns), plan_of(["duplicates"]))
+    for one in found["versions"]:
+        events = load_log(DataOptions(path=str(Path(found["dir"]) / one["version"]))).events
+        assert (
+            events["value"].to_list() == [4.0] * 240 and set(events["behavior"]) == {"buy"} and set(events["action"]) == {"tap"}
+        )
+        assert events.columns == [*log.events.columns, "behavior", "value", "rating", "action", "stage", "source_row"]
 
 
 def test_a_changed_version_is_noticed(tmp_path: Path) -> None:
