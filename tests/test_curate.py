@@ -254,6 +254,24 @@ def test_a_user_who_is_asked_about_keeps_a_row_that_is_not_learned_from() -> Non
     assert facts["reasons"] == {"its user behaves as a program: fast, regular, narrow": 197}
 
 
+# --- core-sets
+
+
+def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
+    """Two kinds of users: many who all do the same, and a few who each do something else, early."""
+    crowd = [(f"c{u}", f"i{n}", START_MS + 10**9 + u * 100 + n) for u in range(40) for n in range(10)]
+    odd = [(f"o{u}", f"x{u}-{n}", START_MS + u * 100 + n) for u in range(8) for n in range(10)]
+    before = source(log_of(crowd + odd))
+    chosen = {}
+    for method in ("diverse", "informative", "random", "recent"):
+        (step,) = steps_of({"name": "core-set", "budget": 0.25, "method": method}).step
+        after, _ = take(before, step, 0, "01-one")
+        live = after.log.events.filter((pl.col("stage") == "train") & (pl.col("train_weight") > 0))
+        assert live.height == 96 and live["user_id"].n_unique() == 12, "a quarter of 384 training rows, by whole users"
+        chosen[method] = live["user_id"].unique().str.starts_with("o").sum()
+    assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
+
+
 # --- tracing and restoring
 
 
