@@ -263,6 +263,9 @@ def test_a_run_that_the_budget_ended_is_taken_up(tmp_path: Path) -> None:
     (whole,) = [point for point in read_points(finished_grid()[0]) if point.name == run.name]
     assert timeless([again]) == timeless([dataclasses.replace(whole, held_out=False)])
     assert made(run, grid_part(), [], quiet=True) == again, "killed before its point was written"
+    Bundle(run.recipe.run.dir).write_json("result.json", {"name": "another"})
+    with pytest.raises(LargeRecError, match="no grid's"):
+        made(run, grid_part(), [], quiet=True)
 
 
 # --- the whole
