@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from largerec.accounting import scored_items, training_flops_per_token
 from largerec.batches import Batch
 from largerec.kernels import cpu
-from largerec.models import FAMILIES, build_model
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import build_model
 from largerec.recipe import Recipe, recipe_from
 
 

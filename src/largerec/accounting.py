@@ -27,6 +27,8 @@ def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean
     if isinstance(model.similarity, MixtureOfLogits):
         blocks -= sum(p.numel() for p in model.similarity.parameters())
         loss = model.similarity.operations(scored, 1 + (scored - 1) / recipe.batch.tokens)
+    if not recipe.ranking.retrieval:
+        loss = 0.0
     matrices = 2 * blocks
     return 3 * ((1 + recipe.contrastive.passes) * (matrices + context) + loss)
 

@@ -286,6 +286,29 @@ def evaluate(
     options = options or recipe.evaluate
     result = bundle.read_json("result.json")  # an unfinished run has none
     engine = load(path)
+    if engine.retrieves:
+        _evaluate_retrieval(engine, bundle, stage, options, result, beside)
+    elif stage == "test":
+        result |= {key: {} for key in ("test", "test_unmasked", "baselines", "intervals", "slices")}
+        result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
+    if recipe.learned_tasks:
+        key = "tasks" if stage == "test" else f"{stage}_tasks"
+        result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
+        bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+    bundle.write_json("result.json", result)
+    return result
+
+
+def _evaluate_retrieval(
+    engine: Engine,
+    bundle: Bundle,
+    stage: Stage,
+    options: EvaluateOptions,
+    result: dict[str, Any],
+    beside: str | Path | None,
+) -> None:
+    """Rank the targets of a stage; the ranks go to the bundle, all else into ``result``."""
+    recipe = bundle.recipe()
     known = {} if beside is None or stage != "test" else _known_of(Bundle.open(beside), recipe, result, options)
     found, ranked = evaluate_engine(engine, stage, options, recipe.seed, baselines=not known)
     result[stage] = found["metrics"]
@@ -300,13 +323,7 @@ def evaluate(
         kept = pl.DataFrame(ranked.baselines) if found["baselines"] else Bundle(str(beside)).read_parquet(BASELINE_RANKS)
         bundle.write_parquet(BASELINE_RANKS, kept)
         result |= known
-    if recipe.learned_tasks:
-        key = "tasks" if stage == "test" else f"{stage}_tasks"
-        result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
-        bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
-    bundle.write_json("result.json", result)
-    return result
 
 
 def _known_of(other: Bundle, recipe: Recipe, result: dict[str, Any], options: EvaluateOptions) -> dict[str, Any]:

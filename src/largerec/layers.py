@@ -81,6 +81,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.task_heads: nn.Module | None = None  # see ranking.py; no family's own
         self.output_table: nn.Module | None = None
+        self.state_width: int | None = None  # where it is not that of the item table
         self.similarity: nn.Module | None = None  # see heads.py; no family's own
 
     def through(self, block: nn.Module, *given: Any) -> torch.Tensor:

@@ -157,4 +157,5 @@ def add_tasks(
     model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
     if layout is not None and where == "input":
         model.input.features = FeatureVector(layout, width, normalised=False)
-    model.task_heads = TaskHeads(options, tasks, width, actions, layout if where == "heads" else None)
+    in_heads = layout if where == "heads" else None
+    model.task_heads = TaskHeads(options, tasks, model.state_width or width, actions, in_heads)

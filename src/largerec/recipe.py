@@ -181,6 +181,28 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _rankers_rank(self) -> Self:
+        if not self.model.ranks_only:
+            return self
+        name = self.model.name
+        if not self.tasks or self.batch.actions != "interleaved":
+            raise LargeRecError(
+                f'model.name={name!r} only ranks: it needs tasks, such as tasks.click.where="is_click = 1", and '
+                "batch.actions=interleaved."
+            )
+        if self.ranking.retrieval:
+            raise LargeRecError(f"model.name={name!r} only ranks, so there is no loss of the next item; set ranking.retrieval=0.")
+        if self.features.where == "input":
+            raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
+        width = self.model.shape[1]
+        if self.features.any and self.features.width != width:
+            raise LargeRecError(
+                f"the fields of {name!r} have one width, but features.width={self.features.width} and model.width={width}; give "
+                "both the same."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_read_by_tasks(self) -> Self:
         if self.features.any and not self.tasks:
             raise LargeRecError(

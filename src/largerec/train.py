@@ -287,12 +287,14 @@ class Trainer:
         """Measure on validation, and keep the weights if they are the best so far."""
         state, name = self.state, self.options.metric
         self.scorer.prepared()
-        rank_N = measure(self.engine, self.validation_rows).rank_N
-        kind, _, k = name.partition("@")
-        shown = metrics.summarise(rank_N, (10,))
-        if k:
-            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
-            shown[name] = float(functions[kind](rank_N, int(k)).mean())
+        shown: dict[str, float] = {}
+        if self.engine.retrieves:
+            rank_N = measure(self.engine, self.validation_rows).rank_N
+            kind, _, k = name.partition("@")
+            shown = metrics.summarise(rank_N, (10,))
+            if k:
+                functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
+                shown[name] = float(functions[kind](rank_N, int(k)).mean())
         if self.asked_rows is not None:
             shown |= task_values(self.engine, self.asked_rows)
         value = shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
@@ -369,7 +371,7 @@ class Trainer:
         self.bundle.load_weights(self.model)
         self.scorer.prepared()
         rows = self.engine.sequences.targets("validation")
-        found = measure(self.engine, rows)
+        found = measure(self.engine, rows) if self.engine.retrieves else None
         recipe, state = self.recipe, self.state
         tasks: dict[str, Any] = {}
         if self.asked_rows is not None:
@@ -392,8 +394,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "steps": state.step,
             "best_step": state.best_step,
-            "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
-            "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            "validation": {} if found is None else metrics.summarise(found.rank_N, recipe.evaluate.k),
+            "validation_unmasked": {} if found is None else metrics.summarise(found.unmasked_N, recipe.evaluate.k),
             **tasks,
             "tasks": {},
             "n_test_evaluations": 0,

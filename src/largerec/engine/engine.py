@@ -24,7 +24,7 @@ from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, que
 from largerec.errors import LargeRecError, nearest
 from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
-from largerec.models import build_model
+from largerec.models import RankerInputs, build_model
 from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
 from largerec.sequences import Sequences
@@ -45,6 +45,11 @@ class Engine:
         self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
         self._row_of_user: dict[Any, int] | None = None
         self._ranker: Ranker | None = None
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the run scores the catalogue; a model that only ranks does not."""
+        return not isinstance(self.scorer, ModelScorer) or self.scorer.model.state_width is None
 
     @property
     def ranker(self) -> Ranker:
@@ -141,6 +146,11 @@ class Engine:
         Raises:
             LargeRecError: an unknown user or item, k below 1, or neither or both of users and histories.
         """
+        if not self.retrieves:
+            raise LargeRecError(
+                "this run's model only ranks items that it is given: engine.rank(user, candidates), or `largerec rank RUN "
+                "--user-id U --items A B`. For recommendations train a family that retrieves, such as model.name=hstu."
+            )
         if (users is None) == (histories is None):
             raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
         if k < 1:
@@ -265,9 +275,12 @@ def build_scorer(
 ) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
-    model = build_model(recipe.model, tokenizer.size, batch.positions)
+    ranks_only = recipe.model.ranks_only
+    inputs = RankerInputs(layout, tuple(task.n_classes for task in recipe.tasks.values())) if ranks_only else None
+    model = build_model(recipe.model, tokenizer.size, batch.positions, inputs)
     if batch.actions is not None:
-        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
+        apart = None if ranks_only else layout  # a ranker has its features as fields
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, apart, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
     head = ItemHead.of(recipe.head, model)
     counts_V = tokenizer.target_counts(sequences)
