@@ -22,7 +22,7 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.evaluate_tasks import predict_tasks
 from largerec.features import FieldLayout
-from largerec.models import FAMILIES, RankerInputs, build_model
+from largerec.models import FAMILIES, build_model
 from largerec.models.ranker import Ranker, pairs_of
 from largerec.ranking import RankingOptions, add_tasks
 from largerec.sequences import TEST
@@ -39,7 +39,7 @@ N_ITEMS = 9
 def model_of(family: str, layout: FieldLayout | None = LAYOUT, **settings: Any) -> Ranker:
     torch.manual_seed(0)
     options = FAMILIES[family][0].model_validate(settings)
-    model = build_model(options, N_ITEMS, 20, RankerInputs(layout, (2, 4)))
+    model = build_model(options, N_ITEMS, 20, layout, (2, 4))
     add_tasks(model, TASKS, RankingOptions(retrieval=0), "interleaved")
     assert isinstance(model, Ranker)
     return model

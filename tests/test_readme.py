@@ -38,6 +38,11 @@ def test_the_tables_are_those_of_the_result_files(part: str) -> None:
         assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
 
 
+def test_the_table_of_families_is_that_of_the_result_files_there_are() -> None:
+    for line in tables().zoo():
+        assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
+
+
 def test_what_the_readme_says_of_the_generated_log_is_in_the_result_file() -> None:
     (result,) = json.loads((ROOT / "benchmarks/results/quickstart.json").read_text())["results"]
     best = result["best_possible"]["ndcg@10"]

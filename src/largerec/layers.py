@@ -76,6 +76,7 @@ class Backbone(nn.Module):
     input: SequenceInput
     recompute = False
     cached = False
+    ranks_only = False  # see models/ranker.py
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, que
 from largerec.errors import LargeRecError, nearest
 from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
-from largerec.models import RankerInputs, build_model
+from largerec.models import build_model
 from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
 from largerec.sequences import Sequences
@@ -49,7 +49,7 @@ class Engine:
     @property
     def retrieves(self) -> bool:
         """Whether the run scores the catalogue; a model that only ranks does not."""
-        return not isinstance(self.scorer, ModelScorer) or self.scorer.model.state_width is None
+        return not isinstance(self.scorer, ModelScorer) or not self.scorer.model.ranks_only
 
     @property
     def ranker(self) -> Ranker:
@@ -275,14 +275,12 @@ def build_scorer(
 ) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
-    ranks_only = recipe.model.ranks_only
-    inputs = RankerInputs(layout, tuple(task.n_classes for task in recipe.tasks.values())) if ranks_only else None
-    model = build_model(recipe.model, tokenizer.size, batch.positions, inputs)
+    classes_A = tuple(task.n_classes for task in recipe.tasks.values())
+    model = build_model(recipe.model, tokenizer.size, batch.positions, layout, classes_A)
     if batch.actions is not None:
-        apart = None if ranks_only else layout  # a ranker has its features as fields
-        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, apart, recipe.features.where)
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 

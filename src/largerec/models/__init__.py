@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FieldLayout
 from largerec.fields import FieldVectors
 from largerec.item_tables import build_table
 from largerec.layers import Backbone
@@ -57,15 +58,22 @@ def _options_of_family(given: Any) -> Any:
 AnyModelOptions = Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_options_of_family)]
 
 
-def build_model(options: ModelOptions, n_items: int, max_length: int, inputs: RankerInputs | None = None) -> Backbone:
+def build_model(
+    options: ModelOptions,
+    n_items: int,
+    max_length: int,
+    layout: FieldLayout | None = None,
+    classes_A: tuple[int, ...] = (),
+) -> Backbone:
     """Build a backbone with fresh weights from torch's global random state; side vectors are zero until they are set.
 
-    ``inputs``: what a family that only ranks must know of features and tasks.
+    ``layout`` of the features and labels of each task: what a family that only ranks is built for; others are given both by
+    ``ranking.add_tasks``.
     """
     family = FAMILIES[options.name][1]
     if issubclass(family, Ranker):
-        assert isinstance(options, RankerOptions) and inputs is not None, "a ranker is built for features and tasks"
-        model: Backbone = family(options, n_items, max_length, inputs)
+        assert isinstance(options, RankerOptions)
+        model: Backbone = family(options, n_items, max_length, RankerInputs(layout, classes_A))
     else:
         model = family(options, n_items, max_length)
     given = (options.table, options.side, n_items, options.shape[1])

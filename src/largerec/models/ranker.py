@@ -118,6 +118,7 @@ class Ranker(Backbone):
     label was 1 (of a number cut into classes: in the upper half). A family that reads histories in its own way has none of them.
     """
 
+    ranks_only = True
     pooled: ClassVar[bool] = True
 
     def __init__(self, options: RankerOptions, n_items: int, max_length: int, inputs: RankerInputs) -> None:
