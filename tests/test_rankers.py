@@ -222,6 +222,7 @@ def test_the_commands_speak_of_tasks_alone(tmp_path: Path) -> None:
         (("ranking.retrieval=1",), "set ranking.retrieval=0"),
         (("batch.actions=summed",), "batch.actions=interleaved"),
         (("features.where=input",), "leave features.where out"),
+        (("head.similarity=cosine",), "scores of the catalogue"),
         (("features.width=8",), "features.width=8 and model.width=16"),
         (("model.size=small",), "says nothing of 'din'"),
         (("model.depth=2",), "model.depth=2 would do nothing"),

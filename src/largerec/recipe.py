@@ -194,6 +194,8 @@ class Recipe(Options):
             )
         if self.ranking.retrieval:
             raise LargeRecError(f"model.name={name!r} only ranks, so there is no loss of the next item; set ranking.retrieval=0.")
+        if self.head != HeadOptions():
+            raise LargeRecError(f"head.* is about scores of the catalogue, and model.name={name!r} only ranks; leave it out.")
         if self.features.where == "input":
             raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
         width = self.model.shape[1]
