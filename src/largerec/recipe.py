@@ -21,6 +21,7 @@ from largerec.features import FeatureOptions
 from largerec.grid import ScaleOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
+from largerec.lists import ListOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
@@ -30,7 +31,7 @@ from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
 
-RESERVED = ("user_id", "item_id", "score", "rank", "title")  # columns of what the Engine gives
+RESERVED = ("user_id", "item_id", "score", "rank", "title", "choice")  # columns of what the Engine gives
 
 
 class TrainOptions(Options):
@@ -117,6 +118,7 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    lists: ListOptions = ListOptions()
     features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
@@ -196,6 +198,11 @@ class Recipe(Options):
             raise LargeRecError(f"model.name={name!r} only ranks, so there is no loss of the next item; set ranking.retrieval=0.")
         if self.head != HeadOptions():
             raise LargeRecError(f"head.* is about scores of the catalogue, and model.name={name!r} only ranks; leave it out.")
+        if self.lists.items is not None or self.evaluate.exposure.by is not None:
+            raise LargeRecError(
+                f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; leave "
+                "lists and evaluate.exposure out."
+            )
         if self.features.where == "input":
             raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
         width = self.model.shape[1]
