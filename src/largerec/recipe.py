@@ -200,8 +200,8 @@ class Recipe(Options):
             raise LargeRecError(f"head.* is about scores of the catalogue, and model.name={name!r} only ranks; leave it out.")
         if self.lists.items is not None or self.evaluate.exposure.by is not None:
             raise LargeRecError(
-                f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; leave "
-                "lists and evaluate.exposure out."
+                f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; "
+                "leave lists and evaluate.exposure out."
             )
         if self.features.where == "input":
             raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
