@@ -24,7 +24,7 @@ from largerec.errors import LargeRecError
 from largerec.evaluate_exposure import evaluate_exposure
 from largerec.evaluate_lists import evaluate_lists
 from largerec.evaluate_random import evaluate_random
-from largerec.evaluate_tasks import evaluate_tasks
+from largerec.evaluate_tasks import evaluate_conditioned, evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
@@ -345,6 +345,9 @@ def _evaluate_retrieval(
         kept = pl.DataFrame(ranked.baselines) if found["baselines"] else Bundle(str(beside)).read_parquet(BASELINE_RANKS)
         bundle.write_parquet(BASELINE_RANKS, kept)
         result |= known
+    if options.conditioned and recipe.learned_tasks and recipe.ranking.retrieval > 0:
+        name = "conditioned" if stage == "test" else f"{stage}_conditioned"
+        result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
     if engine.sequences.lists is not None:
         key = "lists" if stage == "test" else f"{stage}_lists"
         result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
