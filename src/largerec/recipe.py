@@ -325,8 +325,8 @@ class Recipe(Options):
         if options.ranks_only != self.model.ranks_only:
             only = family if options.ranks_only else self.model.name
             raise LargeRecError(
-                f"{family!r} cannot stand beside {self.model.name!r} by run.compare: {only!r} only ranks, and needs other settings: "
-                "a recipe of its own."
+                f"{family!r} cannot stand beside {self.model.name!r} by run.compare: {only!r} only ranks, and needs other "
+                "settings: a recipe of its own."
             )
         ours, theirs = type(self.model).model_fields, options.model_fields
         kept = theirs.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
