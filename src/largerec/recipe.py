@@ -203,6 +203,8 @@ class Recipe(Options):
                 f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; "
                 "leave lists and evaluate.exposure out."
             )
+        if self.train.recompute:
+            raise LargeRecError(f"train.recompute works block by block, and {name!r} has no blocks; leave it out.")
         if self.features.where == "input":
             raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
         width = self.model.shape[1]
@@ -320,6 +322,12 @@ class Recipe(Options):
         if family not in FAMILIES:
             raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
         options, _ = FAMILIES[family]
+        if options.ranks_only != self.model.ranks_only:
+            only = family if options.ranks_only else self.model.name
+            raise LargeRecError(
+                f"{family!r} cannot stand beside {self.model.name!r} by run.compare: {only!r} only ranks, and needs other "
+                "settings: a recipe of its own."
+            )
         ours, theirs = type(self.model).model_fields, options.model_fields
         kept = theirs.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
         if "feedforward" in ours.keys() & theirs.keys():  # which counts other matrices where its default or kind is another
