@@ -151,6 +151,10 @@ class Law:
         others = {"params": {"layers", "width"}, "tokens": {"unique", "data_times", "data_over"}}
         return bool(others[name] & self.uses)
 
+    def values(self, places: Sequence[Place]) -> Floats:
+        """The law's values at places [n], without an interval and without a refusal."""
+        return values_at(self.fit, places, self.loss.fit if self.loss is not None else None)[0]
+
     def samples(self, place: Place) -> Floats:
         """Draws of what one run at a place would reach [K].
 
@@ -174,7 +178,7 @@ class Law:
             Refused: the law says nothing about it.
         """
         drawn = self.samples(place)
-        value = values_at(self.fit, [place], self.loss.fit if self.loss is not None else None)[0][0]
+        value = self.values([place])[0]
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
         return Prediction(self.quantity, float(value), float(low), float(high), level)
 
