@@ -244,7 +244,7 @@ def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequence
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
