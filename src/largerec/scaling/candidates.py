@@ -122,7 +122,7 @@ def of_size(recipe: Recipe, size: str) -> Recipe:
     """A resolved recipe with another size of the dial, and what follows from it; a learning rate set by hand stays."""
     kept = recipe.model.model_dump(exclude={"depth", "width", "heads"}) | {"size": size}
     model = type(recipe.model).model_validate(kept)
-    width, rate = recipe.model.shape[1], recipe.optim.learning_rate
+    width, rate = recipe.optim.derived_rate_width or recipe.model.shape[1], recipe.optim.learning_rate
     derived = rate is not None and abs(rate / derived_learning_rate(width) - 1) < 1e-6
     optim = recipe.optim.model_copy(update={"learning_rate": None}) if derived else recipe.optim
     return recipe.model_copy(update={"model": model, "optim": optim}).resolved()

@@ -234,6 +234,9 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
         )
     measured = Measured.of(own, quantity)
     named = f"{quantity} of {keys[0]}" if keys else quantity
+    if not measured.points and any(point.state == "finished" for point in own):
+        known = ", ".join(sorted({"loss", *(name for point in own for name in point.metrics)}))
+        raise Refused("few", f"{named}: no run has measured it; there are {known}.")
     if measured.cells < FEWEST_CELLS:
         raise Refused(
             "few",

@@ -77,14 +77,14 @@ def plan(
     latency: str | None = None,
     to: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Propose a recipe from the grid in ``runs`` and write it, as TOML that ``largerec run`` trains, with the plan as JSON beside it.
+    """Propose a recipe from the grid in ``runs``: write TOML that ``largerec run`` trains, and the plan beside it as JSON.
 
     With a target it is the cheapest recipe that the law lets reach it; else the best within budget and latency. Quality is a
-    prediction with its 90 % interval, cost is measured speed with a margin of a tenth, serving time is measured where a run of the
-    grid is still whole. ``to``: the file of the recipe; else ``RUNS/plans/NAME.toml``. Returns what the JSON holds.
+    prediction with its 90 % interval, cost is measured speed with a margin of a tenth, serving time is measured where a run of
+    the grid is still whole. ``to``: the file of the recipe; else ``RUNS/plans/NAME.toml``. Returns what the JSON holds.
 
     Raises:
-        LargeRecError: there is no grid, no law can be told from it, or nothing that it may be asked about keeps to what was asked.
+        LargeRecError: there is no grid, no law can be told from it, or nothing within its reach keeps to what was asked.
     """
     folder, asked = Path(runs), Asked.of(budget, target, latency)
     points = grid_points(folder)
@@ -144,8 +144,8 @@ def _chosen(found: Sequence[Candidate], asked: Asked, watch: Stopwatch) -> tuple
     best = max(quick, key=lambda one: asked.better(one.value))
     if not reaching:
         raise LargeRecError(
-            f"{asked.quantity}={asked.target:g} is out of reach: the best that this grid's laws foretell within what was asked and "
-            f"within their reach is {best.value:.4g} ({best.shape.family} {best.shape.size}, {best.tokens:,.0f} tokens, "
+            f"{asked.quantity}={asked.target:g} is out of reach: the best that this grid's laws foretell within what was asked "
+            f"and within their reach is {best.value:.4g} ({best.shape.family} {best.shape.size}, {best.tokens:,.0f} tokens, "
             f"{best.cost:.1f} core-minutes). Lower --target, allow more, or get more data."
         )
     if asked.target is not None:
@@ -303,14 +303,14 @@ def _plan_of(run: Path, recipe: Recipe, runs: Path | None) -> Path:
     if not found:
         where = f"{runs}" if runs is not None else "the folders around it"
         raise LargeRecError(
-            f"no plan in {where} proposed the recipe of {run}: a plan's JSON stands beside its TOML. Name the grid with --from, and "
-            "train the proposed recipe as it is."
+            f"no plan in {where} proposed the recipe of {run}: a plan's JSON stands beside its TOML. Name the grid with --from, "
+            "and train the proposed recipe as it is."
         )
     return max(found, key=lambda file: file.stat().st_mtime)
 
 
 def _of_training(resolved: dict[str, Any]) -> dict[str, Any]:
-    flat = flatten(resolved)
-    return json.loads(
-        json.dumps({k: v for k, v in flat.items() if not k.startswith((*NOT_OF_TRAINING, *OTHERWISE)) and v is not None})
-    )
+    skipped = (*NOT_OF_TRAINING, *OTHERWISE)
+    own = {key: value for key, value in flatten(resolved).items() if not key.startswith(skipped) and value is not None}
+    found: dict[str, Any] = json.loads(json.dumps(own))
+    return found

@@ -1,4 +1,4 @@
-"""How computing is best spent: between size and data at a given number of operations, and what operations cost in core-seconds."""
+"""How computing is best spent, between size and data at a number of operations, and what operations cost in core-seconds."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Prices:
         return cls(flops_S, seconds_S)
 
     def __call__(self, flops: float) -> float:
-        """Core-seconds of a token of ``flops`` operations: between measured sizes in logs; beyond them at the nearest one's speed."""
+        """Core-seconds of a token of ``flops`` operations: read between measured sizes, above at the largest one's speed."""
         low, high = self.flops_S[0], self.flops_S[-1]
         known = float(np.exp(np.interp(np.log(flops), np.log(self.flops_S), np.log(self.seconds_S))))
         return known * (flops / high if flops > high else 1.0) if flops >= low else known
