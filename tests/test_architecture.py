@@ -33,7 +33,7 @@ LEVELS = (
     "evaluate evaluate_tasks",
     "train",
     "experiments ensemble tune",
-    "scaling update report serve doctor estimate show",
+    "scaling update report serve doctor estimate show show_scaling",
     "bench compare",
     "cli cli_data",
 )

@@ -20,6 +20,7 @@ HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
 SHARES = (1.0, 0.67)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
 WIDEST = 4.0
+SAME = 1.15  # amounts of data of one cell differ by at most so much
 DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
 
 
@@ -101,7 +102,7 @@ class Measured:
 
 def cells_of(points: Sequence[Point]) -> Floats:
     """A number for each run, the same for runs that differ in the seed alone: of one shape, and with tokens and different events
-    within a twentieth, since a seed may also draw the users [n]."""
+    near each other, since a seed may also draw the users [n]."""
     shapes: dict[tuple[int, ...], list[tuple[Point, int]]] = {}
     number_n, count = np.zeros(len(points), dtype=np.int64), 0
     for at in sorted(range(len(points)), key=lambda at: (points[at].tokens, points[at].unique_tokens, points[at].seed)):
@@ -116,7 +117,7 @@ def cells_of(points: Sequence[Point]) -> Floats:
 
 
 def _near(one: float, other: float) -> bool:
-    return max(one, other) <= 1.05 * min(one, other)
+    return max(one, other) <= SAME * min(one, other)
 
 
 def value_of(point: Point, quantity: str) -> float:

@@ -35,6 +35,7 @@ DRAWS = 200
 LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
 FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
+LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
 Code = Literal["few", "span", "mixed", "form", "regime", "far", "along", "other"]
 
 
@@ -282,10 +283,13 @@ def _floor(choice: Choice, measured: Measured, seed: int) -> tuple[Prediction | 
     if best is None or best.error > NEAR * choice.trials[0].error:
         return None, None  # a form without a floor foretells better, and what another says of it means nothing
     fitted = fit_form(best.form, measured.largest(best.share), draws=DRAWS, seed=seed)
-    at = best.form.parameters.index("log E")
+    at, lowest = best.form.parameters.index("log E"), float(measured.y_n.min())
+    if np.exp(fitted.theta_P[at]) < LEAST_FLOOR * lowest:
+        return None, None  # the runs are too far from it to tell it
     off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
     low, high = np.quantile(fitted.theta_P[at] + off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Prediction("irreducible", *(float(np.exp(v)) for v in (fitted.theta_P[at], low, high))), best.form.name
+    value, low, high = (float(np.exp(min(v, np.log(lowest)))) for v in (fitted.theta_P[at], low, high))
+    return Prediction("irreducible", value, low, high), best.form.name
 
 
 def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> tuple[list[Law], list[dict[str, Any]]]:

@@ -44,28 +44,37 @@ def flops_per_token(points: Sequence[Point]) -> Callable[[Floats], Floats]:
     return at
 
 
+def places_at(law: Law, params: Floats, tokens: Floats, price: Callable[[Floats], Floats] | None = None) -> list[Place]:
+    """Places of a law's group at sizes and amounts of data [n]. Depth and width of a size between two of the fit are read between
+    theirs; data are new events where the law is of events seen once, else passes over the most that a run had."""
+    own, first = law.measured.points, law.measured.points[0]
+    known = np.array(sorted({(p.params, p.layers, p.width) for p in own}), dtype=float)
+    layers, width = (np.exp(np.interp(np.log(params), np.log(known[:, 0]), np.log(known[:, at]))) for at in (1, 2))
+    flops = (price or flops_per_token(own))(params) * tokens
+    most = max(point.unique_tokens for point in own)
+    unique = tokens if law.key.regime == "single-epoch" else np.full(len(tokens), float(most))
+    rows = zip(params, tokens, unique, layers, width, flops, strict=True)
+    return [
+        Place(
+            first.family, round(float(a)), round(float(b)), float(n), float(d), max(float(u), 1.0), float(c), first.history,
+            first.catalogue, first.entropy, first.regime,
+        )
+        for n, d, u, a, b, c in rows
+    ]  # fmt: skip
+
+
 def best_split(law: Law, flops: float, price: Callable[[Floats], Floats], most_tokens: float = np.inf) -> Split:
     """The size whose law value is best at a number of operations, over sizes as far as the law may be asked.
 
     ``price``: operations a token by parameters. ``most_tokens``: data there is; sizes that would need more are left out, unless
-    all would. Depth and width of a size between two points are read between theirs, for forms that look at them.
+    all would.
     """
-    own = law.measured.points
-    known = np.array(sorted({(p.params, p.layers, p.width) for p in own}), dtype=float)
-    params = np.geomspace(known[0, 0] / FARTHEST, known[-1, 0] * FARTHEST, CANDIDATES)
+    sizes = [point.params for point in law.measured.points]
+    params = np.geomspace(min(sizes) / FARTHEST, max(sizes) * FARTHEST, CANDIDATES)
     tokens = flops / price(params)
     fits = tokens <= most_tokens if (tokens <= most_tokens).any() else np.ones(len(params), dtype=bool)
     params, tokens = params[fits], tokens[fits]
-    layers, width = (np.exp(np.interp(np.log(params), np.log(known[:, 0]), np.log(known[:, at]))) for at in (1, 2))
-    first = own[0]
-    places = [
-        Place(
-            first.family, round(float(a)), round(float(b)), float(n), float(d), max(float(d), 1.0), flops, first.history,
-            first.catalogue, first.entropy, first.regime,
-        )
-        for n, d, a, b in zip(params, tokens, layers, width, strict=True)
-    ]  # fmt: skip
-    values = law.values(places)
+    values = law.values(places_at(law, params, tokens, price))
     best = int(np.argmin(values) if law.quantity == "loss" else np.argmax(values))
     return Split(flops, float(params[best]), float(tokens[best]), float(values[best]))
 
