@@ -22,19 +22,20 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics task_metrics distributed events columns badrows",
+    "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks sequences batches layers item_tables",
+    " tasks lists sequences features feature_tables batches layers fields item_tables",
     "tokenizers models mixture heads item_vectors",
-    "objectives contrastive optim ranking averaging grid",
+    "objectives contrastive optim ranking choice averaging grid",
     "recipe",
     "bundle accounting progress split_log transfer",
     "engine",
-    "evaluate evaluate_tasks",
+    "evaluate evaluate_tasks evaluate_lists evaluate_exposure",
     "train",
-    "experiments ensemble tune",
+    "learner",
+    "experiments ensemble tune order cures",
     "scaling update report serve doctor estimate show show_scaling",
-    "bench compare",
+    "bench compare ablate",
     "cli cli_data",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

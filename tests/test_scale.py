@@ -8,11 +8,13 @@ import functools
 import itertools
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from runs import start_child
@@ -26,10 +28,11 @@ from largerec.grid import ScaleOptions, cells, core_minutes
 from largerec.recipe import Recipe, recipe_from
 from largerec.scaling import scale as module
 from largerec.scaling import schedule
-from largerec.scaling.data import GridData, judge
+from largerec.scaling.data import GridData, GridPart, judge
 from largerec.scaling.points import Point, read_points
 from largerec.scaling.runs import OutOfBudget, hopeless, made
 from largerec.scaling.schedule import Planned, planned, within_budget
+from largerec.simulate import SimulateOptions, simulate
 
 GRID: dict[str, Any] = {
     "name": "grid",
@@ -116,6 +119,10 @@ def grid_data() -> GridData:
     return GridData.of(grid_recipe(Path("unused")))
 
 
+def grid_part() -> GridPart:
+    return grid_data().part(None)
+
+
 @functools.cache
 def all_runs() -> tuple[Planned, ...]:
     """The grid's runs, whose costs are as their operations: 1 to 30 core-minutes."""
@@ -167,7 +174,8 @@ def test_plans_know_their_runs_exactly() -> None:
 
 
 def test_all_runs_are_measured_on_the_same_targets() -> None:
-    data, again = grid_data(), GridData.of(grid_recipe(Path("unused"), users=(0.5,)).model_copy(update={"seed": 7}))
+    other = grid_recipe(Path("unused"), users=(0.5,)).model_copy(update={"seed": 7})
+    data, again = grid_part(), GridData.of(other).part(None)
     assert np.array_equal(data.row_N, again.row_N) and len(data.row_N) == 60
     assert set(data.row_N) <= set(data.split.sequences.targets("validation"))
     catalogues = {point.catalogue for point in read_points(finished_grid()[0])}
@@ -178,7 +186,7 @@ def test_the_loss_is_the_cross_entropy_over_the_catalogue() -> None:
     folder, _ = finished_grid()
     (kept,) = [point for point in read_points(folder) if point.name == "hstu-nano-w48-s0"]
     assert kept.held_out, "held-out runs stay whole"
-    engine, row_N = load(folder / kept.dir), grid_data().row_N
+    engine, row_N = load(folder / kept.dir), grid_part().row_N
     scores_QV = engine.scorer.scores(engine.queries_at(row_N))
     target_N = torch.from_numpy(engine.token_of_item[engine.sequences.item_N[row_N]])
     assert kept.loss == pytest.approx(float(F.cross_entropy(scores_QV, target_N)), rel=1e-5)
@@ -193,13 +201,13 @@ def test_the_irreducible_loss_is_the_exact_law_s() -> None:
     world = generated_world(recipe, Bundle(path).read_json("lineage.json")["data_hash"])
     assert world is not None
     exact = best_possible(engine, world, recipe, "validation", recipe.evaluate)["cross_entropy"]
-    everyone = GridData.of(grid_recipe(folder, targets=10_000))
+    everyone = GridData.of(grid_recipe(folder, targets=10_000)).part(None)
     assert everyone.irreducible == pytest.approx(exact)
     assert all(point.loss > (point.irreducible or np.inf) for point in read_points(folder))
 
 
 def test_entropy_knows_no_numbering() -> None:
-    data = grid_data()
+    data = grid_part()
     batches = data.batches(all_runs()[0].recipe)
     shuffled = data.batches(all_runs()[0].recipe)
     order_V = np.random.default_rng(0).permutation(data.split.tokenizer.size)
@@ -234,11 +242,11 @@ def test_stopped_and_diverged_runs_are_points_too(tmp_path: Path) -> None:
     recipe = grid_recipe(tmp_path / "grid")
     run = planned(recipe, grid_data(), tmp_path / "grid")[-1]
     (cheap,) = [point for point in read_points(finished_grid()[0]) if point.name == "hstu-nano-w8-u0.2-s0"]
-    stopped = made(run, grid_data(), [dataclasses.replace(cheap, loss=0.1)], quiet=True)
+    stopped = made(run, grid_part(), [dataclasses.replace(cheap, loss=0.1)], quiet=True)
     assert stopped.state == "stopped" and stopped.loss > 0.6 and stopped.tokens < run.tokens
     wild = run.recipe.model_copy(update={"optim": run.recipe.optim.model_copy(update={"learning_rate": 1e30})})
     wild = wild.model_copy(update={"run": wild.run.model_copy(update={"dir": str(tmp_path / "wild")})})
-    failed = made(dataclasses.replace(run, recipe=wild), grid_data(), [], quiet=True)
+    failed = made(dataclasses.replace(run, recipe=wild), grid_part(), [], quiet=True)
     assert failed.state == "failed" and np.isnan(failed.loss)
 
 
@@ -249,12 +257,12 @@ def test_a_run_that_the_budget_ended_is_taken_up(tmp_path: Path) -> None:
         raise OutOfBudget
 
     with pytest.raises(OutOfBudget):
-        made(run, grid_data(), [], spent=spent, quiet=True)
+        made(run, grid_part(), [], spent=spent, quiet=True)
     assert (tmp_path / "grid" / "runs" / run.name / "state.safetensors").is_file()
-    again = made(run, grid_data(), [], quiet=True)
+    again = made(run, grid_part(), [], quiet=True)
     (whole,) = [point for point in read_points(finished_grid()[0]) if point.name == run.name]
     assert timeless([again]) == timeless([dataclasses.replace(whole, held_out=False)])
-    assert made(run, grid_data(), [], quiet=True) == again, "killed before its point was written"
+    assert made(run, grid_part(), [], quiet=True) == again, "killed before its point was written"
 
 
 # --- the whole
@@ -341,7 +349,7 @@ def test_what_the_budget_leaves_out_is_said_and_a_larger_one_makes_it(tmp_path: 
 
 
 def test_users_of_a_smaller_share_are_among_those_of_a_larger_one() -> None:
-    data = grid_data()
+    data = grid_part()
     read = []
     for share in (0.2, 0.5, 1.0):
         recipe = grid_recipe(Path("unused"))
@@ -352,7 +360,7 @@ def test_users_of_a_smaller_share_are_among_those_of_a_larger_one() -> None:
 
 
 def test_the_most_recent_share_is_the_last_by_the_clock() -> None:
-    data, recipe = grid_data(), grid_recipe(Path("unused"))
+    data, recipe = grid_part(), grid_recipe(Path("unused"))
     whole, part = (
         data.batches(recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"recent": share})}))
         for share in (1.0, 0.3)
@@ -365,3 +373,39 @@ def test_the_most_recent_share_is_the_last_by_the_clock() -> None:
     kept, left = rows(part), rows(whole) - rows(part)
     assert len(kept) == pytest.approx(0.3 * (len(kept) + len(left)), rel=0.02)
     assert min(time_M[list(kept)]) >= max(time_M[list(left)])
+
+
+def test_versions_of_a_log_are_measured_on_the_same_targets(tmp_path: Path) -> None:
+    """The second has lost a fifth of its training rows, so that rows, users and items have other numbers there."""
+    events = simulate(SimulateOptions(users=160, items=60, events=2000, categories=3)).events
+    train = pl.col("timestamp") < datetime(2024, 3, 1, tzinfo=UTC).timestamp() * 1000
+    keep = np.random.default_rng(0).random(events.height) < 0.8
+    events.write_parquet(tmp_path / "raw.parquet")
+    events.filter(~train | pl.Series(keep)).write_parquet(tmp_path / "thin.parquet")
+    split = {"protocol": "timeline", "validation_from": "2024-03-01", "test_from": "2024-03-20"}
+    versions = [str(tmp_path / f"{name}.parquet") for name in ("raw", "thin")]
+    changes = {"data": {"where": "behavior != 'none'"}, "split": split}
+    recipe = recipe_from(
+        GRID
+        | changes
+        | {"scale": GRID["scale"] | {"versions": versions, "users": [1.0], "widths": [8]}, "run": {"dir": str(tmp_path / "grid")}}
+    )
+    data = GridData.of(recipe)
+    raw, thin = (data.part(version) for version in versions)
+    assert raw.irreducible is None and len(raw.row_N) == len(thin.row_N) == 60
+
+    def asked(part: GridPart) -> list[tuple[Any, ...]]:
+        sequences = part.split.sequences
+        user_N = np.searchsorted(sequences.offsets_U1, part.row_N, side="right") - 1
+        items = sequences.item_ids.gather(sequences.item_N[part.row_N]).to_list()
+        return list(zip(sequences.user_ids.gather(user_N).to_list(), items, sequences.time_N[part.row_N].tolist(), strict=True))
+
+    assert asked(raw) == asked(thin)
+    runs = {run.name: run for run in planned(recipe, data, tmp_path / "grid")}
+    assert runs.keys() == {"hstu-nano-w8-raw-s0", "hstu-nano-w8-thin-s0"}
+    whole, less = runs["hstu-nano-w8-raw-s0"], runs["hstu-nano-w8-thin-s0"]
+    assert whole.unique_tokens > less.unique_tokens
+    point = made(less, thin, [], quiet=True)
+    assert np.isfinite(point.loss) and point.unique_tokens == less.unique_tokens
+    with pytest.raises(LargeRecError, match="must differ"):
+        recipe_from({"scale": {"versions": ["a/log.csv", "b/log.csv"]}})

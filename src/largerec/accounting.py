@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from largerec.features import FieldLayout
 from largerec.heads import ItemHead
 from largerec.item_tables import ItemTable, LowRankRows
 from largerec.mixture import MixtureOfLogits
@@ -23,12 +24,13 @@ from largerec.recipe import Recipe
 BOTH_WAYS, NO_INPUT_GRADIENT = 3, 2  # operations of forward and backward, in those of the forward pass
 
 
-def weightless_model(recipe: Recipe, n_items: int) -> Backbone:
-    """The recipe's model with every shape and no numbers (torch's device ``meta``): free to build at any size."""
+def weightless_model(recipe: Recipe, n_items: int, layout: FieldLayout | None = None) -> Backbone:
+    """The recipe's model with every shape and no numbers (torch's device ``meta``): free to build at any size. ``layout``: of the
+    recipe's features, where it has some."""
     with torch.device("meta"):
         model = build_model(recipe.model, n_items, recipe.batch.positions)
         if recipe.batch.actions is not None:
-            add_tasks(model, recipe.tasks, recipe.ranking, recipe.batch.actions)
+            add_tasks(model, recipe.tasks, recipe.ranking, recipe.batch.actions, layout, recipe.features.where)
         ItemHead.of(recipe.head, model)  # a mixture of logits has weights, which become the model's
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -23,8 +24,8 @@ class ScaleOptions(Options):
 
     ``families``; ``sizes`` of the dial, which sets depth, width and heads together; ``widths``: of the item table and so of the
     model, with the depth of the size; ``users``, ``recent``: shares of the training users and of the most recent training events;
-    ``histories``: the model's window; ``epochs``: passes over the data. The smallest size is run with ``seeds`` seeds, the others
-    with one.
+    ``histories``: the model's window; ``epochs``: passes over the data; ``versions``: paths in the place of ``data.path``, of
+    logs that share their validation targets. The smallest size is run with ``seeds`` seeds, the others with one.
 
     ``hold_out``: runs that need more than a ``hold_out``-th of the largest run's operations are never fitted on; they are
     predicted first and run after that. ``budget``: core-minutes, as "20 core-minutes"; not given, all runs are made.
@@ -41,6 +42,7 @@ class ScaleOptions(Options):
     recent: tuple[Share, ...] = (1.0,)
     histories: tuple[Count, ...] = ()
     epochs: tuple[Count, ...] = ()
+    versions: tuple[str, ...] = ()
     seeds: int = Field(3, ge=1)
     hold_out: float = Field(8.0, gt=1)
     budget: str | None = None
@@ -55,12 +57,24 @@ class ScaleOptions(Options):
             core_minutes(given)
         return given
 
-    @field_validator("families", "sizes", "widths", "users", "recent", "histories", "epochs")
+    @field_validator("versions")
+    @classmethod
+    def _have_names_of_their_own(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if len({version_name(path) for path in given}) < len(given):
+            raise LargeRecError(f"scale.versions={list(given)}: the last parts of the paths name the runs, and must differ.")
+        return given
+
+    @field_validator("families", "sizes", "widths", "users", "recent", "histories", "epochs", "versions")
     @classmethod
     def _no_value_twice(cls, given: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(given)) < len(given):
             raise LargeRecError(f"[scale] names a value twice: {list(given)}; each run of a grid is made once.")
         return given
+
+
+def version_name(path: str) -> str:
+    """The last part of a version's path without its ending, as it may stand in a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "_", Path(path).name.partition(".")[0])
 
 
 def core_minutes(text: str) -> float:
@@ -88,6 +102,7 @@ class Cell:
     recent: float
     history: int | None
     epochs: int | None
+    version: str | None
     seed: int
 
     @property
@@ -99,6 +114,7 @@ class Cell:
         parts += [f"r{self.recent:g}"] if self.recent != 1 else []
         parts += [f"h{self.history}"] if self.history is not None else []
         parts += [f"e{self.epochs}"] if self.epochs is not None else []
+        parts += [version_name(self.version)] if self.version is not None else []
         return "-".join([*parts, f"s{self.seed}"])
 
     @property
@@ -106,19 +122,14 @@ class Cell:
         """What its speed depends on."""
         return "-".join(str(part) for part in (self.family, self.size, self.width, self.history) if part is not None)
 
-    @property
-    def data(self) -> str:
-        """What its training data depends on."""
-        return f"{self.users:g} {self.recent:g} {self.seed if self.users < 1 else 0}"
-
 
 def cells(options: ScaleOptions, family: str, seed: int) -> list[Cell]:
     """All runs that the options ask for, of the recipe's own ``family`` where they name none; seeds count from the recipe's."""
     smallest, found = options.sizes[0], []
     axes = (options.families or (family,), options.sizes, options.widths or (None,), options.users, options.recent)
-    for one, size, width, users, recent, history, epochs in itertools.product(
-        *axes, options.histories or (None,), options.epochs or (None,)
+    for one, size, width, users, recent, history, epochs, version in itertools.product(
+        *axes, options.histories or (None,), options.epochs or (None,), options.versions or (None,)
     ):
         for more in range(options.seeds if size == smallest else 1):
-            found.append(Cell(one, size, width, users, recent, history, epochs, seed + more))
+            found.append(Cell(one, size, width, users, recent, history, epochs, version, seed + more))
     return found

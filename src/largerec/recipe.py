@@ -17,9 +17,11 @@ from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureOptions
 from largerec.grid import ScaleOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
+from largerec.lists import ListOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
@@ -29,7 +31,7 @@ from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
 
-RESERVED = ("user_id", "item_id", "score", "rank", "title")  # columns of what the Engine gives
+RESERVED = ("user_id", "item_id", "score", "rank", "title", "choice")  # columns of what the Engine gives
 
 
 class TrainOptions(Options):
@@ -116,6 +118,8 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    lists: ListOptions = ListOptions()
+    features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
@@ -177,6 +181,20 @@ class Recipe(Options):
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of retrieval, but ranking.retrieval=0 leaves its loss out; "
                 f"of tasks with two labels, {instead}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_read_by_tasks(self) -> Self:
+        if self.features.any and not self.tasks:
+            raise LargeRecError(
+                'features help to predict tasks, and this recipe has none; name one, such as tasks.click.where="is_click = 1". '
+                "(What items are helps retrieval with model.side.columns.)"
+            )
+        if self.features.any and self.features.where == "input" and self.batch.actions == "summed":
+            raise LargeRecError(
+                "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
+                "there is none. Choose batch.actions='interleaved' or features.where='heads'."
             )
         return self
 

@@ -79,6 +79,10 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(share)
     if found["result"]["tasks"]:
         to.print(task_table(found["result"]))
+    if "lists" in found["result"]:
+        to.print(list_table(found["result"]))
+    if "exposure" in found["result"]:
+        to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
@@ -96,6 +100,50 @@ def task_table(result: dict[str, Any]) -> Table:
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
             table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
     return table
+
+
+def list_table(result: dict[str, Any]) -> Table:
+    """How high the chosen one of some shown items stands, by the run's scores and by plain rules."""
+    found = result["lists"]
+    title = f"choices among shown items: {found['n']:,} lists of {found['mean_length']:.1f} items, seen items not masked"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("ranked by", "mrr", "ndcg", "hit@1", "mrr less touched, then shown"):
+        table.add_column(name, justify="left" if name == "ranked by" else "right")
+    for part, before in (("baselines", ""), ("scores", f"{result['model']}: ")):
+        for name, row in found[part].items():
+            cells = [_with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
+            test = row.get("mrr_against")
+            said = f"{test['difference']:+.4f}, p = {test['p_value']:.4f}" if test else ""
+            table.add_row(escape(before + name), *cells, said)
+    return table
+
+
+def exposure_table(found: dict[str, Any]) -> Table:
+    """Plain and weighted estimates side by side, with what the weights are worth."""
+    title = f"as if every item had been shown alike: propensities by {found['by']}, clipped at {found['clip']:g} times the mean"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("of", "by", "metric", "plain", "ips", "clipped", "snips", "events", "worth"):
+        table.add_column(name, justify="left" if name in ("of", "by", "metric") else "right")
+    for part, who, metric, row, about in exposure_rows(found):
+        cells = [_with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
+        table.add_row(part, who, metric, *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}")
+    return table
+
+
+def exposure_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
+    """What was measured, by whom it was ranked or predicted, the metric, its estimates, and the events and weights behind them.
+
+    Of metrics with cutoffs only those at 10 are given, or at the first cutoff where there is no 10."""
+    parts = {name: found[name] for name in ("retrieval", "lists") if name in found}
+    for part, about in (parts | found.get("tasks", {})).items():
+        for who, measured in about.items():
+            if who in ("n", "weights"):
+                continue
+            cutoffs = [name.partition("@")[2] for name in measured if "@" in name and not name.startswith("hit")]
+            k = "10" if "10" in cutoffs else next(iter(cutoffs), "")
+            for metric, row in measured.items():
+                if metric.partition("@")[2] in ("", k, "1"):
+                    yield part, who, metric, row, about
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -132,6 +180,10 @@ def evaluated(result: dict[str, Any]) -> None:
         to.print(share)
     if result["tasks"]:
         to.print(task_table(result))
+    if "lists" in result:
+        to.print(list_table(result))
+    if "exposure" in result:
+        to.print(exposure_table(result["exposure"]))
     slices = Table(title="slices", title_justify="left", title_style="bold")
     for name in ("slice", "targets", *SHOWN):
         slices.add_column(name, justify="left" if name == "slice" else "right")
@@ -290,10 +342,50 @@ def audited(found: dict[str, Any]) -> None:
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
     to.print(table if found["findings"] else "Nothing was found.")
+    if "order" in found:
+        to.print(found["order"]["said"], markup=False)
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:
         to.print("With --out DIR a page to look at and the findings as JSON are written there.")
+
+
+def curated(found: dict[str, Any]) -> None:
+    """The versions of a chain: what each step did to the training rows, and where the last one is."""
+    table = Table()
+    for name in ("version", "training rows", "removed", "changed", "weight 0", "why"):
+        table.add_column(name, justify="left" if name in ("version", "why") else "right", overflow="fold")
+    for one in found["versions"]:
+        counts, notes = one["rows"], [f"{count:,}: {why}" for why, count in one["reasons"].items()]
+        notes += [one["facts"]["note"]] if "note" in one["facts"] else []
+        done = [f"{counts[name]:,}" if counts.get(name) else "" for name in ("removed", "changed", "weight_0")]
+        name = one["version"] + ("\n(was there already)" if one["reused"] else "")
+        table.add_row(escape(name), f"{one['stages'].get('train', 0):,}", *done, escape("\n".join(notes)))
+    console().print(table)
+    held = {stage: count for stage, count in found["versions"][-1]["stages"].items() if stage != "train"}
+    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items())
+    console().print(f"Untouched in every version: {said or 'nothing is evaluated'} rows.", markup=False)
+    console().print(f"Train on it: data.path={found['log']} split.protocol=given", markup=False, soft_wrap=True)
+
+
+def traced(found: dict[str, Any], most: int = 20) -> None:
+    """What happened to rows, the first of them."""
+    to = console()
+    to.print(f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False)
+    table = Table()
+    for name in ("row", "user", "item", "time", "stage", "now", "what happened"):
+        table.add_column(name, overflow="fold")
+    for one in found["found"][:most]:
+        lines = []
+        for event in one["history"]:
+            what = event["why"] if event["what"] == "removed" else f"{event['before']} -> {event['after']}"
+            lines.append(f"{event['version']}: {event['what']} {event.get('column', '')} ({what})".replace("  ", " "))
+        weight = "" if one["weight"] in (None, 1.0) else f", weight {one['weight']:.4g}"
+        cells = (one["row"], one["user_id"], one["item_id"], one["timestamp"], one["stage"], one["now"] + weight)
+        table.add_row(*(escape(str(cell)) for cell in cells), escape("\n".join(lines) or "nothing"))
+    to.print(table)
+    if found["rows"] > most:
+        to.print(f"... and {found['rows'] - most:,} more; --json has them all.")
 
 
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:

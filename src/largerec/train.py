@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -33,7 +31,9 @@ from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.evaluate_lists import validate_lists
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
+from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -86,23 +86,29 @@ class Trainer:
         self.options, self.progress = recipe.train, progress
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
-        lineage = _lineage(split.data_hash, log.source, log.notes)
+        lineage = split.lineage()
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        features = None
+        if recipe.features.any:
+            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
+            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
+            lineage["features_hash"] = features.digest()
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer, sequences)
+        layout = None if features is None else features.layout()
+        self.scorer = build_scorer(recipe, tokenizer, sequences, layout)
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
-        self.engine = Engine(self.scorer, tokenizer, sequences)
-        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.engine = Engine(self.scorer, tokenizer, sequences, features)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
         self.table = RowOptimizer(self.model.item_table_VD, recipe.optim) if by_rows else None
-        own = width_factors(recipe, self.model, tokenizer.size)
+        own = width_factors(recipe, self.model, tokenizer.size, layout)
         start_as(self.model, own)
         elsewhere = frozenset([self.table.table_VD] if self.table else [])
         self.optimizer = build_optimizer(self.model, recipe.optim, elsewhere, {name: one.rate for name, one in own.items()})
@@ -377,6 +383,7 @@ class Trainer:
         if self.asked_rows is not None:
             predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
             tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
+        tasks |= validate_lists(self.engine, self.bundle, recipe)
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
@@ -480,21 +487,3 @@ def _tensorboard(path: Path, step: int) -> Any:
             "train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'"
         ) from None
     return SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def commit_of(path: Path) -> str | None:
-    """The commit that is checked out where ``path`` lies, if git follows this very file: an installed copy may lie in the
-    environment of somebody else's repository, whose commit would say nothing."""
-    try:
-        for command in (["ls-files", "--error-unmatch", path.name], ["rev-parse", "HEAD"]):
-            done = subprocess.run(
-                ["git", "-C", str(path.parent), *command], capture_output=True, text=True, check=True, timeout=10
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
-    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit_of(Path(__file__))}
-    return {"data_hash": data, "source": source, "notes": list(notes), "code": code, "parent": None}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from largerec.accounting import weightless_model
+from largerec.features import FieldLayout
 from largerec.layers import Backbone
 from largerec.recipe import Recipe
 
@@ -62,10 +63,10 @@ def start_as(model: Backbone, found: dict[str, Factors]) -> None:
         model.get_parameter(name).mul_(own.start)
 
 
-def width_factors(recipe: Recipe, model: Backbone, n_items: int) -> dict[str, Factors]:
+def width_factors(recipe: Recipe, model: Backbone, n_items: int, layout: FieldLayout | None = None) -> dict[str, Factors]:
     """What ``optim.transfer = "mup"`` multiplies rates and first weights of the (resolved) recipe's model with; else nothing."""
     if recipe.optim.transfer == "sqrt":
         return {}
     narrow = recipe.model.model_dump() | {"width": recipe.optim.base_width, "heads": None}
     base = recipe.model_copy(update={"model": type(recipe.model).model_validate(narrow).resolved()})
-    return factors(model, weightless_model(base, n_items))
+    return factors(model, weightless_model(base, n_items, layout))

@@ -27,31 +27,14 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class GridData:
-    """The split log, the rows of the validation targets [N] and, of a generated log, the exact law's cross-entropy on them."""
+class GridPart:
+    """One version of the log, split; the rows there of the validation targets [N], in one order for all versions; and of a
+    generated log the exact law's cross-entropy on them."""
 
     split: SplitLog
     token_of_item: np.ndarray
     row_N: np.ndarray
     irreducible: float | None
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> GridData:
-        """Read a recipe's log once, and draw as many targets as its grid asks for: of items that training has seen.
-
-        Raises:
-            LargeRecError: the recipe's loss or tasks fit no grid, the data is wrong, or no target is left.
-        """
-        _check(recipe)
-        split = SplitLog.of(recipe)
-        token_of_item = split.tokenizer.encode(split.sequences.item_ids)
-        rows = split.sequences.targets("validation")
-        rows = rows[token_of_item[split.sequences.item_N[rows]] >= 0]
-        if not len(rows):
-            raise LargeRecError("no validation target is an item that training has seen, so no loss can be measured.")
-        if len(rows) > recipe.scale.targets:
-            rows = np.sort(np.random.default_rng(SEED).choice(rows, recipe.scale.targets, replace=False))
-        return cls(split, token_of_item, rows, _irreducible(recipe, split, rows))
 
     def batches(self, recipe: Recipe) -> TrainingBatches:
         """What a run of the grid trains on."""
@@ -80,6 +63,70 @@ class GridData:
         return None if bits is None else bits * math.log(2)
 
 
+@dataclass(frozen=True)
+class GridData:
+    """The versions of a log that a grid trains on, by path; None is the recipe's own log."""
+
+    parts: dict[str | None, GridPart]
+
+    def part(self, version: str | None) -> GridPart:
+        return self.parts[version]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> GridData:
+        """Read a recipe's log and its versions once, and draw as many targets as its grid asks for: such that every version has
+        them, and has seen their items in training.
+
+        Raises:
+            LargeRecError: the recipe's loss or tasks fit no grid, the data is wrong, or no target is left.
+        """
+        _check(recipe)
+        splits: dict[str | None, SplitLog] = {}
+        for version in recipe.scale.versions or (None,):
+            own = recipe.data if version is None else recipe.data.model_copy(update={"path": version})
+            splits[version] = SplitLog.of(recipe.model_copy(update={"data": own}))
+        tokens = {version: split.tokenizer.encode(split.sequences.item_ids) for version, split in splits.items()}
+        rows = _targets([(splits[version], tokens[version]) for version in splits], recipe.scale.targets)
+        return cls(
+            {
+                version: GridPart(splits[version], tokens[version], row_N, _irreducible(recipe, splits[version], row_N))
+                for version, row_N in zip(splits, rows, strict=True)
+            }
+        )
+
+
+def _targets(logs: list[tuple[SplitLog, np.ndarray]], most: int) -> list[np.ndarray]:
+    """Rows of the same validation targets in each log: at most so many, drawn with a seed of their own; [N] each."""
+    (first, first_tokens), *others = logs
+    shared = _askable(first, first_tokens)
+    for split, tokens in others:
+        shared = shared.join(_askable(split, tokens).drop("row"), on=KEYS, how="semi", maintain_order="left")
+    if not shared.height:
+        said = "no validation target is an item that training has seen" + (", in all versions alike" if others else "")
+        raise LargeRecError(f"{said}, so that no loss can be measured.")
+    if shared.height > most:
+        shared = shared[np.sort(np.random.default_rng(SEED).choice(shared.height, most, replace=False))]
+    found = [shared["row"].to_numpy()]
+    for split, tokens in others:
+        own = shared.select(KEYS).join(_askable(split, tokens), on=KEYS, how="left", maintain_order="left")
+        found.append(own["row"].to_numpy())
+    return found
+
+
+KEYS = ["user_id", "item_id", "timestamp"]
+
+
+def _askable(split: SplitLog, token_of_item: np.ndarray) -> pl.DataFrame:
+    """Validation targets of items that training has seen, by what they are: ``KEYS`` and ``row``; of equal ones the first."""
+    sequences = split.sequences
+    row_N = sequences.targets("validation")
+    row_N = row_N[token_of_item[sequences.item_N[row_N]] >= 0]
+    user_N = np.searchsorted(sequences.offsets_U1, row_N, side="right") - 1
+    values = (sequences.user_ids.gather(user_N), sequences.item_ids.gather(sequences.item_N[row_N]), sequences.time_N[row_N])
+    frame = pl.DataFrame(dict(zip(KEYS, values, strict=True)) | {"row": row_N})
+    return frame.unique(KEYS, keep="first", maintain_order=True)
+
+
 def _check(recipe: Recipe) -> None:
     objective = recipe.objective
     if isinstance(objective, BCEOptions | GBCEOptions) or (isinstance(objective, SampledSoftmaxOptions) and not objective.logq):
@@ -93,7 +140,7 @@ def _check(recipe: Recipe) -> None:
 
 def _irreducible(recipe: Recipe, split: SplitLog, row_N: np.ndarray) -> float | None:
     """Mean -log P of the targets by the exact law of a generated log, in nats; None where there is no such law."""
-    if recipe.data.path is not None or recipe.data.faults.any or recipe.split.positives is not None:
+    if recipe.data.path is not None or recipe.scale.versions or recipe.data.faults.any or recipe.split.positives is not None:
         return None
     world = World(recipe.data.simulate)
     histories = Histories.of(world, split.sequences)

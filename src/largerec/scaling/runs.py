@@ -15,7 +15,7 @@ from largerec import metrics
 from largerec.bundle import Bundle
 from largerec.errors import Diverged
 from largerec.progress import Progress
-from largerec.scaling.data import SEED, GridData, judge
+from largerec.scaling.data import SEED, GridPart, judge
 from largerec.scaling.points import Point, State, regime_of
 from largerec.scaling.schedule import Planned
 from largerec.train import Trainer
@@ -37,7 +37,7 @@ class OutOfBudget(Exception):
 class GridTrainer(Trainer):
     """A trainer that validates on the grid's targets and keeps the weights with the lowest cross-entropy."""
 
-    def __init__(self, run: Planned, data: GridData, progress: Progress) -> None:
+    def __init__(self, run: Planned, data: GridPart, progress: Progress) -> None:
         self.grid_rows = data.row_N
         super().__init__(run.recipe, progress, data.split)
 
@@ -55,7 +55,7 @@ class GridTrainer(Trainer):
 
 def made(
     run: Planned,
-    data: GridData,
+    data: GridPart,
     points: Sequence[Point],
     *,
     spent: Callable[[], None] = lambda: None,
@@ -132,7 +132,7 @@ def _validations(bundle: Bundle) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if "validation" in entry]
 
 
-def _point(run: Planned, trainer: GridTrainer, data: GridData, state: State) -> Point:
+def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> Point:
     """The point of a run that ended; tokens, steps and operations are those up to the weights that were kept."""
     kept, loss, interval, found = trainer.state, math.nan, None, dict[str, float]()
     tokens, steps = kept.tokens, kept.step

@@ -83,7 +83,7 @@ def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, *, 
             late.append(run.name)
             continue
         try:
-            write_point(place.path, made(run, data, points, spent=clock.check, quiet=quiet))
+            write_point(place.path, made(run, data.part(run.cell.version), points, spent=clock.check, quiet=quiet))
         except OutOfBudget:
             late.append(run.name)
             continue
@@ -96,7 +96,11 @@ def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, *, 
 def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
     """Keep, or compare, what the points depend on: those of another grid would mislead the laws."""
     own = {key: value for key, value in flatten(recipe.to_json()).items() if not key.startswith(NOT_OF_TRAINING)}
-    own |= {"data": data.split.data_hash, "scale.targets": recipe.scale.targets, "scale.checks": recipe.scale.checks}
+    own |= {
+        "data": [part.split.data_hash for part in data.parts.values()],
+        "scale.targets": recipe.scale.targets,
+        "scale.checks": recipe.scale.checks,
+    }
     own |= {"scale.hopeless": recipe.scale.hopeless, "seed": recipe.seed}
     own = json.loads(json.dumps(own))
     if not place.file("grid.json").is_file():
@@ -156,6 +160,7 @@ def predict(
 
 def place_of(run: Planned, data: GridData) -> Place:
     """Where a planned run stands among the points."""
+    part = data.part(run.cell.version)
     return Place(
         family=run.cell.family,
         layers=run.layers,
@@ -166,7 +171,7 @@ def place_of(run: Planned, data: GridData) -> Place:
         flops=run.flops,
         history=run.history,
         catalogue=run.catalogue,
-        entropy=data.entropy(data.batches(run.recipe)),
+        entropy=part.entropy(part.batches(run.recipe)),
         regime=run.regime,
     )
 

@@ -19,7 +19,7 @@ from largerec.grid import Cell, cells
 from largerec.models import non_embedding_parameters
 from largerec.progress import Progress
 from largerec.recipe import Recipe, TuneOptions
-from largerec.scaling.data import GridData, judge
+from largerec.scaling.data import GridData, GridPart, judge
 from largerec.scaling.points import Point, Regime, regime_of
 from largerec.train import Trainer
 
@@ -78,7 +78,8 @@ def planned(recipe: Recipe, data: GridData, folder: Path) -> list[Planned]:
 
 def _planned(recipe: Recipe, cell: Cell, data: GridData, folder: Path) -> Planned:
     own = _of_cell(recipe, cell, folder)
-    batches, train = data.batches(own), own.train
+    part, train = data.part(cell.version), own.train
+    batches = part.batches(own)
     windows = batches.windows_of(0)
     steps = min(train.max_steps or train.max_epochs * len(windows), train.max_epochs * len(windows))
     # A short run has a short warm-up, and as many validations as a long one.
@@ -87,7 +88,7 @@ def _planned(recipe: Recipe, cell: Cell, data: GridData, folder: Path) -> Planne
     own = own.model_copy(update={"optim": optim, "train": train}).resolved()
     per_pass = batches.tokens_per_epoch
     tokens = train.max_epochs * per_pass if steps == train.max_epochs * len(windows) else round(per_pass * steps / len(windows))
-    catalogue = data.split.tokenizer.size
+    catalogue = part.split.tokenizer.size
     model = weightless_model(own, catalogue)
     depth, width, _ = own.model.shape
     return Planned(
@@ -124,6 +125,7 @@ def _of_cell(recipe: Recipe, cell: Cell, folder: Path) -> Recipe:
             "model": type(one.model).model_validate(kept),
             "batch": one.batch.model_copy(update=batch),
             "train": one.train.model_copy(update=train),
+            "data": one.data if cell.version is None else one.data.model_copy(update={"path": cell.version}),
             "run": run,
             "tune": TuneOptions(),
         }
@@ -133,7 +135,7 @@ def _of_cell(recipe: Recipe, cell: Cell, folder: Path) -> Recipe:
 # --- costs
 
 
-def measured_rate(run: Planned, data: GridData) -> dict[str, float]:
+def measured_rate(run: Planned, data: GridPart) -> dict[str, float]:
     """About a second of real training steps and one validation, in a temporary folder: tokens a second, and seconds of a
     validation and of beginning a run; ``cores``: threads used."""
     begun = time.perf_counter()
@@ -171,7 +173,7 @@ def with_costs(runs: Sequence[Planned], data: GridData, place: Bundle) -> list[P
     for run in runs:
         shape = run.cell.shape
         if rates.get(shape, {}).get("cores") != cores:
-            rates[shape] = measured_rate(run, data)
+            rates[shape] = measured_rate(run, data.part(run.cell.version))
             place.write_json(RATES, rates)
         rate = rates[shape]
         checks = -(-run.steps // (run.recipe.train.evaluate_every or run.steps)) + 1  # and one of the kept weights
