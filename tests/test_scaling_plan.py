@@ -160,7 +160,7 @@ def test_a_plan_is_checked_once_it_is_trained(grid: Path) -> None:
         check_plan(found["run_dir"])
     train(recipe, quiet=True)
     checked = check_plan(found["run_dir"])
-    data = GridData.of(recipe)
+    data = GridData.of(recipe).part(None)
     loss = float(judge(load(found["run_dir"]), data.row_N)[0].mean())
     row = next(row for row in checked["rows"] if row["quantity"] == "loss")
     assert row["measured"] == loss and row["inside"] == (row["low"] <= loss <= row["high"])

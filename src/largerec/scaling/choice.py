@@ -17,7 +17,7 @@ from largerec.scaling.points import Point, Regime
 
 FEWEST_CELLS = 6
 HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
-SHARES = (1.0, 0.67)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
+SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
 WIDEST = 4.0
 SAME = 1.15  # amounts of data of one cell differ by at most so much
