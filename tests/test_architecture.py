@@ -35,6 +35,7 @@ LEVELS = (
     "learner",
     "experiments ensemble tune order cures",
     "scaling update report serve doctor estimate show",
+    "compare_tasks",
     "bench compare ablate",
     "cli cli_data",
 )
