@@ -26,7 +26,7 @@ LEVELS = (
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks sequences features feature_tables batches layers fields item_tables",
     "tokenizers models mixture heads item_vectors",
-    "objectives contrastive optim ranking averaging",
+    "objectives contrastive optim ranking hard_negatives averaging",
     "recipe",
     "bundle accounting progress",
     "engine",
