@@ -199,19 +199,13 @@ class Recipe(Options):
         if not self.ranking.hard_negatives:
             return self
         judges = any(self.tasks[name].n_classes == 2 for name in self.learned_tasks)
-        missing = [
-            why
-            for why, there in (
-                ("split.positives, which says which events are shown and not taken", self.split.positives is not None),
-                ("ranking.retrieval above 0, whose loss they join", self.ranking.retrieval > 0),
-                (
-                    "a task with where and a weight, which judges them",
-                    any(self.tasks[t].n_classes == 2 for t in self.learned_tasks),
-                ),
-                ("head.similarity dot or cosine, whose scores are products", self.head.similarity != "mol"),
-            )
-            if not there
-        ]
+        needed = {
+            "split.positives, which says which events are shown and not taken": self.split.positives is not None,
+            "ranking.retrieval above 0, whose loss they join": self.ranking.retrieval > 0,
+            "a task with where and a weight, which judges them": judges,
+            "head.similarity dot or cosine, whose scores are products": self.head.similarity != "mol",
+        }
+        missing = [what for what, there in needed.items() if not there]
         if missing:
             raise LargeRecError(f"ranking.hard_negatives needs {'; '.join(missing)}. Give that, or leave hard_negatives out.")
         return self
