@@ -16,12 +16,15 @@ import polars as pl
 import torch
 
 from largerec.batches import KnownOfEvents, TokenRows
-from largerec.bundle import Bundle
+from largerec.bundle import CHOICE, Bundle
+from largerec.choice import ChoiceModel
+from largerec.choice import from_json as choice_from_json
 from largerec.columns import UNTIMED
 from largerec.engine.conditioned import wanted_lists
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
+from largerec.engine.shown import choose
 from largerec.errors import LargeRecError, nearest
 from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
@@ -35,12 +38,18 @@ from largerec.tokenizers import AtomicTokenizer
 
 
 class Engine:
-    """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens."""
+    """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens; ``choice`` says
+    which of some shown items is taken, where the run has learned that."""
 
     def __init__(
-        self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences, features: Features | None = None
+        self,
+        scorer: Scorer,
+        tokenizer: AtomicTokenizer,
+        sequences: Sequences,
+        features: Features | None = None,
+        choice: ChoiceModel | None = None,
     ) -> None:
-        self.scorer, self.tokenizer, self.sequences = scorer, tokenizer, sequences
+        self.scorer, self.tokenizer, self.sequences, self.choice = scorer, tokenizer, sequences, choice
         self.features = None if features is None else FeatureRows(features)
         self.token_of_item = tokenizer.encode(sequences.item_ids)
         self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
@@ -101,18 +110,23 @@ class Engine:
     def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
         """Ask for users at a moment: the history is what had happened by then, and what has no time."""
         moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-        start_U, end_U = self.sequences.offsets_U1[row_U], self.sequences.offsets_U1[row_U + 1]
-        ends = []
-        for start, end in zip(start_U, end_U, strict=True):
-            time_E = self.sequences.time_N[start:end]
-            ends.append(start + ((time_E <= moment) | (time_E == UNTIMED)).sum())  # in time order, those without a time first
+        start_U, end_U = np.array([self._rows_until(int(row), at) for row in row_U], dtype=np.int64).reshape(-1, 2).T
         kept_N1 = self.rows.kept_N1
-        return Queries(self.rows, kept_N1[start_U], kept_N1[np.array(ends, dtype=np.int64)], np.full(len(row_U), moment))
+        return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
 
     def _check_moment(self, at: datetime | None, *, known: bool) -> None:
         if at is not None and (not known or self.sequences.time_kind != "timestamp"):
             without = "this run's log has an order and no clock" if known else "a history given by hand has no times"
             raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
+
+    def _rows_until(self, row: int, at: datetime | None) -> tuple[int, int]:
+        """First row and end of a user's events, of those until a moment if one is given."""
+        start, end = self.sequences.offsets_U1[row : row + 2]
+        if at is not None:
+            moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+            time_E = self.sequences.time_N[start:end]
+            end = start + ((time_E <= moment) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
+        return int(start), int(end)
 
     def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
         token_M = np.concatenate(
@@ -246,8 +260,6 @@ class Engine:
         names = [ranker.names[column] for column in ranker.learned]
         if by is not None and by not in names:
             raise LargeRecError(f"by={by!r} is no task of this run{nearest(by, names)} Tasks: {', '.join(names)}.")
-        if (user is None) == (history is None):
-            raise LargeRecError("give either a user or history=[item, ...].")
         if len(candidates) == 0:
             raise LargeRecError("the list of candidates is empty; name at least one item.")
         given = pl.Series(list(candidates), strict=False)
@@ -257,13 +269,7 @@ class Engine:
                 f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
-        self._check_moment(at, known=history is None)
-        row = -1
-        if history is not None:
-            query = self._queries_of_histories([history])
-        else:
-            row = self._user_row(user)
-            query = self._queries_of_users(np.array([row])) if at is None else self._queries_until(np.array([row]), at)
+        query, _, row = self._asked(user, history, at)
         found = self._probabilities(query, row, token_C, context)
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
@@ -278,6 +284,50 @@ class Engine:
         """Every task's label probabilities for items after one history, at its time, for the user of a row; each [C, L]."""
         moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC) if query.time_Q[0] >= 0 else None
         return self.ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+
+    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
+        """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
+        if (user is None) == (history is None):
+            raise LargeRecError("give either a user or history=[item, ...].")
+        self._check_moment(at, known=history is None)
+        if history is not None:
+            return self._queries_of_histories([history]), history, -1
+        row = self._user_row(user)
+        start, end = self._rows_until(row, at)
+        ids = self.sequences.item_ids.gather(self.sequences.item_N[start:end]).to_list()
+        return self._queries_of_users(np.array([row])) if at is None else self._queries_until(np.array([row]), at), ids, row
+
+    def choose(
+        self,
+        user: Any = None,
+        shown: Sequence[Any] = (),
+        *,
+        history: Sequence[Any] | None = None,
+        prices: Sequence[float] | None = None,
+        at: datetime | None = None,
+    ) -> pl.DataFrame:
+        """Which of some items, in the order in which they are shown, a user takes: ``item_id, place`` (from 1), ``probability``
+        (1 in all), ``rank`` and ``title`` where the log has titles, best first.
+
+        User, history and ``at`` are as in :meth:`rank`. Items outside the catalogue may be among those shown: where they stand,
+        what they cost and whether the user touched them is known all the same.
+
+        Raises:
+            LargeRecError: the run has no choice model (``lists.choice``); nothing is shown; prices are missing, not asked for or
+                not one an item; an unknown user, or not one of user and history.
+        """
+        if self.choice is None:
+            raise LargeRecError(
+                "this run has no choice model; train one on a log with lists: lists.items=COLUMN lists.choice=true."
+            )
+        query, past, _ = self._asked(user, history, at)
+        counts_V = self.tokenizer.target_counts(self.sequences)
+        given = pl.Series("item_id", list(shown), strict=False)
+        frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, prices)
+        if "title" in self.tokenizer.vocabulary.columns:
+            known_S = pl.Series(token_S).replace(-1, None)
+            frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(known_S))
+        return frame.sort("rank", maintain_order=True)
 
     def _features_of(
         self, row: int, token_C: np.ndarray, moment: datetime | None, context: Mapping[str, Any]
@@ -318,7 +368,7 @@ def build_scorer(
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
@@ -339,6 +389,7 @@ def load(path: str | Path) -> Engine:
         scorer = build_scorer(member.recipe(), tokenizer, sequences, None if features is None else features.layout())
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
+    choice = choice_from_json(bundle.read_json(CHOICE), str(bundle.file(CHOICE))) if bundle.file(CHOICE).is_file() else None
     if len(scorers) > 1:
-        return Engine(EnsembleScorer(scorers), tokenizer, sequences)
-    return Engine(scorers[0], tokenizer, sequences, features)
+        return Engine(EnsembleScorer(scorers), tokenizer, sequences, None, choice)
+    return Engine(scorers[0], tokenizer, sequences, features, choice)
