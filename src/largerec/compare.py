@@ -406,8 +406,8 @@ def _document(row: Row, ranks: pl.DataFrame | None, recipe: Recipe) -> dict[str,
             found[f"{part}_spread"] = {
                 name: stdev(result[part][name] for result in results) if several else None for name in names
             }
-    if "." in recipe.train.metric:
-        found["validation"][recipe.train.metric] = row.validation(recipe.train.metric)
+    if np.isfinite(value := row.validation(recipe.train.metric)):
+        found["validation"][recipe.train.metric] = value
     found["intervals"] = {} if ranks is None else _intervals(ranks, recipe)
     found |= {name: mean(result[name] for result in results) for name in COSTS}
     found["params_embedding"] = found["params"] - found["params_non_embedding"]
