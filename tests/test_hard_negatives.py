@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
             if not asks or batch.target_T[token] == batch.target_T[at]:
                 continue
             state = hidden_TD[[token + each - 1]]
-            p = float(heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1])
+            p = heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1].item()
             summed += (1 - p) * math.exp(float(query_D @ (keys_VD[batch.target_T[token]] - keys_VD[batch.target_T[at]])))
         total += math.log(summed)
     found = hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, keys_VD)
