@@ -83,7 +83,7 @@ def draws_of_rows(rows: Mapping[str, tuple[Sequence[Path], Sequence[Mapping[str,
 
 def task_baselines(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """baseline -> task -> its metrics: of what needs no training, as the first run that has tasks measured it."""
-    tasks = next((result["tasks"] for result in results if result.get("tasks")), {})
+    tasks: Mapping[str, Any] = next((result["tasks"] for result in results if result.get("tasks")), {})
     names = dict.fromkeys(name for found in tasks.values() for name in found.get("baselines", {}))
     return {name: {task: found["baselines"][name] for task, found in tasks.items()} for name in names}
 

@@ -76,7 +76,7 @@ class Block(nn.Module):
         if cache is not None and cache.only_keeps:
             _, v_weight, _, k_weight = self.uvqk.weight.chunk(4)
             normed_TD = self.norm(x_TD)
-            k, v = (F.silu(F.linear(normed_TD, part)).unflatten(1, (self.heads, -1)) for part in (k_weight, v_weight))
+            k, v = (F.silu(F.linear(normed_TD, part)).view(len(x_TD), self.heads, -1) for part in (k_weight, v_weight))
             cache.keep(k, v, time)
             return x_TD
         u_TD, v_TD, q_TD, k_TD = F.silu(self.uvqk(self.norm(x_TD))).chunk(4, dim=1)
