@@ -29,7 +29,7 @@ def asked(mode: Mode, weight: float = 0.5) -> tuple[TaskHeads, Batch, list[torch
     torch.manual_seed(0)
     heads = TaskHeads(RankingOptions(hard_negatives=weight), TASKS, WIDTH, mode)
     for parameter in heads.parameters():
-        parameter.data.add_(torch.randn_like(parameter))
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
     rows = rows_of(mode)
     rows = replace(rows, positive_M=np.arange(len(rows.token_M)) % 3 > 0)
     batch = pack_training(rows, np.array([0, 9]), np.array([8, 14]))

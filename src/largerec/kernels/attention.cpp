@@ -335,15 +335,6 @@ struct After {
   }
 };
 
-inline float dot(const float* a, const float* b, int64_t n) {
-  V sums = {};
-  int64_t c = 0;
-  for (; c + LANES <= n; c += LANES) sums += load(a + c) * load(b + c);
-  float sum = total(sums);
-  for (; c < n; c++) sum += a[c] * b[c];
-  return sum;
-}
-
 void after_rows(const After& x, int64_t count, const float* q, const float* k, const float* v, int64_t q_stride, int64_t k_stride,
                 int64_t v_stride, const int64_t* row_time, const int64_t* own_time, float* out, int64_t out_stride, Scratch& scratch) {
   float* queries = sized(scratch.q, ROWS * x.ld);
@@ -357,7 +348,9 @@ void after_rows(const After& x, int64_t count, const float* q, const float* k, c
     if (r == 0 || (x.time && (row_time[r] != row_time[r - 1] || own_time[r] != own_time[r - 1])))
       x.biases(x.time ? row_time[r] : 0, x.time ? own_time[r] : 0, columns, bias);
     float* s = score + r * x.padded;
-    s[x.n] = dot(q + r * q_stride, k + r * k_stride, x.width);
+    float own = 0;
+    for (int64_t c = 0; c < x.width; c++) own += q[r * q_stride + c] * k[r * k_stride + c];
+    s[x.n] = own;
     (x.softmax ? softmax_row : silu_row)({bias, nullptr, 0, nullptr}, x.scale, s, x.n, x.padded);
   }
   product(ROWS, x.ld, x.n, score, x.padded, 1, x.v.data(), x.ld, rows, x.ld, false);
