@@ -31,11 +31,12 @@ from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
 CHOICE = "choice.json"
+RANDOM = "random.parquet"
 NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
     r"(recipe|lineage|result|features|choice)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
-    r"|(vocabulary|histories|ranks-\w+|predictions-\w+|lists-\w+)\.parquet"
+    r"|(vocabulary|histories|random|ranks-\w+|predictions-\w+|lists-\w+)\.parquet"
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")

@@ -16,13 +16,14 @@ import polars as pl
 import torch
 
 from largerec import metrics
-from largerec.bundle import Bundle, data_hash
+from largerec.bundle import RANDOM, Bundle, data_hash
 from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
 from largerec.evaluate_exposure import evaluate_exposure
 from largerec.evaluate_lists import evaluate_lists
+from largerec.evaluate_random import evaluate_random
 from largerec.evaluate_tasks import evaluate_conditioned, evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
@@ -330,6 +331,8 @@ def evaluate(
         key = "lists" if stage == "test" else f"{stage}_lists"
         result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"lists-{stage}.parquet", listed)
+    if stage == "test" and bundle.file(RANDOM).is_file():
+        result["random"] = evaluate_random(engine, bundle.read_parquet(RANDOM), options, recipe.seed)
     if options.exposure.by is not None:
         by_whom = {"model": ranked.rank_N, **ranked.baselines}
         result["exposure"] = evaluate_exposure(engine, stage, ranked.row_N, by_whom, options, recipe.seed) | {"stage": stage}

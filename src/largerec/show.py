@@ -81,6 +81,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(task_table(found["result"]))
     if "lists" in found["result"]:
         to.print(list_table(found["result"]))
+    if "random" in found["result"]:
+        to.print(random_table(found["result"]))
     if "exposure" in found["result"]:
         to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
@@ -146,6 +148,34 @@ def exposure_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[s
                     yield part, who, metric, row, about
 
 
+def random_table(result: dict[str, Any]) -> Table:
+    """What was shown at random beside the test part that a policy chose: tasks, and retrieval of the positives."""
+    found = result["random"]
+    title = f"shown at random, in the period of the test: {found['n']:,} of {found['rows']:,} rows, beside what the policy showed"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("of", "shown", "events", "metric", "value"):
+        table.add_column(name, justify="left" if name in ("of", "shown", "metric") else "right")
+    for of, how, events, metric, row in random_rows(result):
+        table.add_row(of, how, f"{events:,}", metric, _with_interval(metric, row, row["intervals"]))
+    return table
+
+
+def random_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, int, str, dict[str, Any]]]:
+    """Task or retrieval, by chance or by the policy, events, metric, and the document that has the metric and its interval."""
+    found = result["random"]
+    for name, row in found.get("tasks", {}).items():
+        for how, one in (("by chance", row), ("by policy", result["tasks"][name])):
+            for metric in ("auc", "gauc", "ne", "accuracy"):
+                if one.get(metric) is not None:
+                    yield name, how, one["n"], metric, one
+    if "retrieval" in found:
+        row = found["retrieval"]
+        policy = result["test"] | {"intervals": result["intervals"]}
+        metric = next((name for name in SHOWN[1:2] if name in row), next(name for name in row if name.startswith("ndcg@")))
+        yield "retrieval", "by chance", row["n"], metric, row
+        yield "retrieval", "by policy", result["targets"]["n"], metric, policy
+
+
 def _label(row: dict[str, Any]) -> str:
     title = row.get("title")
     return escape(f"{title} ({row['item_id']})" if title else str(row["item_id"]))
@@ -182,6 +212,8 @@ def evaluated(result: dict[str, Any]) -> None:
         to.print(task_table(result))
     if "lists" in result:
         to.print(list_table(result))
+    if "random" in result:
+        to.print(random_table(result))
     if "exposure" in result:
         to.print(exposure_table(result["exposure"]))
     slices = Table(title="slices", title_justify="left", title_style="bold")

@@ -32,6 +32,7 @@ from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_lists import validate_lists
+from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.feature_tables import build_features
 from largerec.hard_negatives import hard_negative_loss
@@ -96,6 +97,7 @@ class Trainer:
             features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
             lineage["features_hash"] = features.digest()
         self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
+        keep_random(self.bundle, recipe, sequences)
         torch.manual_seed(recipe.seed)
         layout = None if features is None else features.layout()
         self.scorer = build_scorer(recipe, tokenizer, sequences, layout)
