@@ -24,7 +24,7 @@ LEVELS = (
     "errors options",
     "kernels metrics task_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks sequences batches layers item_tables",
+    " tasks sequences batches layers quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking averaging",
     "recipe",
@@ -32,7 +32,7 @@ LEVELS = (
     "engine",
     "evaluate evaluate_tasks",
     "train",
-    "experiments ensemble tune",
+    "experiments ensemble quantise tune",
     "scaling update report serve doctor estimate show",
     "bench compare",
     "cli cli_data",

@@ -22,6 +22,7 @@ from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
 from largerec.errors import LargeRecError, nearest
 from largerec.heads import ItemHead
+from largerec.item_tables import quantise_tables
 from largerec.models import build_model
 from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
@@ -262,6 +263,8 @@ def load(path: str | Path) -> Engine:
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
         scorer = build_scorer(member.recipe(), tokenizer, sequences)
+        if (bits := member.table_bits()) is not None:
+            quantise_tables(scorer.model, bits)
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
     return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, sequences)
