@@ -22,9 +22,9 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics task_metrics distributed events columns badrows",
+    "kernels metrics paired task_metrics distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks sequences batches layers quantised_rows item_tables",
+    " tasks sequences features feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking averaging",
     "recipe",
@@ -32,9 +32,10 @@ LEVELS = (
     "engine",
     "evaluate evaluate_tasks",
     "train",
-    "experiments ensemble quantise tune",
+    "learner",
+    "experiments ensemble quantise tune order cures",
     "scaling update report serve doctor estimate show",
-    "bench compare",
+    "bench compare ablate",
     "cli cli_data",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from largerec import columns, objectives
 from largerec.batches import Batch
 from largerec.cli import app
+from largerec.curate.plan import STEPS, plan_from
 from largerec.datasets import KNOWN_EVENTS, KNOWN_ITEMS, DataOptions, load_log
 from largerec.engine import load
 from largerec.errors import LargeRecError
@@ -290,6 +291,20 @@ def test_messages_about_recipes_are_the_code_s(override: str, monkeypatch: pytes
     assert_documented(str(caught.value), "recipes.md")
 
 
+def test_every_option_of_a_plan_is_listed_with_its_default() -> None:
+    listed = {(row[0].strip("`"), row[1].strip("`")): row[2:4] for row in table_rows(sections(text_of("curate.md"))["Options"])}
+    wanted = {
+        (name, key): ["needed" if field.is_required() else shown_default(field), shown_type(field.annotation, field.metadata)]
+        for name, group in STEPS.items()
+        for key, field in group.model_fields.items()
+        if key != "name"
+    }
+    assert listed == wanted
+    assert {row[0].strip("`") for row in table_rows(sections(text_of("curate.md"))["A plan"])} == set(STEPS)
+    (shown,) = fences(text_of("curate.md"), "toml")
+    assert [step.name for step in plan_from(tomllib.loads(shown)).step] == ["duplicates", "core-set"]
+
+
 # --- links, commands, examples
 
 
@@ -384,7 +399,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md", "report.md", "audit.md"])
+@pytest.mark.parametrize("name", ["data.md", "train.md", "evaluate.md", "recommend.md", "report.md", "audit.md", "curate.md"])
 def test_python_examples_run(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     namespace: dict[str, Any] = {}

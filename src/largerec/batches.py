@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from largerec.features import FeatureRows
 from largerec.options import Options
 from largerec.sequences import Sequences
 from largerec.tasks import UNKNOWN
@@ -64,6 +65,8 @@ class Batch:
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
     the loss, where a log weighs its events; one of weight 0 is no target.
+
+    ``features``: of the event that a token carries; with summed actions, of the one that it is asked about.
     """
 
     item_T: torch.Tensor
@@ -117,12 +120,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class KnownOfEvents:
+    """The features of M kept rows: the row of its context and of its user in the tables of ``rows``, -1: unknown."""
+
+    rows: FeatureRows
+    context_M: np.ndarray
+    user_M: np.ndarray
+
+    def at(self, index_T: np.ndarray, token_T: np.ndarray) -> dict[str, torch.Tensor]:
+        """Of the events at these rows; ``token_T`` are their items."""
+        return self.rows.of(self.context_M[index_T], self.user_M[index_T], token_T)
+
+
+@dataclass(frozen=True)
 class TokenRows:
     """All events of all users as tokens; events on items outside the catalogue are left out.
 
     ``token_M``, ``time_M``, ``behaviour_M``: the M kept rows. ``kept_N1[row]``: how many rows were kept before a row of the
     sequences, which turns a row into a position here. ``label_MA``: their labels; ``positive_M``: which may be targets (all, when
-    not given); ``weight_M``: how much each counts as a target; ``actions``: how events become tokens.
+    not given); ``weight_M``: how much each counts as a target; ``actions``: how events become tokens; ``known``: their features.
     """
 
     token_M: np.ndarray
@@ -133,13 +149,20 @@ class TokenRows:
     positive_M: np.ndarray | None = None
     actions: Actions | None = None
     weight_M: np.ndarray | None = None
+    known: KnownOfEvents | None = None
 
     @property
     def tokens_per_event(self) -> int:
         return 2 if self.actions == "interleaved" else 1
 
     @classmethod
-    def of(cls, sequences: Sequences, token_of_item: np.ndarray, actions: Actions | None = None) -> TokenRows:
+    def of(
+        cls,
+        sequences: Sequences,
+        token_of_item: np.ndarray,
+        actions: Actions | None = None,
+        features: FeatureRows | None = None,
+    ) -> TokenRows:
         token_N = token_of_item[sequences.item_N]
         kept_N = token_N >= 0
         time_N = sequences.time_N if sequences.time_kind == "timestamp" else np.full_like(sequences.time_N, -1)
@@ -152,6 +175,7 @@ class TokenRows:
             label_MA=None if label_NA is None or actions is None else label_NA[kept_N],
             positive_M=None if positive_N is None else positive_N[kept_N],
             actions=actions,
+            known=None if features is None else KnownOfEvents(features, np.flatnonzero(kept_N), sequences.user_N[kept_N]),
             weight_M=None if sequences.weight_N is None else sequences.weight_N[kept_N],
         )
 
@@ -211,6 +235,7 @@ def pack_training(
         loss_mask_T=torch.from_numpy(mask_T),
         task_label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T + 1]),
         target_row_T=torch.from_numpy(index_T + 1),
+        features=_features(rows, index_T + 1),
     )
     return rows.weighed(batch)
 
@@ -237,7 +262,12 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
         behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
         action_T=None if rows.label_MA is None else torch.ones(len(index_T), dtype=torch.bool),
         label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T]),
+        features=_features(rows, index_T),
     )
+
+
+def _features(rows: TokenRows, index_T: np.ndarray) -> dict[str, torch.Tensor]:
+    return {} if rows.known is None else rows.known.at(index_T, rows.token_M[index_T])
 
 
 def pack_interleaved(rows: TokenRows, index_E: np.ndarray, length_B: np.ndarray, asked_B: np.ndarray | None = None) -> Batch:
@@ -294,8 +324,15 @@ def _windows(
 class TrainingBatches:
     """Training windows in a seeded random order a pass ("epoch"), packed to a token budget."""
 
-    def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
-        self.rows = TokenRows.of(sequences, token_of_item, options.actions)
+    def __init__(
+        self,
+        sequences: Sequences,
+        token_of_item: np.ndarray,
+        options: BatchOptions,
+        seed: int,
+        features: FeatureRows | None = None,
+    ) -> None:
+        self.rows = TokenRows.of(sequences, token_of_item, options.actions, features)
         kept_N1 = self.rows.kept_N1
         self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)

@@ -193,6 +193,7 @@ def rank(
     history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
     by: Annotated[str | None, typer.Option(help="the task to order by; else the first of the recipe")] = None,
     at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
+    context: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="a context feature at that moment")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="ITEM...", help="further candidates, after --items A")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,7 +208,8 @@ def rank(
         moment = datetime.fromisoformat(at) if at else None
     except ValueError:
         raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
-    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment)
+    known = dict(text.partition("=")[::2] for text in context or [])
+    frame = engine.rank(user_id, [engine.item_id(item) for item in given], history=past, by=by, at=moment, context=known)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
@@ -216,6 +218,9 @@ def audit(
     path: Annotated[str, typer.Argument(metavar="DATA", help="a log, or the folder of a known set")],
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="write audit.html and audit.json there")] = None,
+    shuffle_test: Annotated[
+        bool, typer.Option("--shuffle-test", help="also train a small model with and without the order: minutes, not seconds")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look for faults in a log: what is wrong, how bad, and what mends it; overrides may change data.* and split.*."""
@@ -233,13 +238,53 @@ def audit(
             )
     options = recipe_from(apply_overrides({"data": {"path": path}}, overrides or []), "largerec audit")
     reading = [override for override in overrides or [] if override.startswith("data.")]
-    found = look(load_log(options.data), options.split, data=[path, *reading])
-    document = found.to_json()
+    log = load_log(options.data)
+    document = look(log, options.split, data=[path, *reading]).to_json()
+    if shuffle_test:
+        from largerec.order import shuffle_test_of
+
+        document["order"] = shuffle_test_of(log, options.split)
     if out is not None:
         from largerec.report.audit import write
 
         document |= write(document, out)
     print_json(document) if as_json else show.audited(document)
+
+
+@app.command()
+def curate(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="a log, the folder of a known set, or a version of one")],
+    overrides: Overrides = None,
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", metavar="PLAN", help="a TOML file of steps; else exact duplicates, clocks, bots, bursts"),
+    ] = None,
+    step: Annotated[
+        list[str] | None,
+        typer.Option("--step", metavar="NAME", help="take this step as it comes instead of a plan; may be repeated"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="RECIPE", help="a recipe whose [split] says which rows are training")
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="where the versions go; else DATA.versions")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cure the training rows of a log by the steps of a plan: each makes a version, and nothing is overwritten."""
+    from largerec import curate as module
+    from largerec import show
+    from largerec.curate.plan import Plan, load_plan, plan_of
+    from largerec.recipe import load_recipe
+
+    if plan is not None and step:
+        raise LargeRecError("--plan and --step exclude each other: a plan has its steps already.")
+    wanted = load_plan(plan) if plan is not None else plan_of(step) if step else Plan()
+    if split is not None:
+        if wanted.split is not None:
+            raise LargeRecError(f"--split {split}: the plan {plan} has a [split] already; leave one of the two out.")
+        given = load_recipe(split).split
+        wanted = wanted.model_copy(update={"split": given.model_copy(update={"positives": None, "targets": "all"})})
+    found = module.curate(cli_data.data_options(path, overrides, "error", "largerec curate"), wanted, to)
+    print_json(found) if as_json else show.curated(found)
 
 
 @app.command()

@@ -23,14 +23,15 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, default=str))
 
 
-def _data_options(path: str, overrides: list[str] | None, on_bad_rows: str) -> Any:
+def data_options(path: str, overrides: list[str] | None, on_bad_rows: str, verb: str = "largerec data") -> Any:
+    """How a log is read: a path, overrides of data.*, and what is done with rows that cannot be right."""
     from largerec.recipe import apply_overrides, recipe_from
 
     bad_rows = [f"data.on_bad_rows={on_bad_rows}"] if on_bad_rows != "error" else []
     for override in overrides or []:
         if "=" in override and not override.startswith("data."):
             raise LargeRecError(f"{override!r} says nothing about reading a log; only data.* may be set here: data.where=...")
-    return recipe_from(apply_overrides({"data": {"path": path}}, [*bad_rows, *(overrides or [])]), "largerec data").data
+    return recipe_from(apply_overrides({"data": {"path": path}}, [*bad_rows, *(overrides or [])]), verb).data
 
 
 @app.command("describe")
@@ -44,7 +45,7 @@ def data_describe(
     from largerec import show
     from largerec.datasets import load_log
 
-    description = load_log(_data_options(path, overrides, on_bad_rows)).describe()
+    description = load_log(data_options(path, overrides, on_bad_rows)).describe()
     print_json(description) if as_json else show.described(description)
 
 
@@ -76,9 +77,45 @@ def data_import(
         raise LargeRecError(f"--to-format {to_format!r}: there are parquet and recbole.")
     steps = Steps(dedupe=dedupe, since=since, until=until, sample_users=sample_users, seed=seed, k_core=k_core)
     target: imports.Target = "recbole" if to_format == "recbole" else "parquet"
-    options = _data_options(path, overrides, on_bad_rows)
+    options = data_options(path, overrides, on_bad_rows)
     found = imports.import_log(options, to, steps, target=target, overwrite=overwrite)
     print_json(found) if as_json else show.described({**found, "dir": to})
+
+
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="a version that `largerec curate` made")]
+Rows = Annotated[list[int] | None, typer.Option("--row", help="a row of the log that was read first, from 1; may be repeated")]
+OfUser = Annotated[str | None, typer.Option("--user-id", help="all rows of this user")]
+OfItem = Annotated[str | None, typer.Option("--item-id", help="all rows of this item")]
+
+
+@app.command("trace")
+def data_trace(
+    version: Version, row: Rows = None, user_id: OfUser = None, item_id: OfItem = None, as_json: AsJson = False
+) -> None:
+    """Say what the steps of a version did to rows, in which step and why."""
+    from largerec import show
+    from largerec.curate.tracing import Named, trace
+
+    found = trace(version, Named(rows=row or (), user_id=user_id, item_id=item_id))
+    print_json(found) if as_json else show.traced(found)
+
+
+@app.command("restore")
+def data_restore(
+    version: Version,
+    row: Rows = None,
+    user_id: OfUser = None,
+    item_id: OfItem = None,
+    step: Annotated[str | None, typer.Option("--step", help="all rows that steps of this name removed or changed")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every row: the log as it was read first")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new version in which the named rows are as they were before any step."""
+    from largerec import show
+    from largerec.curate.tracing import Named, restore
+
+    found = restore(version, Named(row or (), user_id, item_id, step, everything))
+    print_json(found) if as_json else show.fields({"dir": found["dir"], **found["version"]["rows"]}, "Restored")
 
 
 @app.command("list")

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from largerec import metrics
-from largerec.bundle import Bundle, is_partial
+from largerec.bundle import FEATURE_FILES, Bundle, is_partial
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.item_tables import Bits, quantise_tables, table_bytes
 
-KEPT = ("vocabulary.parquet", "histories.parquet")
+KEPT = ("vocabulary.parquet", "histories.parquet", *FEATURE_FILES)
 MEASURED = ("test", "test_unmasked", "targets", "baselines", "intervals", "slices", "best_possible", "validation_tasks")
 
 
@@ -58,7 +58,7 @@ def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]
     }
     target.path.mkdir(parents=True, exist_ok=True)
     target.remove_partial_files()
-    for name in KEPT:
+    for name in (name for name in KEPT if source.file(name).is_file()):
         target.write_copy(name, source.file(name))
     target.write_tensors("model.safetensors", model.state_dict())
     target.write_json("lineage.json", source.read_json("lineage.json") | made_of)

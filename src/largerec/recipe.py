@@ -17,6 +17,7 @@ from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
 from largerec.metrics import EvaluateOptions
@@ -115,6 +116,7 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
@@ -175,6 +177,20 @@ class Recipe(Options):
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of retrieval, but ranking.retrieval=0 leaves its loss out; "
                 f"of tasks with two labels, {instead}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_read_by_tasks(self) -> Self:
+        if self.features.any and not self.tasks:
+            raise LargeRecError(
+                'features help to predict tasks, and this recipe has none; name one, such as tasks.click.where="is_click = 1". '
+                "(What items are helps retrieval with model.side.columns.)"
+            )
+        if self.features.any and self.features.where == "input" and self.batch.actions == "summed":
+            raise LargeRecError(
+                "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
+                "there is none. Choose batch.actions='interleaved' or features.where='heads'."
             )
         return self
 

@@ -75,6 +75,7 @@ class Sequences:
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
     ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``weight_N``, where the log has a column
     ``train_weight``, is how much each event counts as a target in training (float32, 0: only history).
+    ``log_row_N``: the row of the log that each event was, where the log is at hand.
     """
 
     user_ids: pl.Series
@@ -91,6 +92,7 @@ class Sequences:
     label_NA: np.ndarray | None = None
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
+    log_row_N: np.ndarray | None = None
     weight_N: np.ndarray | None = None
 
     @property
@@ -300,6 +302,7 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
     if options.positives is not None:
         positive = condition(log.events, options.positives, "split.positives").fill_null(False)
         events = events.with_columns(positive.alias("positive"))
+    events = events.with_row_index("log_row")
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = numbered(events["user_id"])
@@ -329,6 +332,7 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
         label_NA=label_NA,
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
+        log_row_N=events["log_row"].to_numpy()[by_user],
         weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)

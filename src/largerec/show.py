@@ -254,10 +254,50 @@ def audited(found: dict[str, Any]) -> None:
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
     to.print(table if found["findings"] else "Nothing was found.")
+    if "order" in found:
+        to.print(found["order"]["said"], markup=False)
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:
         to.print("With --out DIR a page to look at and the findings as JSON are written there.")
+
+
+def curated(found: dict[str, Any]) -> None:
+    """The versions of a chain: what each step did to the training rows, and where the last one is."""
+    table = Table()
+    for name in ("version", "training rows", "removed", "changed", "weight 0", "why"):
+        table.add_column(name, justify="left" if name in ("version", "why") else "right", overflow="fold")
+    for one in found["versions"]:
+        counts, notes = one["rows"], [f"{count:,}: {why}" for why, count in one["reasons"].items()]
+        notes += [one["facts"]["note"]] if "note" in one["facts"] else []
+        done = [f"{counts[name]:,}" if counts.get(name) else "" for name in ("removed", "changed", "weight_0")]
+        name = one["version"] + ("\n(was there already)" if one["reused"] else "")
+        table.add_row(escape(name), f"{one['stages'].get('train', 0):,}", *done, escape("\n".join(notes)))
+    console().print(table)
+    held = {stage: count for stage, count in found["versions"][-1]["stages"].items() if stage != "train"}
+    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items())
+    console().print(f"Untouched in every version: {said or 'nothing is evaluated'} rows.", markup=False)
+    console().print(f"Train on it: data.path={found['log']} split.protocol=given", markup=False, soft_wrap=True)
+
+
+def traced(found: dict[str, Any], most: int = 20) -> None:
+    """What happened to rows, the first of them."""
+    to = console()
+    to.print(f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False)
+    table = Table()
+    for name in ("row", "user", "item", "time", "stage", "now", "what happened"):
+        table.add_column(name, overflow="fold")
+    for one in found["found"][:most]:
+        lines = []
+        for event in one["history"]:
+            what = event["why"] if event["what"] == "removed" else f"{event['before']} -> {event['after']}"
+            lines.append(f"{event['version']}: {event['what']} {event.get('column', '')} ({what})".replace("  ", " "))
+        weight = "" if one["weight"] in (None, 1.0) else f", weight {one['weight']:.4g}"
+        cells = (one["row"], one["user_id"], one["item_id"], one["timestamp"], one["stage"], one["now"] + weight)
+        table.add_row(*(escape(str(cell)) for cell in cells), escape("\n".join(lines) or "nothing"))
+    to.print(table)
+    if found["rows"] > most:
+        to.print(f"... and {found['rows'] - most:,} more; --json has them all.")
 
 
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:

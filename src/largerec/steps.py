@@ -72,7 +72,7 @@ def _results(log: EventLog, steps: Steps) -> Iterator[tuple[str, dict[str, Any],
             f"{users:,} of {before['user_id'].n_unique():,} users are drawn (seed {steps.seed})",
         )
     if steps.k_core is not None:
-        events, rounds = _core(events, steps.k_core)
+        events, rounds = core(events, steps.k_core)
         note = f"{steps.k_core}-core, stable after {rounds} rounds: {events.height:,} events are left"
         yield "k-core", {"k": steps.k_core, "rounds": rounds}, events, note
 
@@ -128,7 +128,7 @@ def _sampled(events: pl.DataFrame, wanted: float, seed: int) -> pl.DataFrame:
     return events.filter(pl.col("user_id").is_in(users.gather(drawn).implode()))
 
 
-def _core(events: pl.DataFrame, k: int) -> tuple[pl.DataFrame, int]:
+def core(events: pl.DataFrame, k: int) -> tuple[pl.DataFrame, int]:
     if k < 1:
         raise LargeRecError(f"--k-core {k}: give a number of events of 1 or more; 5 is usual.")
     rounds = 0

@@ -34,6 +34,7 @@ from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
+from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -89,15 +90,20 @@ class Trainer:
         lineage = _lineage(data_hash(sequences), log.source, log.notes)
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        features = None
+        if recipe.features.any:
+            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
+            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
+            lineage["features_hash"] = features.digest()
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer, sequences)
+        self.scorer = build_scorer(recipe, tokenizer, sequences, None if features is None else features.layout())
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
-        self.engine = Engine(self.scorer, tokenizer, sequences)
-        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.engine = Engine(self.scorer, tokenizer, sequences, features)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"

@@ -65,10 +65,10 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
     found = [
         *repeats.findings(ordered, data),
         *clocks.findings(ordered, wrong, data),
-        *bots.findings(ordered),
-        *bursts.findings(ordered),
+        *bots.findings(ordered, data),
+        *bursts.findings(ordered, data),
         *timeline.findings(ordered, wrong_N),
-        *misclicks.findings(ordered),
+        *misclicks.findings(ordered, data),
         *leakage.findings(ordered, split),
         *findings_of_drift(drifting, known, ordered),
     ]

@@ -6,12 +6,13 @@ Only moves count, events on another item than the one before: a hotel whose pict
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from largerec.audit.findings import CURATE, Finding, by_share
+from largerec.audit.findings import Finding, by_share, curate_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, Bools, Ordered
 
 FEWEST = 30  # events of a user of whom anything can be said
@@ -116,7 +117,7 @@ def _sleepless(log: Ordered) -> Bools:
     return sleepless_U
 
 
-def findings(log: Ordered) -> list[Finding]:
+def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Users like bots, and their events."""
     shown = signs(log)
     users = np.flatnonzero(shown.suspect_U)
@@ -140,9 +141,9 @@ def findings(log: Ordered) -> list[Finding]:
             f"{len(users):,} users, who have {events:,} events ({events / len(log):.1%}), show at least two of these signs: "
             + "; ".join(f"{name} ({SIGNS[name]}): {count:,}" for name, count in counted.items() if count)
             + ".",
-            f"Look at the examples, then leave these users out. {CURATE} What tells them apart in your columns can go into "
+            "Look at the examples, then leave these users out. What tells them apart in your columns can also go into "
             "data.where of an import.",
-            None,
+            curate_command(data, "bots"),
             examples,
             {"events": events, "signs": counted},
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
-from largerec.audit.findings import CURATE, Finding, Severity, counted
+from largerec.audit.findings import Finding, Severity, counted, curate_command
 from largerec.audit.ordered import HOUR, Ordered
 from largerec.columns import UNTIMED, iso_time
 
@@ -17,7 +19,7 @@ FEW_USERS = 0.2  # different users an event, at most: a push
 SORTS: tuple[tuple[str, bool, Severity, str, str], ...] = (
     (
         "pushed items", True, "warn", f"from few users (at most {FEW_USERS:g} an event): a push by programs or by hand",
-        f"Leave these events out. {CURATE}",
+        "Leave these events out.",
     ),
     (
         "surges", False, "info", "from many users: news, a campaign, a position on the front page",
@@ -45,7 +47,7 @@ def bursts(log: Ordered) -> pl.DataFrame:
     ).sort("events", "item", "hour", descending=[True, False, False])
 
 
-def findings(log: Ordered) -> list[Finding]:
+def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Pushes and surges."""
     if not log.has_clock:
         return []
@@ -75,7 +77,7 @@ def findings(log: Ordered) -> list[Finding]:
                 of,
                 said,
                 cure,
-                None,
+                curate_command(data, "bursts") if push else None,
                 examples,
                 {"events": events},
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from largerec.audit.findings import CURATE, Finding, by_share, counted, import_command
+from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, Bools, Ints, Ordered
 from largerec.audit.repeats import resolution
 from largerec.columns import iso_time
@@ -123,17 +123,19 @@ def _votes(time_R: Ints, user_R: np.ndarray | None) -> np.ndarray:
     return np.maximum(before_R, after_R)
 
 
-def misplaced(log: Ordered, known_N: Bools) -> tuple[Bools, dict[int, int]]:
-    """Fragments of a session that stand a whole number of hours, days or years beside it [N], and events by shift in hours.
+def misplaced(log: Ordered, known_N: Bools) -> tuple[Ints, dict[int, int]]:
+    """By how many hours the clock of each event was probably wrong (0: not) [N], and events by shift in hours.
+
+    Such events are fragments of a session that stand a whole number of hours, days or years beside it.
 
     A fragment is a few events of a user with no other of his within 20 minutes. Where it falls into a session of his that is at
     least five times as long once its times are shifted by what clocks are wrong by (time zones, a day, a week, a month, a year),
     its clock may have been wrong. People come back at the same hour too, so a shift is believed only where it explains twice as
     many events as the shifts of 37 minutes more and less do, which no clock error makes.
     """
-    wrong_N, by_shift = np.zeros(len(log), dtype=bool), dict[int, int]()
+    hours_N, by_shift = np.zeros(len(log), dtype=np.int64), dict[int, int]()
     if not log.has_clock or resolution(log) in ("day", "hour"):
-        return wrong_N, by_shift
+        return hours_N, by_shift
     at = np.flatnonzero(log.timed_N & ~known_N)
     fragments = _Fragments(log.user_N[at].astype(np.int64), log.time_N[at])
     sample, rest = fragments.candidates(SHIFT_SAMPLE)
@@ -148,10 +150,10 @@ def misplaced(log: Ordered, known_N: Bools) -> tuple[Bools, dict[int, int]]:
     for hours in believed:
         for part in (sample, rest):
             fitting = at[part[fragments.fit(part, hours * HOUR)]]
-            fitting = fitting[~wrong_N[fitting]]
-            wrong_N[fitting] = True
+            fitting = fitting[hours_N[fitting] == 0]
+            hours_N[fitting] = hours
             by_shift[hours] = by_shift.get(hours, 0) + len(fitting)
-    return wrong_N, by_shift
+    return hours_N, by_shift
 
 
 class _Fragments:
@@ -199,15 +201,21 @@ class _Fragments:
 class WrongTimes:
     """Events whose time is probably wrong, by kind of evidence; none is in two kinds [N each].
 
-    ``jump_R`` are the events before which a file that is sorted by time jumps back; ``by_shift`` counts misplaced ones by hours.
+    ``hours_N`` is by how many hours the clock of a misplaced event was wrong, 0 for the others; ``by_shift`` counts them.
+    ``jump_R`` are the events before which a file that is sorted by time jumps back.
     """
 
     other_unit_N: Bools
     impossible_N: Bools
     out_of_order_N: Bools
-    misplaced_N: Bools
+    hours_N: Ints
     jump_R: Ints
     by_shift: dict[int, int]
+
+    @property
+    def misplaced_N(self) -> Bools:
+        misplaced_N: Bools = self.hours_N != 0
+        return misplaced_N
 
     @property
     def any_N(self) -> Bools:
@@ -219,8 +227,8 @@ class WrongTimes:
         other_unit_N = other_unit(log)
         impossible_N = impossible(log, now) & ~other_unit_N
         out_of_order_N, jump_R = out_of_order(log, other_unit_N | impossible_N)
-        misplaced_N, by_shift = misplaced(log, other_unit_N | impossible_N | out_of_order_N)
-        return cls(other_unit_N, impossible_N, out_of_order_N, misplaced_N, jump_R, by_shift)
+        hours_N, by_shift = misplaced(log, other_unit_N | impossible_N | out_of_order_N)
+        return cls(other_unit_N, impossible_N, out_of_order_N, hours_N, jump_R, by_shift)
 
 
 def findings(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Finding]:
@@ -233,8 +241,9 @@ def findings(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
             f"The file is sorted by {sorted_by(log)}, but the times of {counted(count, 'events')} do not fit the rows around "
             "them: their clocks were wrong."
         )
-        cure = f"Leave them out, or take the time of a neighbour. {CURATE}"
-        found.append(_finding(log, "times out of order", wrong.out_of_order_N, (0.001, 0.01), said, cure))
+        cure = "They take the time of a neighbour, or are left out (action=remove)."
+        mend = curate_command(data, "clocks")
+        found.append(_finding(log, "times out of order", wrong.out_of_order_N, (0.001, 0.01), said, cure, mend))
     if count := int(wrong.misplaced_N.sum()):
         shifts = sorted(wrong.by_shift.items(), key=lambda pair: -pair[1])
         told = ", ".join(f"{hours:+d} h: {n:,}" for hours, n in shifts[:8] if n)
@@ -242,9 +251,10 @@ def findings(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
             f"{counted(count, 'events')} stand alone, and fall into a long session of the same user when their time is shifted "
             f"({told})."
         )
-        cure = f"Their clock was probably wrong by that. {CURATE}"
+        cure = "Their clock was probably wrong by that: they are shifted back, or left out (action=remove)."
         more = {"events_by_hours": wrong.by_shift}
-        found.append(_finding(log, "clock jumps", wrong.misplaced_N, (0.002, 0.02), said, cure, more=more))
+        mend = curate_command(data, "clocks")
+        found.append(_finding(log, "clock jumps", wrong.misplaced_N, (0.002, 0.02), said, cure, mend, more))
     return found + _parts(log, wrong) + _strays(log, data, wrong.any_N)
 
 
@@ -272,8 +282,9 @@ def _by_size(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
         found.append(_finding(log, "impossible times", wrong.impossible_N, (0.0, 0.01), said, cure, command, {"at_zero": zero}))
     if count := int(wrong.other_unit_N.sum()):
         said = f"{counted(count, 'times')} fit the rest of the log when multiplied by 1000: seconds among milliseconds."
-        cure = f"Mend them where the log is written. {CURATE}"
-        found.append(_finding(log, "mixed units", wrong.other_unit_N, (0.0, 0.01), said, cure))
+        cure = "They are multiplied; better still, mend them where the log is written."
+        mend = curate_command(data, "clocks")
+        found.append(_finding(log, "mixed units", wrong.other_unit_N, (0.0, 0.01), said, cure, mend))
     return found
 
 

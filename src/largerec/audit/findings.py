@@ -10,7 +10,6 @@ from typing import Any, Literal
 Severity = Literal["info", "warn", "serious"]
 Kind = Literal["fault", "leakage", "information"]
 SEVERITIES: tuple[Severity, ...] = ("serious", "warn", "info")
-CURATE = "`largerec curate`, which will do this, is not there yet."
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ def by_share(count: int, of: int, warn: float, serious: float) -> Severity:
 def counted(number: int, unit: str) -> str:
     """``1 day``, ``2,000 days``: a number of what ``unit`` names in the plural."""
     return f"{number:,} {unit[:-1] if number == 1 else unit}"
+
+
+def curate_command(data: Sequence[str], step: str) -> str:
+    """A ``largerec curate`` of the audited log with this step."""
+    return shlex.join(["largerec", "curate", *data, "--step", step])
 
 
 def import_command(data: Sequence[str], *steps: str) -> str:

@@ -11,9 +11,11 @@ of the log itself without the pair that is judged, shrunk to zero by half an eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from largerec.audit.findings import CURATE, Finding, by_share
+from largerec.audit.findings import Finding, by_share, curate_command
 from largerec.audit.ordered import SECOND, Floats, Ints, Ordered
 
 REACH = 3  # events between two items that count as together
@@ -90,7 +92,7 @@ def scores(log: Ordered) -> Floats:
     return found
 
 
-def findings(log: Ordered) -> list[Finding]:
+def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Suspected mis-clicks, in a sample of the users where the log is long."""
     if not log.has_clock or len(log) < 100:
         return []
@@ -106,11 +108,12 @@ def findings(log: Ordered) -> list[Finding]:
         f"{count:,} events{sampled} were left within {MOMENT_MS // SECOND} seconds and fit neither the item before nor the one "
         f"after: they look like mis-clicks."
     )
-    cure = f"Leave them out or weigh them less. {CURATE}"
+    cure = "Leave them out, or leave them in as history that is not learned from (action=history)."
     severity = by_share(count, len(some), 0.01, 1.1)
     return [
         Finding(
-            "suspected mis-clicks", "fault", severity, count, "events", len(some), said, cure, None,
+            "suspected mis-clicks", "fault", severity, count, "events", len(some), said, cure,
+            curate_command(data, "misclicks"),
             some.examples(np.flatnonzero(suspect_N)), {"threshold": SUSPECT},
         )
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from largerec.audit.findings import CURATE, Finding, by_share, counted, import_command
+from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, SECOND, Bools, Ordered
 
 SCHEMA = 5  # columns that a log may have before there are further ones that tell rows apart
@@ -114,8 +114,8 @@ def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
                 len(log),
                 f"{counted(count, 'events')} are on an item that the user had at most {NEAR_MS // SECOND} seconds before, with "
                 "the same behaviour: double clicks, reloads or retries.",
-                f"A model learns to repeat the last item. {CURATE}",
-                None,
+                "A model learns to repeat the last item.",
+                curate_command(data, "duplicates:match=near"),
                 log.examples(np.flatnonzero(near_N)),
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from largerec.batches import TokenRows
+from largerec.batches import KnownOfEvents, TokenRows
 from largerec.bundle import Bundle
 from largerec.columns import UNTIMED
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
 from largerec.item_tables import quantise_tables
 from largerec.models import build_model
@@ -35,10 +37,13 @@ from largerec.tokenizers import AtomicTokenizer
 class Engine:
     """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens."""
 
-    def __init__(self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences) -> None:
+    def __init__(
+        self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences, features: Features | None = None
+    ) -> None:
         self.scorer, self.tokenizer, self.sequences = scorer, tokenizer, sequences
+        self.features = None if features is None else FeatureRows(features)
         self.token_of_item = tokenizer.encode(sequences.item_ids)
-        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None))
+        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
         self._row_of_user: dict[Any, int] | None = None
         self._ranker: Ranker | None = None
 
@@ -116,6 +121,9 @@ class Engine:
         rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1), actions=self.rows.actions)
         if rows.actions is not None:
             rows = replace(rows, label_MA=np.full((len(token_M), len(self.sequences.tasks)), UNKNOWN))
+        if self.features is not None:
+            nothing = np.full(len(token_M), -1)
+            rows = replace(rows, known=KnownOfEvents(self.features, nothing, nothing))
         return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
 
     def recommend(
@@ -175,17 +183,19 @@ class Engine:
         history: Sequence[Any] | None = None,
         by: str | None = None,
         at: datetime | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> pl.DataFrame:
         """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
         titles. A known user's history is the whole log, asked now; with a moment ``at`` (UTC where it has no zone), it is the
-        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
+        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates. ``context``: values of
+        the run's context features by column; those left out are missing, but for what the clock says.
 
         Raises:
-            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history; ``at``
-                with a history, or of a log without a clock.
+            LargeRecError: the run has no tasks; an unknown user, item, task or context; no candidates; not one of user and
+                history; ``at`` with a history, or of a log without a clock.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
@@ -205,18 +215,31 @@ class Engine:
         if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
             without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
             raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
+        row, moment = -1, at
         if history is not None:
             query = self._queries_of_histories([history])
         else:
             row = self._user_row(user)
             query = self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at)
-        found = ranker.of_candidates(query, token_C)
+            if at is None and self.sequences.time_kind == "timestamp":
+                moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC)
+        found = ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
         if "title" in self.tokenizer.vocabulary.columns:
             frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(token_C))
         frame = frame.sort(by or names[0], descending=True, maintain_order=True)
         return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
+
+    def _features_of(
+        self, row: int, token_C: np.ndarray, moment: datetime | None, context: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor] | None:
+        """Features of candidates for the user of a row (-1: nothing is known), asked at a moment."""
+        if self.features is None:
+            if context:
+                raise LargeRecError(f"context={dict(context)} says nothing: this run has no features; leave it out.")
+            return None
+        return self.features.of_candidates({**context_at(self.features.features, moment), **context}, row, token_C)
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""
@@ -238,12 +261,14 @@ class Engine:
         return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
 
-def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences) -> ModelScorer:
+def build_scorer(
+    recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences, layout: FieldLayout | None = None
+) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
     model = build_model(recipe.model, tokenizer.size, batch.positions)
     if batch.actions is not None:
-        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
     head = ItemHead.of(recipe.head, model)
     counts_V = tokenizer.target_counts(sequences)
@@ -262,9 +287,12 @@ def load(path: str | Path) -> Engine:
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
-        scorer = build_scorer(member.recipe(), tokenizer, sequences)
+        features = member.features()
+        scorer = build_scorer(member.recipe(), tokenizer, sequences, None if features is None else features.layout())
         if (bits := member.table_bits()) is not None:
             quantise_tables(scorer.model, bits)
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
-    return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, sequences)
+    if len(scorers) > 1:
+        return Engine(EnsembleScorer(scorers), tokenizer, sequences)
+    return Engine(scorers[0], tokenizer, sequences, features)

@@ -64,12 +64,39 @@ def html(document: dict[str, Any]) -> str:
             _information(document["information"]) + _findings(found["information"], ""),
         ),
     ]
+    if "order" in document:
+        sections.append(("order", "Whether order matters", _order(document["order"])))
     if document["drift"] is not None:
         sections.append(("drift", "How it changes", _drift(document["drift"])))
     notes = "".join(f"<li>{page.text(note)}</li>" for note in document["notes"])
     if notes:
         sections.append(("notes", "What was noticed while the log was read", f'<ul class="plain">{notes}</ul>'))
     return page.document(f"Audit of {document['source']}", _head(document), [("", sections)], FOOT)
+
+
+def _order(found: dict[str, Any]) -> str:
+    """The shuffle test: its verdict, and a row for each way of learning and asking."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    rows = [
+        ("in order", "in order", found["ordered"], None),
+        ("shuffled", "shuffled", found["shuffled"], found["loss"]["relative"]),
+        ("in order", "shuffled", found["asked_shuffled"], found["loss_asked"]["relative"]),
+    ]
+    cells = "".join(
+        f"<tr><td>{learned}</td><td>{asked}</td><td>{value:.4f}</td><td>{page.text(_share(loss))}</td></tr>"
+        for learned, asked, value, loss in rows
+    )
+    return (
+        f"<p>{escape(found['said'])} {found['targets']:,} questions (each user's last training event), seeds {seeds}; "
+        "validation and test were not read.</p><table><thead><tr><th>histories learned</th><th>histories asked</th>"
+        f"<th>NDCG@10</th><th>lost</th></tr></thead><tbody>{cells}</tbody></table>"
+    )
+
+
+def _share(loss: dict[str, float | None] | None) -> str:
+    if loss is None or loss["value"] is None or loss["low"] is None or loss["high"] is None:
+        return ""
+    return f"{loss['value']:.1%} [{loss['low']:.1%}, {loss['high']:.1%}]"
 
 
 def _head(document: dict[str, Any]) -> str:

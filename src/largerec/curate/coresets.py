@@ -1,0 +1,153 @@
+"""Orders in which units of a log (users, or windows of their histories) are taken into a core-set.
+
+Nothing is trained. Letters: N events, W units, V items, D numbers that describe a unit, C centres.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from largerec.audit.ordered import Ordered
+from largerec.curate.rows import Bools, Floats, Ints
+
+WIDTH = 64  # random numbers that an item is described by
+CENTRES = 256
+
+
+@dataclass(frozen=True)
+class Units:
+    """``unit_N``: the unit of each event, numbered in the order of events; ``live_W``: events of each that are learned from."""
+
+    unit_N: Ints
+    live_W: Ints
+
+    @classmethod
+    def of(cls, log: Ordered, live_N: Bools, window: int | None) -> Units:
+        """Whole users, or windows of so many events counted from a user's last."""
+        if window is None:
+            unit_N = log.user_N.astype(np.int64)
+        else:
+            from_end_N = log.offsets_U1[1:][log.user_N] - 1 - np.arange(len(log))
+            turn_N = from_end_N // window
+            new_N = ~log.follows_N
+            new_N[1:] |= turn_N[1:] != turn_N[:-1]
+            unit_N = np.cumsum(new_N) - 1
+        return cls(unit_N, np.bincount(unit_N, weights=live_N).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.live_W)
+
+
+def within_budget(units: Units, order_W: Ints, budget: float) -> Bools:
+    """Units in order until ``budget`` of the events is reached, the unit that would pass it left out; at least one."""
+    order_W = order_W[units.live_W[order_W] > 0]
+    total = np.cumsum(units.live_W[order_W])
+    chosen_W = np.zeros(len(units), dtype=bool)
+    if len(total):
+        chosen_W[order_W[: max(1, int(np.searchsorted(total, budget * total[-1] * (1 + 1e-12), side="right")))]] = True
+    return chosen_W
+
+
+def random_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+    """A permutation."""
+    return random.permutation(len(units))
+
+
+def recent_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+    """The units whose last event is latest, first; ties by number."""
+    last_W = np.full(len(units), np.iinfo(np.int64).min)
+    np.maximum.at(last_W, units.unit_N, log.time_N)
+    return np.argsort(-last_W, kind="stable")
+
+
+def described(log: Ordered, units: Units, random: np.random.Generator) -> Floats:
+    """What is in a unit: the sum of random vectors of its items, weighed by the logarithm of their rarity, of length one [W, D].
+
+    Random projection keeps the angles between bags of items approximately (Achlioptas 2003).
+    """
+    vector_VD = random.choice(np.array([-1.0, 1.0], dtype=np.float32), (len(log.item_ids), WIDTH))
+    rarity_V = np.log(len(log) / np.maximum(log.count_V, 1)).astype(np.float32)
+    vector_VD *= rarity_V[:, None]
+    sum_WD = np.zeros((len(units), WIDTH), dtype=np.float32)
+    starts = np.flatnonzero(np.diff(units.unit_N, prepend=-1))
+    for first in range(0, len(starts), 4096):  # so that no [N, D] is held
+        ends = np.append(starts[first + 1 : first + 4097], len(log))[: len(starts[first : first + 4096])]
+        low, high = int(starts[first]), int(ends[-1])
+        sum_WD[first : first + len(ends)] = np.add.reduceat(
+            vector_VD[log.item_N[low:high]], starts[first : first + len(ends)] - low
+        )
+    unit_WD: Floats = sum_WD / np.maximum(np.linalg.norm(sum_WD, axis=1, keepdims=True), 1e-9)
+    return unit_WD
+
+
+def diverse_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+    """Like k-centre: centres are found farthest-first (Gonzalez 1985), then units are taken in turn from their neighbourhoods.
+
+    Plain farthest-first up to a large budget would take the outliers first and cost W times as many centres. Here at most 256
+    centres are found; in the order in which they were found each gives its nearest unit, then each its next, and so on, so
+    that small neighbourhoods are taken whole and large ones thinned.
+    """
+    x_WD = described(log, units, random)
+    nearest_W = np.full(len(units), np.inf)
+    centre_W = np.zeros(len(units), dtype=np.int64)
+    centre = int(random.integers(len(units)))
+    for number in range(min(CENTRES, len(units))):
+        distance_W = 1 - x_WD @ x_WD[centre]
+        closer = distance_W < nearest_W
+        nearest_W[closer], centre_W[closer] = distance_W[closer], number
+        centre = int(nearest_W.argmax())
+        if nearest_W[centre] <= 1e-6:
+            break
+    by_centre = np.lexsort((nearest_W, centre_W))
+    first_C = np.searchsorted(centre_W[by_centre], np.arange(CENTRES))
+    turn = np.arange(len(units)) - first_C[centre_W[by_centre]]
+    return by_centre[np.lexsort((centre_W[by_centre], turn))]
+
+
+def informative_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+    """The unit that adds most to what is known of transitions an event, then the next, given those already taken.
+
+    What is known is the sum over pairs of an item and the one after it of the square root of how often the pair was taken: the
+    feature-based submodular function of Wei, Iyer & Bilmes (2014), which a greedy choice serves to within 1 - 1/e. Gains only
+    shrink, so a unit is looked at again only when it comes up (Minoux 1978).
+    """
+    inside = np.flatnonzero(log.follows_N & (np.diff(units.unit_N, prepend=-1) == 0))
+    pair = log.item_N[inside - 1].astype(np.int64) * len(log.item_ids) + log.item_N[inside]
+    keys, code = np.unique(pair, return_inverse=True)
+    bounds_W1 = np.searchsorted(units.unit_N[inside], np.arange(len(units) + 1))
+    size_W = np.maximum(1, np.bincount(units.unit_N))
+    taken_P = np.zeros(len(keys))
+    own: list[tuple[np.ndarray, np.ndarray]] = [
+        np.unique(code[low:high], return_counts=True) for low, high in itertools.pairwise(bounds_W1.tolist())
+    ]
+
+    def gain(unit: int) -> float:
+        pairs, counts = own[unit]
+        return float((np.sqrt(taken_P[pairs] + counts) - np.sqrt(taken_P[pairs])).sum() / size_W[unit])
+
+    heap = [(-gain(unit), unit) for unit in range(len(units))]
+    heapq.heapify(heap)
+    order: list[int] = []
+    while heap:
+        _, unit = heapq.heappop(heap)
+        now = gain(unit)
+        if heap and -now > heap[0][0]:
+            heapq.heappush(heap, (-now, unit))
+            continue
+        order.append(unit)
+        taken_P[own[unit][0]] += own[unit][1]
+    return np.array(order, dtype=np.int64)
+
+
+Order = Callable[[Ordered, Units, np.random.Generator], Ints]
+ORDERS: dict[str, Order] = {
+    "diverse": diverse_order,
+    "informative": informative_order,
+    "random": random_order,
+    "recent": recent_order,
+}

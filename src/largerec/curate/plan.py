@@ -1,0 +1,131 @@
+"""A plan: which rows are training, and the steps that cure them, as plain data in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from largerec.curate.cleaning import BotsStep, BurstsStep, ClocksStep, DuplicatesStep, MisclicksStep, SessionsStep
+from largerec.curate.selecting import CoreSetStep, KCoreStep, PopularityStep, RecencyStep
+from largerec.errors import LargeRecError, nearest
+from largerec.options import Options
+from largerec.sequences import SplitOptions
+
+STEPS: dict[str, type[Options]] = {
+    group.model_fields["name"].default: group
+    for group in (
+        DuplicatesStep, ClocksStep, BotsStep, BurstsStep, MisclicksStep, SessionsStep, KCoreStep, RecencyStep, PopularityStep,
+        CoreSetStep,
+    )
+}  # fmt: skip
+
+AnyStep = (
+    DuplicatesStep
+    | ClocksStep
+    | BotsStep
+    | BurstsStep
+    | MisclicksStep
+    | SessionsStep
+    | KCoreStep
+    | RecencyStep
+    | PopularityStep
+    | CoreSetStep
+)
+Step = Annotated[AnyStep, Field(discriminator="name")]
+
+
+class Plan(Options):
+    """``step``: what is done to the training rows, in this order; ``seed``: of what is drawn.
+
+    ``split``: which rows are training; leave-one-out where neither the plan nor a recipe says so. A plan without steps has the
+    default cures: exact duplicates, clocks, bots, bursts.
+    """
+
+    seed: int = Field(0, ge=0)
+    split: SplitOptions | None = None
+    step: tuple[Step, ...] = (DuplicatesStep(), ClocksStep(), BotsStep(), BurstsStep())
+
+    @model_validator(mode="after")
+    def _it_has_steps_and_a_plain_split(self) -> Self:
+        if not self.step:
+            raise LargeRecError("a plan needs at least one [[step]]; leave step out altogether for the default cures.")
+        for name in ("positives", "targets"):
+            if self.split is not None and getattr(self.split, name) != SplitOptions.model_fields[name].default:
+                raise LargeRecError(
+                    f"split.{name} is about what a model is asked for, and a plan cures all training rows; leave it out."
+                )
+        return self
+
+
+def plan_from(document: dict[str, Any], source: str = "plan") -> Plan:
+    """Check a nested mapping as a plan.
+
+    Raises:
+        LargeRecError: an unknown step or key (with the nearest right one), or a value that does not fit.
+    """
+    given = document.get("step", [])
+    for number, step in enumerate(given if isinstance(given, list) else [given], 1):
+        name = step.get("name") if isinstance(step, dict) else None
+        if name not in STEPS:
+            said = "has no name." if name is None else f"is named {name!r}, which there is not{nearest(str(name), STEPS)}"
+            raise LargeRecError(f"{source}: step {number} {said} Write [[step]] with name = one of {', '.join(STEPS)}.")
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{source}: the plan does not fit."]
+        for problem in error.errors():
+            where = [str(part + 1) if isinstance(part, int) else part for part in problem["loc"]]
+            shown = f" (given: {problem['input']!r})" if not isinstance(problem.get("input"), dict) else ""
+            lines.append(f"  {' '.join(where)}: {problem['msg']}{shown}")
+        raise LargeRecError("\n".join(lines)) from None
+    except LargeRecError as error:
+        raise LargeRecError(f"{source}: {error}") from None
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a TOML plan.
+
+    Raises:
+        LargeRecError: the file is missing, is no TOML, or does not fit.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LargeRecError(
+            f"there is no plan {str(path)!r}; give a TOML file with a [[step]] for each cure (docs/curate.md)."
+        ) from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LargeRecError(f"{path} is no TOML plan: {error}. docs/curate.md shows one.") from None
+    return plan_from(document, str(path))
+
+
+def plan_of(steps: Sequence[str]) -> Plan:
+    """The plan of these steps, each a name, or with options: ``duplicates:match=near``, ``core-set:budget=0.3,method=random``.
+
+    Raises:
+        LargeRecError: there is no such step, or an option does not fit.
+    """
+    documents: list[dict[str, Any]] = []
+    for step in steps:
+        name, _, options = step.partition(":")
+        document: dict[str, Any] = {"name": name}
+        for option in options.split(",") if options else []:
+            key, equals, text = option.partition("=")
+            if not equals:
+                raise LargeRecError(f"--step {step}: {option!r} is no option; write NAME:key=value,key=value.")
+            document[key] = _value(text)
+        documents.append(document)
+    return plan_from({"step": documents}, "--step")
+
+
+def _value(text: str) -> Any:
+    """A number or truth value where TOML reads one, else the text."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -1,0 +1,254 @@
+"""Which form a law takes: the one that foretells the largest runs of the fit from the smaller ones, and how sure it was in that.
+
+Nothing is judged on the points that it was fitted to. The cells of largest compute are hidden, a half, a third and a quarter of
+them in turn, each form is fitted to the rest, and what counts is how far it then lies off the hidden ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from largerec.scaling.fitting import Fit, centre_of, fit
+from largerec.scaling.forms import Floats, Form
+from largerec.scaling.points import Point, Regime
+
+FEWEST_CELLS = 6
+HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
+SHARES = (1.0, 0.67)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
+NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
+WIDEST = 4.0
+DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a law is asked: what a run would be. Fields as of :class:`largerec.scaling.points.Point`."""
+
+    family: str
+    layers: int
+    width: int
+    params: float
+    tokens: float
+    unique_tokens: float
+    flops: float
+    history: int
+    catalogue: int
+    entropy: float | None
+    regime: Regime
+
+    @classmethod
+    def of(cls, point: Point) -> Place:
+        return cls(**{name: getattr(point, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A form on a share of the points. ``error``: root mean square of relative errors on hidden cells, all cuts together."""
+
+    form: Form
+    share: float
+    error: float
+    cells: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form taken and all that were tried. ``widen``: how many times too narrow intervals were on hidden cells (1 to 4)."""
+
+    form: Form
+    share: float
+    widen: float
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Runs, their cells and the values of a quantity, in an order that does not depend on the order of the runs."""
+
+    points: tuple[Point, ...]
+    y_n: Floats
+    cell_n: Floats
+    flops_C: Floats
+
+    @classmethod
+    def of(cls, points: Sequence[Point], quantity: str) -> Measured:
+        kept = [p for p in points if p.state == "finished" and np.isfinite(value_of(p, quantity)) and value_of(p, quantity) > 0]
+        kept = sorted(kept, key=lambda p: (p.flops, p.params, p.tokens, p.seed, p.name))
+        keys = [cell(p) for p in kept]
+        number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
+        cell_n = np.array([number[key] for key in keys], dtype=np.int64)
+        flops_C = np.array([np.mean([p.flops for p, key in zip(kept, keys, strict=True) if key == one]) for one in number])
+        return cls(tuple(kept), np.array([value_of(p, quantity) for p in kept]), cell_n, flops_C)
+
+    @property
+    def cells(self) -> int:
+        return len(self.flops_C)
+
+    def kept(self, cells: Floats) -> Measured:
+        """Only the runs of these cells."""
+        keep_n = np.isin(self.cell_n, cells)
+        points = tuple(point for point, keep in zip(self.points, keep_n, strict=True) if keep)
+        number = {int(old): new for new, old in enumerate(np.sort(cells))}
+        cell_n = np.array([number[int(old)] for old in self.cell_n[keep_n]], dtype=np.int64)
+        return Measured(points, self.y_n[keep_n], cell_n, self.flops_C[np.sort(cells)])
+
+    def largest(self, share: float) -> Measured:
+        """The runs of the share of cells with the largest compute."""
+        count = max(1, round(share * self.cells))
+        return self.kept(np.argsort(self.flops_C, kind="stable")[self.cells - count :])
+
+
+def cell(point: Point) -> tuple[int, ...]:
+    """What runs have in common that differ in the seed alone."""
+    return point.layers, point.width, point.params, point.steps, point.unique_tokens
+
+
+def value_of(point: Point, quantity: str) -> float:
+    """``loss``, or a metric; NaN where the run has none."""
+    return point.loss if quantity == "loss" else point.metrics.get(quantity, float("nan"))
+
+
+def coordinates(places: Sequence[Place | Point]) -> dict[str, Floats]:
+    """What forms are functions of, but the loss [n]. Data scaled by entropy is there where all entropies are known."""
+    named = {"params": "params", "tokens": "tokens", "unique": "unique_tokens", "layers": "layers", "width": "width"}
+    x = {key: np.array([getattr(one, name) for one in places], dtype=float) for key, name in named.items()}
+    x["flops"] = np.array([one.flops for one in places], dtype=float)
+    x["passes"] = np.maximum(x["tokens"] / x["unique"], 1.0)
+    entropies = [one.entropy for one in places]
+    if all(one is not None and one > 0 for one in entropies):
+        entropy = np.array(entropies, dtype=float)
+        x |= {"data_times": x["tokens"] * entropy, "data_over": x["tokens"] / entropy}
+    return x
+
+
+def distinct(values: Floats) -> int:
+    """How many values differ by more than a twentieth."""
+    ordered = np.sort(values)
+    return 1 + int((np.diff(np.log(ordered)) > 0.05).sum())
+
+
+def admitted(form: Form, measured: Measured, regime: Regime, *, has_loss: bool) -> bool:
+    """Whether a form can be told from these points: enough cells, and enough different values along what it uses."""
+    x = coordinates(measured.points)
+    if (form.repeated and regime != "repeated") or ("loss" in form.uses and not has_loss):
+        return False
+    if measured.cells < max(FEWEST_CELLS, len(form.parameters) + 2):
+        return False
+    return all(name == "loss" or (name in x and distinct(x[name]) >= DISTINCT.get(name, 1)) for name in form.uses)
+
+
+def fit_form(
+    form: Form, measured: Measured, *, draws: int = 0, seed: int = 0, whole: Measured | None = None, earlier: Fit | None = None
+) -> Fit:
+    """Fit a form to runs; a form of the loss is fitted to the losses that they had.
+
+    ``earlier``: the fit to some of these runs that this one begins from; ``whole``: the runs whose centre both take.
+    """
+    centre = None if whole is None else centre_of(_own_coordinates(form, whole))
+    starts = None if earlier is None else earlier.ends_SP
+    x = _own_coordinates(form, measured)
+    return fit(form, x, measured.y_n, measured.cell_n, draws=draws, seed=seed, centre=centre, starts_SP=starts)
+
+
+def _own_coordinates(form: Form, measured: Measured) -> dict[str, Floats]:
+    x = coordinates(measured.points)
+    return x | ({"loss": np.array([point.loss for point in measured.points])} if "loss" in form.uses else {})
+
+
+def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | None) -> tuple[Floats, Floats]:
+    """The law's value at places [n], and those of its repetitions [B, n]. A form of the loss takes what ``loss`` foretells."""
+    x = coordinates(places)
+    if "loss" not in own.form.uses:
+        return own.value(x), own.values(x)
+    assert loss is not None
+    return own.value(x | {"loss": loss.value(x)}), own.values(x | {"loss": loss.values(x)})
+
+
+def choose(
+    forms: Sequence[Form],
+    measured: Measured,
+    regime: Regime,
+    *,
+    loss: tuple[Choice, Measured] | None = None,
+    draws: int = 100,
+    seed: int = 0,
+) -> Choice | None:
+    """The form with the least error on hidden cells, the simpler of near ones; None where no form can be told.
+
+    ``loss``: the choice and the points of the loss law, for forms that are functions of the loss: they are judged with losses
+    foretold from the same smaller runs, not with measured ones.
+    """
+    fitting = [form for form in forms if admitted(form, measured, regime, has_loss=loss is not None)]
+    cuts = _cuts(measured, max((len(form.parameters) for form in fitting), default=0))
+    if not fitting or not cuts:
+        return None
+    judges = [_Judge(form, share, measured, tuple(cuts), loss) for form in fitting for share in SHARES]
+    judged = [(judge, judge.errors()) for judge in judges]
+    trials = [
+        Trial(judge.form, judge.share, float(np.sqrt((found[0] ** 2).mean())), len(found[0]))
+        for judge, found in judged
+        if found is not None
+    ]
+    if not trials:
+        return None
+    least = min(trial.error for trial in trials)
+    near = [trial for trial in trials if trial.error <= NEAR * least]
+    best = min(near, key=lambda trial: (len(trial.form.parameters), -trial.share, trial.error))
+    found = _Judge(best.form, best.share, measured, tuple(cuts), loss).errors(draws, seed)
+    assert found is not None
+    widen = float(np.clip(np.sqrt(((found[0] / found[1]) ** 2).mean()), 1.0, WIDEST))
+    return Choice(best.form, best.share, widen, tuple(sorted(trials, key=lambda trial: trial.error)))
+
+
+def _cuts(measured: Measured, parameters: int) -> list[Floats]:
+    """Cells that stay, for each share that is hidden, the fewest first: more of them than the largest form has parameters."""
+    order, found = np.argsort(measured.flops_C, kind="stable"), []
+    for share in HIDDEN:
+        left = measured.cells - max(1, round(share * measured.cells))
+        if left > parameters and left >= FEWEST_CELLS - 2:
+            found.append(order[:left])
+    return found or ([order[:-1]] if len(order) - 1 > parameters else [])
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """How far a form lies off hidden cells. Each cut begins where the smaller one ended, and knows nothing of what it hides."""
+
+    form: Form
+    share: float
+    measured: Measured
+    cuts: tuple[Floats, ...]
+    loss: tuple[Choice, Measured] | None
+
+    def errors(self, draws: int = 0, seed: int = 0) -> tuple[Floats, Floats] | None:
+        """Relative errors on the hidden cells of all cuts, and their standard deviation by the law; None: too few are left."""
+        own: Fit | None = None
+        losses: Fit | None = None
+        errors, spreads = [], []
+        for cut in self.cuts:
+            rest = self.measured.kept(cut).largest(self.share)
+            if rest.cells <= len(self.form.parameters):
+                return None
+            own = fit_form(self.form, rest, draws=draws, seed=seed, whole=self.measured, earlier=own)
+            if "loss" in self.form.uses:
+                losses = self._losses(cut, draws, seed, losses)
+            hidden = self.measured.kept(np.setdiff1d(np.arange(self.measured.cells), cut))
+            value_n, draws_Bn = values_at(own, hidden.points, losses)
+            count_C = np.bincount(hidden.cell_n)
+            spread_n = np.log(draws_Bn).std(0) if draws else np.zeros(len(value_n))
+            spread_C = np.bincount(hidden.cell_n, spread_n) / count_C
+            errors.append(np.bincount(hidden.cell_n, np.log(hidden.y_n) - np.log(value_n)) / count_C)
+            spreads.append(np.sqrt(spread_C**2 + own.noise**2 / count_C))
+        return np.concatenate(errors), np.concatenate(spreads)
+
+    def _losses(self, cut: Floats, draws: int, seed: int, earlier: Fit | None) -> Fit:
+        """The law of the loss from the same runs."""
+        assert self.loss is not None
+        choice, losses = self.loss
+        left = {cell(point) for point in self.measured.kept(cut).points}
+        numbers = [number for point, number in zip(losses.points, losses.cell_n, strict=True) if cell(point) in left]
+        known = losses.kept(np.unique(numbers)).largest(choice.share)
+        return fit_form(choice.form, known, draws=draws, seed=seed, whole=losses, earlier=earlier)

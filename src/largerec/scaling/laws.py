@@ -1,0 +1,381 @@
+"""A law: fitted to small runs, asked about larger ones with an interval, and checked on them. It refuses what it cannot know.
+
+A law holds for one family, one regime (events seen once, or repeated), one length of history and one catalogue. What it
+foretells is one run, so that an interval holds the uncertainty of the law and the noise of a run, both widened by how far the law
+was off on the largest runs of its own fit when it had not seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from largerec.errors import LargeRecError
+from largerec.scaling.choice import (
+    FEWEST_CELLS,
+    NEAR,
+    Choice,
+    Measured,
+    Place,
+    choose,
+    coordinates,
+    fit_form,
+    value_of,
+    values_at,
+)
+from largerec.scaling.fitting import Fit
+from largerec.scaling.forms import COMPUTE, LOSS_FORMS, QUALITY_FORMS, Floats, Form
+from largerec.scaling.points import Point, Regime
+
+LEVEL = 0.9
+DRAWS = 200
+LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
+FARTHEST = 32.0  # times the largest compute, size or data of a fit
+SAME_CATALOGUE = 1.1
+Code = Literal["few", "span", "mixed", "form", "regime", "far", "along", "other"]
+
+
+class Refused(LargeRecError):
+    """A law that cannot be fitted, or a place that it says nothing about; ``code`` names the rule."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one run would reach: ``low`` to ``high`` holds it with probability ``level``."""
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+    level: float = LEVEL
+
+    @property
+    def width(self) -> float:
+        """Relative to the value."""
+        return (self.high - self.low) / self.value
+
+    def to_json(self) -> dict[str, Any]:
+        return {"quantity": self.quantity, "value": self.value, "low": self.low, "high": self.high, "level": self.level}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What points must share to stand in one law."""
+
+    family: str
+    regime: Regime
+    history: int
+
+    def __str__(self) -> str:
+        return f"{self.family}, {self.regime}, histories of {self.history}"
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted law. ``loss``: the law of the loss that a form of the loss builds on. ``floor``: the loss that no size and no data
+    would beat, and its interval, by the form with such a term that did best; None: there is none."""
+
+    key: Key
+    quantity: str
+    choice: Choice
+    fit: Fit
+    measured: Measured
+    loss: Law | None
+    floor: Prediction | None = None
+    floor_form: str | None = None
+
+    @property
+    def form(self) -> Form:
+        return self.fit.form
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Coordinates that the law is a function of, those of the loss law below it instead of the loss."""
+        own = set(self.form.uses) - {"loss"}
+        return frozenset(own | (set(self.loss.form.uses) if "loss" in self.form.uses and self.loss is not None else set()))
+
+    def refusal(self, place: Place) -> Refused | None:
+        """Why the law says nothing about a place, or None."""
+        key = Key(place.family, place.regime, place.history)
+        own = self.measured.points
+        if place.regime != self.key.regime and place.family == self.key.family:
+            return Refused(
+                "regime",
+                f"{place.tokens:,.0f} tokens of {place.unique_tokens:,.0f} different ones are {place.regime} training, but this "
+                f"law is of {self.key.regime} runs: repeated events are worth less than new ones. Add runs of that regime to "
+                "the grid, or ask for other data.",
+            )
+        if key != self.key:
+            return Refused("other", f"this law is of {self.key}, but was asked about {key}. Add such runs to the grid.")
+        catalogue = own[-1].catalogue
+        if max(place.catalogue, catalogue) > SAME_CATALOGUE * min(place.catalogue, catalogue):
+            return Refused(
+                "other",
+                f"this law is of a catalogue of {catalogue:,} items, but was asked about {place.catalogue:,}: the loss depends "
+                "on it. Run the grid on the new catalogue.",
+            )
+        return self._too_far(place)
+
+    def _too_far(self, place: Place) -> Refused | None:
+        at, fitted = coordinates([place]), coordinates(self.measured.points)
+        if not self.uses <= at.keys():
+            return Refused("along", "this law scales data by entropy, and the entropy of the place is not known.")
+        words = {"flops": "compute", "params": "parameters", "tokens": "tokens", "unique": "different events"}
+        for name, word in words.items():
+            asked, low, high = float(at[name][0]), float(fitted[name].min()), float(fitted[name].max())
+            if asked > FARTHEST * high or asked < low / FARTHEST:
+                return Refused(
+                    "far",
+                    f"{asked:.3g} {word} is more than {FARTHEST:g} times away from the runs of the fit ({low:.3g} to "
+                    f"{high:.3g}). Train a run between the two, or ask for at most {FARTHEST * high:.3g}.",
+                )
+        for name in ("params", "tokens"):
+            asked, low, high = float(at[name][0]), float(fitted[name].min()), float(fitted[name].max())
+            if name not in self.uses and not self._covers(name) and not low / 1.1 <= asked <= high * 1.1:
+                return Refused(
+                    "along",
+                    f"the runs of the fit have {low:.3g} to {high:.3g} {words[name]}, too few different numbers to tell what "
+                    f"they do; {asked:.3g} lies outside. Add runs with at least three different numbers of {words[name]}.",
+                )
+        return None
+
+    def _covers(self, name: str) -> bool:
+        """Whether the law speaks of size or data by another name."""
+        others = {"params": {"layers", "width"}, "tokens": {"unique", "data_times", "data_over"}}
+        return bool(others[name] & self.uses)
+
+    def samples(self, place: Place) -> Floats:
+        """Draws of what one run at a place would reach [K].
+
+        Raises:
+            Refused: the law says nothing about it.
+        """
+        if (refused := self.refusal(place)) is not None:
+            raise refused
+        value_n, draws_Bn = values_at(self.fit, [place], self.loss.fit if self.loss is not None else None)
+        log_B = np.log(draws_Bn[:, 0])
+        random = np.random.default_rng(0)
+        noise_BK = self.fit.noise * random.standard_t(self.fit.dof, (len(log_B), 20))
+        off = (log_B - np.median(log_B))[:, None] + noise_BK
+        found: Floats = (value_n[0] * np.exp(self.choice.widen * off)).ravel()
+        return found
+
+    def predict(self, place: Place, level: float = LEVEL) -> Prediction:
+        """What one run at a place would reach.
+
+        Raises:
+            Refused: the law says nothing about it.
+        """
+        drawn = self.samples(place)
+        value = values_at(self.fit, [place], self.loss.fit if self.loss is not None else None)[0][0]
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        return Prediction(self.quantity, float(value), float(low), float(high), level)
+
+    def to_json(self) -> dict[str, Any]:
+        """The law in words and numbers; it is made again from the points, never read back."""
+        x = coordinates(self.measured.points)
+        return {
+            "family": self.key.family,
+            "regime": self.key.regime,
+            "history": self.key.history,
+            "quantity": self.quantity,
+            "form": self.form.name,
+            "formula": self.form.formula,
+            "parameters": self.form.natural(self.fit.theta_P, self.fit.centre),
+            "share_of_cells": self.choice.share,
+            "runs": len(self.measured.points),
+            "cells": self.measured.cells,
+            "noise": self.fit.noise,
+            "widened": self.choice.widen,
+            "hidden_error": next(
+                t.error for t in self.choice.trials if (t.form, t.share) == (self.choice.form, self.choice.share)
+            ),
+            "span": {name: [float(x[name].min()), float(x[name].max())] for name in ("params", "tokens", "flops")},
+            "floor": None if self.floor is None else {"form": self.floor_form, **self.floor.to_json()},
+            "trials": [
+                {"form": t.form.name, "share": t.share, "error": t.error, "parameters": len(t.form.parameters)}
+                for t in self.choice.trials
+            ],
+        }
+
+
+def groups(points: Iterable[Point]) -> dict[Key, list[Point]]:
+    """Points that may stand in one law, by what they share; sorted by it."""
+    found: dict[Key, list[Point]] = {}
+    for point in points:
+        found.setdefault(Key(point.family, point.regime, point.history), []).append(point)
+    return {key: found[key] for key in sorted(found, key=lambda key: (key.family, key.regime, key.history))}
+
+
+def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None = None, seed: int = 0) -> Law:
+    """Fit a law to the runs of one group; held-out and unfinished runs are left aside.
+
+    ``loss``: the law of their loss, which a law of another quantity may build on.
+
+    Raises:
+        Refused: the points are of several groups or catalogues, too few, or too near each other.
+    """
+    own = [point for point in points if not point.held_out]
+    keys = list(groups(own))
+    if len(keys) > 1:
+        raise Refused(
+            "mixed", f"a law is of one family, regime and history, and these points are of {len(keys)}: {_listed(keys)}."
+        )
+    measured = Measured.of(own, quantity)
+    named = f"{quantity} of {keys[0]}" if keys else quantity
+    if measured.cells < FEWEST_CELLS:
+        raise Refused(
+            "few",
+            f"{named}: {measured.cells} different finished runs (beside seeds and held-out ones) are too few for a law, which "
+            f"needs at least {FEWEST_CELLS}. Add sizes or lengths to the grid.",
+        )
+    x = coordinates(measured.points)
+    span = float(x["flops"].max() / x["flops"].min())
+    if span < LEAST_SPAN:
+        raise Refused(
+            "span",
+            f"{named}: the largest run has {span:.1f} times the compute of the smallest; a law needs at least {LEAST_SPAN:g} "
+            "times. Add smaller or larger runs to the grid.",
+        )
+    catalogues = [point.catalogue for point in measured.points]
+    if max(catalogues) > SAME_CATALOGUE * min(catalogues):
+        raise Refused(
+            "mixed",
+            f"{named}: catalogues of {min(catalogues):,} to {max(catalogues):,} items stand in one law, and the loss depends on "
+            "them. Keep the catalogue the same over the grid.",
+        )
+    below = None if loss is None else (loss.choice, loss.measured)
+    forms = LOSS_FORMS if quantity == "loss" else QUALITY_FORMS
+    choice = choose(forms, measured, keys[0].regime, loss=below, seed=seed)
+    if choice is None:
+        raise Refused(
+            "form",
+            f"{named}: no form can be told from {measured.cells} different runs; they need at least three sizes or three lengths "
+            "of training, and two more runs than a form has parameters (3 to 7).",
+        )
+    fitted = fit_form(choice.form, measured.largest(choice.share), draws=DRAWS, seed=seed)
+    floor, floor_form = _floor(choice, measured, seed) if quantity == "loss" else (None, None)
+    return Law(keys[0], quantity, choice, fitted, measured, loss, floor, floor_form)
+
+
+def _listed(keys: Sequence[Key]) -> str:
+    return "; ".join(map(str, keys))
+
+
+def _floor(choice: Choice, measured: Measured, seed: int) -> tuple[Prediction | None, str | None]:
+    """The irreducible loss by the form with such a term that was best on hidden cells."""
+    best = next((trial for trial in choice.trials if "log E" in trial.form.parameters), None)
+    if best is None or best.error > NEAR * choice.trials[0].error:
+        return None, None  # a form without a floor foretells better, and what another says of it means nothing
+    fitted = fit_form(best.form, measured.largest(best.share), draws=DRAWS, seed=seed)
+    at = best.form.parameters.index("log E")
+    off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
+    low, high = np.quantile(fitted.theta_P[at] + off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Prediction("irreducible", *(float(np.exp(v)) for v in (fitted.theta_P[at], low, high))), best.form.name
+
+
+def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> tuple[list[Law], list[dict[str, Any]]]:
+    """Laws of the loss and of further quantities for every group of points, and what was refused, as plain values."""
+    laws: list[Law] = []
+    refused: list[dict[str, Any]] = []
+    for key, own in groups(points).items():
+        loss: Law | None = None
+        for quantity in dict.fromkeys(["loss", *quantities]):
+            try:
+                law = fit_law(own, quantity, loss=loss, seed=seed)
+            except Refused as error:
+                refused.append(
+                    {"family": key.family, "regime": key.regime, "history": key.history, "quantity": quantity}
+                    | {"code": error.code, "why": str(error)}
+                )
+                continue
+            laws.append(law)
+            loss = law if quantity == "loss" else loss
+    return laws, refused
+
+
+def compute_law(points: Sequence[Point], seed: int = 0) -> Fit | None:
+    """The loss of the best runs as a function of compute alone, from runs that no cheaper one beats; None: fewer than five."""
+    measured = Measured.of([point for point in points if not point.held_out], "loss")
+    best, kept = np.inf, []
+    for number in np.argsort(measured.flops_C, kind="stable").tolist():
+        mean = float(measured.y_n[measured.cell_n == number].mean())
+        if mean < best:
+            best = mean
+            kept.append(number)
+    return fit_form(COMPUTE, measured.kept(np.array(kept)), draws=DRAWS, seed=seed) if len(kept) >= 5 else None
+
+
+def law_for(laws: Sequence[Law], place: Place, quantity: str) -> Law | None:
+    """The law of a quantity for the group of a place."""
+    key = Key(place.family, place.regime, place.history)
+    return next((law for law in laws if law.key == key and law.quantity == quantity), None)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A foretold run that was then measured."""
+
+    name: str
+    quantity: str
+    predicted: Prediction
+    measured: float
+    factor: float
+
+    @property
+    def error(self) -> float:
+        """Relative: foretold over measured, less one."""
+        return self.predicted.value / self.measured - 1
+
+    @property
+    def inside(self) -> bool:
+        return self.predicted.low <= self.measured <= self.predicted.high
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"name": self.name, "measured": self.measured, "error": self.error, "inside": self.inside}
+        return own | {"width": self.predicted.width, "times_largest": self.factor, **self.predicted.to_json()}
+
+
+def check(laws: Sequence[Law], points: Sequence[Point]) -> tuple[list[Checked], list[dict[str, Any]]]:
+    """Compare finished held-out runs with what laws of the others foretell; second: those that a law refused."""
+    rows, refused = [], []
+    for point in points:
+        place = Place.of(point)
+        if not point.held_out or point.state != "finished":
+            continue
+        for law in laws:
+            if law.key != Key(place.family, place.regime, place.history) or not np.isfinite(value_of(point, law.quantity)):
+                continue
+            try:
+                predicted = law.predict(place)
+            except Refused as error:
+                refused.append({"name": point.name, "quantity": law.quantity, "code": error.code, "why": str(error)})
+                continue
+            factor = point.flops / float(law.measured.flops_C.max())
+            rows.append(Checked(point.name, law.quantity, predicted, value_of(point, law.quantity), factor))
+    return rows, refused
+
+
+def summary(rows: Sequence[Checked]) -> dict[str, dict[str, float]]:
+    """For each quantity: how far off, how many inside their interval, how wide intervals are."""
+    found = {}
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        own = [row for row in rows if row.quantity == quantity]
+        errors = np.abs([row.error for row in own])
+        found[quantity] = {
+            "runs": float(len(own)),
+            "mean_error": float(errors.mean()),
+            "largest_error": float(errors.max()),
+            "bias": float(np.mean([row.error for row in own])),
+            "coverage": float(np.mean([row.inside for row in own])),
+            "mean_width": float(np.mean([row.predicted.width for row in own])),
+            "widest": float(max(row.predicted.width for row in own)),
+        }
+    return found

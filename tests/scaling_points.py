@@ -1,0 +1,69 @@
+"""Made-up points of a grid whose law is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from largerec.scaling.points import Point
+
+Loss = Callable[[float, float], float]
+SIZES = {"nano": (25_000, 2, 48), "tiny": (100_000, 2, 100), "small": (400_000, 4, 140), "base": (1_600_000, 4, 284)}
+LENGTHS = (200_000, 400_000, 800_000, 1_600_000, 3_200_000)
+LARGEST = ((1_600_000, 3_200_000), (400_000, 12_800_000), (1_600_000, 6_400_000))
+FLOOR = 4.2
+
+
+def chinchilla(params: float, tokens: float) -> float:
+    return float(FLOOR + 60 / params**0.38 + 300 / tokens**0.42)
+
+
+def kaplan(params: float, tokens: float) -> float:
+    return float(((2e13 / params) ** (0.076 / 0.095) + 1.5e13 / tokens) ** 0.095)
+
+
+def quality(loss: float) -> float:
+    return float(0.35 * np.exp(-0.55 * (loss - 4)))
+
+
+def made(
+    law: Loss = chinchilla,
+    *,
+    seed: int = 0,
+    noise: float = 0.002,
+    quality_noise: float = 0.006,
+    family: str = "hstu",
+    seeds: int = 2,
+    rate: float = 1e9,
+) -> list[Point]:
+    """A grid of four sizes and up to five lengths, the larger of them held out; noise is relative, of one run."""
+    random = np.random.default_rng(seed)
+    shapes = {params: (name, layers, width) for name, (params, layers, width) in SIZES.items()}
+    fit = [(n, d) for n in shapes for d in LENGTHS if n * d <= 4e5 * 1.6e6 * 1.01]
+    found = []
+    for held_out, cells in ((False, fit), (True, LARGEST)):
+        for params, tokens in cells:
+            for at in range(seeds):
+                size, layers, width = shapes[params]
+                true = law(params, tokens)
+                flops = 6.0 * params * tokens + 2e5 * tokens
+                name = f"{family}-{size}-{tokens}-seed-{at}"
+                loss = true * float(np.exp(random.normal(0, noise)))
+                ndcg = quality(true) * float(np.exp(random.normal(0, quality_noise)))
+                found.append(
+                    Point(
+                        name=name, family=family, size=size, seed=at, dir=name, layers=layers, width=width, params=params,
+                        params_embedding=20_000, tokens=tokens, unique_tokens=20_000_000, epochs=tokens / 20e6,
+                        steps=tokens // 1000, history=50, catalogue=2_000, flops=flops, seconds=flops / rate, cores=1, loss=loss,
+                        loss_interval=None, metrics={"ndcg@10": ndcg}, entropy=5.1, regime="single-epoch", held_out=held_out,
+                        state="finished", irreducible=FLOOR,
+                    )
+                )  # fmt: skip
+    return found
+
+
+def repeated(points: list[Point], unique: int) -> list[Point]:
+    """The same points over so few different events that they come again."""
+    return [replace(p, unique_tokens=unique, epochs=p.tokens / unique, regime="repeated", name=f"{p.name}-again") for p in points]

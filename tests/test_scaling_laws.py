@@ -1,0 +1,170 @@
+"""Laws on made-up points whose law is known: recovered, chosen, sure of themselves as much as they should be, and refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scaling_points import FLOOR, chinchilla, kaplan, made, quality, repeated
+
+from largerec.scaling import fitting, forms, laws
+from largerec.scaling.choice import Measured, Place, coordinates, fit_form
+from largerec.scaling.forms import FORMS, Form
+from largerec.scaling.points import Point
+
+NOISELESS = made(noise=1e-6, quality_noise=1e-6)
+AT = Place.of(next(point for point in NOISELESS if point.held_out))
+
+
+@pytest.fixture(scope="module")
+def noisy() -> list[Point]:
+    return made(seed=5)
+
+
+@pytest.fixture(scope="module")
+def fitted(noisy: list[Point]) -> list[laws.Law]:
+    found, refused = laws.fit_all(noisy, ["ndcg@10"])
+    assert not refused
+    return found
+
+
+def test_a_known_law_is_recovered() -> None:
+    law = laws.fit_law(NOISELESS)
+    assert law.form.name == "chinchilla"
+    found = law.to_json()["parameters"]
+    for name, true in {"E": FLOOR, "A": 60, "alpha": 0.38, "B": 300, "beta": 0.42}.items():
+        assert found[name] == pytest.approx(true, rel=0.01)
+    assert law.floor is not None and law.floor.value == pytest.approx(FLOOR, rel=1e-3)
+    assert law.predict(AT).value == pytest.approx(chinchilla(AT.params, AT.tokens), rel=1e-4)
+
+
+def test_the_form_is_chosen_by_what_was_hidden(fitted: list[laws.Law]) -> None:
+    assert fitted[0].form.name == "chinchilla"
+    other = laws.fit_law(made(kaplan, seed=4))
+    assert other.form.name == "kaplan"
+    errors = {trial.form.name: trial.error for trial in reversed(other.choice.trials)}
+    assert errors["chinchilla"] > 2 * errors["kaplan"]
+    assert [trial.error for trial in other.choice.trials] == sorted(trial.error for trial in other.choice.trials)
+
+
+def test_larger_runs_are_foretold_and_the_metric_with_them(fitted: list[laws.Law], noisy: list[Point]) -> None:
+    rows, refused = laws.check(fitted, noisy)
+    found = laws.summary(rows)
+    assert not refused and {row.quantity for row in rows} == {"loss", "ndcg@10"} and len(rows) == 12
+    assert found["loss"]["largest_error"] < 0.01 and found["loss"]["widest"] < 0.02
+    assert found["ndcg@10"]["largest_error"] < 0.03 and found["ndcg@10"]["widest"] < 0.06
+    assert min(found[name]["coverage"] for name in found) >= 0.8
+    assert max(row.factor for row in rows) > 8
+    predicted = fitted[1].predict(AT)
+    assert predicted.value == pytest.approx(quality(chinchilla(AT.params, AT.tokens)), rel=0.02)
+    json.dumps([law.to_json() for law in fitted] + [row.to_json() for row in rows], allow_nan=False)
+
+
+def test_intervals_cover_what_they_say() -> None:
+    """Ninety of a hundred new runs, over twenty grids: within what so few repetitions can tell."""
+    inside, x_new = [], coordinates([AT])
+    for seed in range(20):
+        points = made(seed=100 + seed)
+        measured = Measured.of([point for point in points if not point.held_out], "loss")
+        own = fit_form(forms.CHINCHILLA, measured, draws=100, seed=seed)
+        drawn = np.log(own.values(x_new))[:, 0] + own.noise * np.random.default_rng(seed).standard_t(own.dof, 100)
+        low, high = np.quantile(drawn, [0.05, 0.95])
+        same = [np.log(p.loss) for p in points if p.held_out]
+        true = np.log(chinchilla(AT.params, AT.tokens))
+        inside += [low <= true + off <= high for off in np.random.default_rng(seed).normal(0, 0.002, 50)]
+        assert len(same) == 6
+    assert 0.8 <= np.mean(inside) <= 0.98
+
+
+@pytest.mark.parametrize("form", [forms.CHINCHILLA, forms.KAPLAN, forms.KAPLAN_WITH_FLOOR], ids=lambda form: form.name)
+def test_the_fast_search_finds_what_scipy_finds(form: Form, noisy: list[Point]) -> None:
+    measured = Measured.of([point for point in noisy if not point.held_out], "loss")
+    x = coordinates(measured.points)
+    inside, log_n = fitting.centred(x, fitting.centre_of(x)), np.log(measured.y_n)
+    starts = form.starts(inside, measured.y_n)
+    slow_P, least = fitting.solve_slowly(form, inside, log_n, starts[::9], 0.003, 0.002)
+    fast_SP, cost_S = fitting.solve(form, inside, np.broadcast_to(log_n, (len(starts), len(log_n))), starts, 0.003, 0.002)
+    best = int(np.argmin(cost_S))
+    assert cost_S[best] == pytest.approx(least, rel=1e-4)
+    slow, fast = (np.log(form.value(theta[None], inside)[0]) for theta in (slow_P, fast_SP[best]))
+    assert np.abs(slow - fast).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_every_form_fits_what_it_made(name: str) -> None:
+    """Values of a form inside its bounds are fitted to within a thousandth, whatever other parameters also give them."""
+    form = FORMS[name]
+    points = repeated(NOISELESS, 300_000) if form.repeated else NOISELESS
+    measured = Measured.of(points, "loss")
+    x = coordinates(measured.points) | {"loss": measured.y_n}
+    inside = fitting.centred(x, fitting.centre_of(x))
+    theta = form.starts(inside, measured.y_n)[1]
+    made_n = form.value(theta[None], inside)[0]
+    found = fitting.fit(form, x, made_n, measured.cell_n)
+    assert np.abs(found.residual_n).max() < 1e-3
+
+
+def test_one_wild_run_does_not_move_the_law(noisy: list[Point]) -> None:
+    spoilt = [replace(point, loss=point.loss * 1.3) if point.name == "hstu-tiny-800000-seed-1" else point for point in noisy]
+    at = [fit_form(forms.CHINCHILLA, Measured.of([p for p in ps if not p.held_out], "loss")) for ps in (noisy, spoilt)]
+    before, after = (float(one.value(coordinates([AT]))[0]) for one in at)
+    assert after == pytest.approx(before, rel=0.004)
+
+
+def test_the_order_of_points_says_nothing(noisy: list[Point], fitted: list[laws.Law]) -> None:
+    shuffled = [noisy[at] for at in np.random.default_rng(0).permutation(len(noisy))]
+    assert laws.fit_law(shuffled).to_json() == fitted[0].to_json()
+
+
+def test_held_out_and_failed_runs_are_not_fitted(noisy: list[Point], fitted: list[laws.Law]) -> None:
+    failed = replace(noisy[0], name="failed", loss=float("nan"), state="failed")
+    changed = [replace(point, loss=point.loss / 2) if point.held_out else point for point in noisy]
+    assert laws.fit_law([*changed, failed]).to_json() == fitted[0].to_json()
+
+
+def _refusal(law: laws.Law, **changes: object) -> str:
+    with pytest.raises(laws.Refused) as error:
+        law.predict(replace(AT, **changes))  # type: ignore[arg-type]
+    return error.value.code
+
+
+def test_a_law_refuses_what_it_cannot_know(fitted: list[laws.Law]) -> None:
+    law = fitted[0]
+    assert _refusal(law, regime="repeated") == "regime"
+    assert _refusal(law, family="sasrec") == _refusal(law, history=200) == _refusal(law, catalogue=4_000) == "other"
+    assert _refusal(law, flops=AT.flops * 100, tokens=AT.tokens * 100) == "far"
+    assert law.refusal(AT) is None
+
+
+def test_points_that_make_no_law_are_refused(noisy: list[Point]) -> None:
+    def code(points: list[Point]) -> str:
+        with pytest.raises(laws.Refused) as error:
+            laws.fit_law(points)
+        return error.value.code
+
+    fit = [point for point in noisy if not point.held_out]
+    assert code(fit[:8]) == "few"
+    assert code([replace(point, flops=1e12 + at) for at, point in enumerate(fit)]) == "span"
+    assert code(fit + repeated(fit, 100_000)) == code([*fit[1:], replace(fit[0], catalogue=9_000)]) == "mixed"
+    assert code([replace(p, params=100_000, tokens=1_000_000) for p in fit]) == "form"
+
+
+def test_a_law_of_one_size_says_nothing_of_another(noisy: list[Point]) -> None:
+    wide = [replace(p, params=100_000, tokens=p.tokens * (p.params // 25_000)) for p in noisy if not p.held_out]
+    law = laws.fit_law([replace(p, loss=5 + 300 / p.tokens**0.42, flops=6e5 * p.tokens) for p in wide])
+    assert law.form.name == "data-alone"
+    assert _refusal(law, params=400_000.0, tokens=1e6, flops=6e11) == "along"
+
+
+def test_regimes_are_fitted_apart() -> None:
+    again = [
+        replace(p, loss=chinchilla(p.params, p.unique_tokens * (1 + 5 * -np.expm1(-max(p.epochs - 1, 0) / 5))))
+        for p in repeated(NOISELESS, 200_000)
+    ]
+    found, refused = laws.fit_all([*NOISELESS, *again], [])
+    assert not refused and [law.key.regime for law in found] == ["repeated", "single-epoch"]
+    assert found[0].form.name == "repeated" and found[1].form.name == "chinchilla"
+    assert found[0].to_json()["parameters"]["R"] == pytest.approx(5, rel=0.1)
+    assert laws.law_for(found, replace(AT, regime="repeated"), "loss") is found[0]
