@@ -15,7 +15,8 @@ from largerec.bundle import FEATURE_FILES, Bundle, is_partial
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
-from largerec.item_tables import Bits, quantise_tables, table_bytes
+from largerec.item_tables import quantise_tables, table_bytes
+from largerec.quantised_rows import Bits
 
 KEPT = ("vocabulary.parquet", "histories.parquet", *FEATURE_FILES)
 MEASURED = ("test", "test_unmasked", "targets", "baselines", "intervals", "slices", "best_possible", "validation_tasks")
