@@ -26,9 +26,9 @@ LEVELS = (
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks sequences features feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
-    "objectives contrastive optim ranking averaging",
+    "objectives contrastive optim ranking averaging grid",
     "recipe",
-    "bundle accounting progress",
+    "bundle accounting progress split_log transfer",
     "engine",
     "evaluate evaluate_tasks",
     "train",

@@ -30,7 +30,7 @@ from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
-NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.")
+NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
     r"(recipe|lineage|result|features)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+|predictions-\w+)\.parquet"

@@ -298,6 +298,25 @@ def estimate(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = 
     print_json(found) if as_json else show.fields(found, "Estimate")
 
 
+@app.command()
+def scale(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='core-minutes to spend, as "20 core-minutes"; else scale.budget, or no limit'),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a grid of small runs, fit scaling laws, predict the largest runs, and make those to check the laws."""
+    from largerec import show
+    from largerec.recipe import load_recipe
+    from largerec.scaling import scale as module
+
+    found = module.scale(load_recipe(recipe, overrides or []), budget)
+    print_json(found) if as_json else show.scaled(found)
+
+
 @bench_app.command("train")
 def bench_train(
     recipe: RecipePath,

@@ -181,19 +181,24 @@ def generated_world(recipe: Recipe, data: str) -> World | None:
     return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks)) == data else None
 
 
+def asking_of(recipe: Recipe, sequences: Sequences, stage: Stage) -> Asking:
+    """What a recipe's model and split let be known about the moment of the next event."""
+    query_time = bool(getattr(recipe.model, "query_time", False))
+    if recipe.split.protocol != "timeline":
+        return Asking(query_time)
+    day_N = day_of(sequences.time_N[sequences.stage_N == STAGES[stage]])
+    return Asking(query_time, int(day_N.min()), int(day_N.max()))
+
+
 def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, options: EvaluateOptions) -> dict[str, Any]:
     """What no recommender can beat on average on the targets of a stage, as a baseline's document, with ``cross_entropy``.
 
     It knows the world's every number, reads whole histories with their times and behaviours, and the moment of asking only if
     the model does (``query_time``); under a timeline it knows from when until when is asked.
     """
-    sequences, rows = engine.sequences, engine.sequences.targets(stage)
-    asking = Asking(query_time=bool(getattr(recipe.model, "query_time", False)))
-    if recipe.split.protocol == "timeline":
-        day_N = day_of(sequences.time_N[sequences.stage_N == STAGES[stage]])
-        asking = Asking(asking.query_time, int(day_N.min()), int(day_N.max()))
-    scorer = OracleScorer(engine, world, asking)
+    scorer = OracleScorer(engine, world, asking_of(recipe, engine.sequences, stage))
     beside = Engine.beside(engine, scorer)
+    rows = engine.sequences.targets(stage)
     found = summary(beside, measure(beside, rows, options.k[-1]), options, recipe.seed)
     kept = {name: found[name] for name in ("unmasked", "intervals")}
     return {**found["metrics"], **kept, "cross_entropy": float(np.concatenate(scorer.losses).mean())}

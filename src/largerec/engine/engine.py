@@ -270,7 +270,7 @@ def build_scorer(
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
