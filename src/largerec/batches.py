@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from largerec.errors import LargeRecError
 from largerec.features import FeatureRows
 from largerec.options import Options
-from largerec.sequences import Sequences
+from largerec.sequences import TRAIN, Sequences
 from largerec.tasks import UNKNOWN
 
 Actions = Literal["interleaved", "summed"]
@@ -40,6 +41,10 @@ class BatchOptions(Options):
     predicts its own labels, and the whole event, which predicts the next item (Zhai et al. 2024, section 2.2); ``max_length``
     counts events, ``tokens`` tokens. ``summed``: one token, item and labels added; half the length, and labels are predicted
     from the state before an event and the item in question.
+
+    ``users``, ``recent``: train on this share of the users (seeded; the users of a smaller share are among those of a larger one)
+    and on this share of the training events, the most recent ones by the clock. The catalogue, its counts and all that is
+    evaluated stay those of the whole log.
     """
 
     max_length: int = Field(50, ge=1)
@@ -47,6 +52,8 @@ class BatchOptions(Options):
     window: Literal["last", "all", "sample"] = "last"
     stochastic_length: float | None = Field(None, gt=1, le=2)
     actions: Actions | None = None
+    users: float = Field(1.0, gt=0, le=1)
+    recent: float = Field(1.0, gt=0, le=1)
 
     @property
     def positions(self) -> int:
@@ -321,6 +328,27 @@ def _windows(
     return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W, np.zeros_like(end_W)
 
 
+def _first_recent(sequences: Sequences, share: float) -> np.ndarray:
+    """The first training row of each user that is among the most recent ``share`` of all by time [U].
+
+    Raises:
+        LargeRecError: the log has no clock.
+    """
+    first_U = sequences.offsets_U1[:-1]
+    if share == 1:
+        return first_U
+    if sequences.time_kind != "timestamp":
+        raise LargeRecError(
+            f"batch.recent={share} goes by the time of events, but this log has an order and no clock; leave it out."
+        )
+    trained_N = sequences.stage_N == TRAIN
+    time_E = np.sort(sequences.time_N[trained_N])
+    old_N = trained_N & (sequences.time_N < time_E[min(len(time_E) - 1, round((1 - share) * len(time_E)))])
+    before_N1 = np.concatenate([[0], np.cumsum(old_N)])  # old rows come first: a user's rows are in time order
+    found_U: np.ndarray = first_U + np.diff(before_N1[sequences.offsets_U1])
+    return found_U
+
+
 class TrainingBatches:
     """Training windows in a seeded random order a pass ("epoch"), packed to a token budget."""
 
@@ -334,17 +362,33 @@ class TrainingBatches:
     ) -> None:
         self.rows = TokenRows.of(sequences, token_of_item, options.actions, features)
         kept_N1 = self.rows.kept_N1
-        self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
+        self.first_U, self.end_U = kept_N1[_first_recent(sequences, options.recent)], kept_N1[sequences.train_end_U]
+        if options.users < 1:
+            order_U = np.random.default_rng([seed, 4]).permutation(sequences.n_users)
+            left_out_U = order_U[max(1, round(options.users * sequences.n_users)) :]
+            self.end_U[left_out_U] = self.first_U[left_out_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
         if self.rows.weight_M is not None:  # a window without a target teaches nothing
             targets_M1 = np.concatenate([[0], np.cumsum(self.rows.weight_M > 0)])
             first_W = self.start_W - self.room_W + (0 if options.actions == "interleaved" else 1)
             asks_W = targets_M1[self.end_W + 1] > targets_M1[first_W]
             self.start_W, self.end_W, self.room_W = self.start_W[asks_W], self.end_W[asks_W], self.room_W[asks_W]
+        if not len(self.start_W) and min(options.users, options.recent) < 1:
+            raise LargeRecError(
+                f"with batch.users={options.users} and batch.recent={options.recent} no user is left who has two events to train "
+                "on; raise them."
+            )
         self.asked_W = (
             ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
         )
         self.options, self.seed = options, seed
+
+    @property
+    def unique_targets(self) -> int:
+        """Training targets there are before any is repeated, whichever windows a pass takes."""
+        if self.options.window == "last":
+            return int((self.end_W - self.start_W).sum())
+        return int(np.maximum(self.end_U - self.first_U - 1, 0).sum())
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -354,7 +398,7 @@ class TrainingBatches:
     def mean_context(self) -> float:
         """Tokens that a token attends to, itself among them, averaged over tokens."""
         length_W = self.tokens_of(0).astype(float)
-        return float((length_W**2).sum() / (2 * length_W.sum()))
+        return float((length_W * (length_W + 1)).sum() / (2 * length_W.sum()))
 
     def lengths_of(self, epoch: int) -> np.ndarray:
         """Inputs of each window in an epoch: all, or what stochastic length leaves. [W]"""
