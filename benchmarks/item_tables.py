@@ -31,10 +31,8 @@ from largerec.quantise import quantise
 
 TRAINED = {
     "full": Variant((), "full"),
-    **{
-        f"{kind}-{share}": Variant((f"model.table.kind={kind}", f"model.table.share={share}"), "full")
-        for kind, share in (("hashed", 0.5), ("hashed", 0.25), ("low-rank", 0.5), ("low-rank", 0.25))
-    },
+    "hashed-a-quarter": Variant(("model.table.kind=hashed", "model.table.share=0.25"), "full"),
+    "low-rank-a-quarter": Variant(("model.table.kind=low-rank", "model.table.share=0.25"), "full"),
 }
 QUANTISED = {"8 bits": 8, "4 bits": 4}
 

@@ -26,6 +26,7 @@ TIMELINES = {
     "globo-timeline": "Globo.com news, test on 16 October 2017",
 }
 
+LISTS = {"trivago-lists": "trivago, 25 hotels"}
 # result files of benchmarks/zoo.py -> data; the first was tuned, the others have its settings
 ZOOS = {"zoo-beauty": "Amazon Beauty", "zoo-sports": "Amazon Sports", "zoo-toys": "Amazon Toys"}
 
@@ -81,6 +82,22 @@ def timelines() -> list[str]:
                 low, high = run["intervals"]["ndcg@10"]
                 own = f"{pair(document['test'])} | {four(low)} - {four(high)} | {pair(document['test_unmasked'])}"
                 lines.append(f"| {title} | {run['model']} | {own} |")
+    return lines
+
+
+def lists() -> list[str]:
+    """Choices among shown items: what rules reach, and the run's scores."""
+    lines = ["| shown items | ranked by | mrr, with 95 % | hit@1 |", "|---|---|---|---|"]
+    for name, title in LISTS.items():
+        if (found := read(name)) is None:
+            continue
+        (run,) = found["results"]
+        scores = {f"{run['model']}, {score}": metrics for score, metrics in run["lists"]["scores"].items()}
+        for label, metrics in (run["lists"]["baselines"] | scores).items():
+            low, high = metrics["intervals"]["mrr"]
+            lines.append(
+                f"| {title} | {label} | {four(metrics['mrr'])} ({four(low)} - {four(high)}) | {four(metrics['hit@1'])} |"
+            )
     return lines
 
 
@@ -184,4 +201,4 @@ def zoo() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *speed(), "", *zoo()]))
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed(), "", *zoo()]))

@@ -22,15 +22,15 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-    "kernels metrics paired task_metrics distributed events columns badrows",
+    "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks sequences features feature_tables batches layers fields quantised_rows item_tables",
+    " tasks lists sequences random_log features feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
-    "objectives contrastive optim ranking averaging grid",
+    "objectives contrastive optim ranking choice averaging grid",
     "recipe",
     "bundle accounting progress split_log transfer",
     "engine",
-    "evaluate evaluate_tasks",
+    "evaluate evaluate_tasks evaluate_lists evaluate_exposure evaluate_random",
     "train",
     "learner",
     "experiments ensemble quantise tune order cures",

@@ -12,6 +12,7 @@ from runs import tiny_recipe
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
 from largerec.item_tables import SideOptions
+from largerec.lists import ListOptions
 from largerec.models import build_model, non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe
 from largerec.sequences import build_sequences
@@ -49,6 +50,9 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.tasks:  # of the generated log's own columns
         changes["tasks"] = {name: TaskOptions(where="behavior = 'buy'") for name in recipe.tasks}
         changes["split"] = changes.get("split", recipe.split).model_copy(update={"positives": "behavior != 'view'"})
+    if recipe.lists.items:  # text of one id is a list of one item
+        changes["lists"] = ListOptions(items="item_id", choice=recipe.lists.choice)
+        changes["split"] = changes["split"].model_copy(update={"positives": "behavior != 'view'"})
     if recipe.batch.recent < 1 or recipe.scale.recent != (1.0,):  # needs a clock, which the generated log has
         assert recipe.data.time_kind != "order"
     if recipe.model.side.columns:  # likewise
@@ -90,6 +94,8 @@ REAL = {
     "ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
     "ml-latest-timeline": ("movielens-latest-206k", 2_148, 206_423),
     "globo-timeline": ("globo-news", 322_897, 2_988_181),
+    "ml-latest-ratings": ("movielens-latest-206k", 2_148, 206_423),
+    "trivago-lists": ("trivago", 7_513, 87_608),
     "kuairand-unified": ("kuairand", 27_077, 1_039_631),
     "scale/globo": ("globo-news", 322_897, 2_988_181),
     "scale/ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
@@ -100,7 +106,7 @@ REAL = {
 def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_data: Path) -> None:
     folder, users, events = REAL[name]
     recipe = load_recipe(FOLDER / f"{name}.toml", [f"data.path={shared_data / folder}"])
-    sequences = build_sequences(load_log(recipe.data), recipe.split, recipe.tasks)
+    sequences = build_sequences(load_log(recipe.data), recipe.split, recipe.tasks, recipe.lists)
     assert (sequences.n_users, len(sequences.item_N)) == (users, events)
     if recipe.split.protocol == "leave-one-out":
         assert len(sequences.targets("test")) == len(sequences.targets("validation")) == users

@@ -50,12 +50,12 @@ def test_variants_that_help_get_more_seeds(scripts: Any, tmp_path: Path, monkeyp
 
 def test_the_tables_are_weighed_and_measured(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants, tables = scripts("variants"), scripts("item_tables")
-    monkeypatch.setattr(tables, "TRAINED", {name: tables.TRAINED[name] for name in ("full", "low-rank-0.25")})
+    monkeypatch.setattr(tables, "TRAINED", {name: tables.TRAINED[name] for name in ("full", "low-rank-a-quarter")})
     bench = variants.Bench(str(write_tiny(tmp_path / "tiny.toml")), [], tmp_path / "runs")
     rows, metric = tables.measured(bench)
     size = {row["name"]: row["table_bytes"] for row in rows}
-    assert list(size) == ["full", "low-rank-0.25", "8 bits", "4 bits"]
-    assert size["full"] > size["8 bits"] > size["4 bits"] and size["low-rank-0.25"] < 0.4 * size["full"]
+    assert list(size) == ["full", "low-rank-a-quarter", "8 bits", "4 bits"]
+    assert size["full"] > size["8 bits"] > size["4 bits"] and size["low-rank-a-quarter"] < 0.4 * size["full"]
     assert all(row["paired"]["against"] == "full" for row in rows[1:]) and "paired" not in rows[0]
     assert len(tables.table(rows, metric)) == 6 and json.dumps(rows)
 

@@ -24,16 +24,20 @@ from safetensors.torch import save_file
 
 from largerec.errors import LargeRecError
 from largerec.features import SIDES, Features
+from largerec.lists import SHOWN
 from largerec.quantised_rows import Bits
 from largerec.recipe import Recipe, recipe_from
 from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
+CHOICE = "choice.json"
+RANDOM = "random.parquet"
 NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
 OWN_FILES = re.compile(
-    r"(recipe|lineage|result|features)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+|predictions-\w+)\.parquet"
+    r"(recipe|lineage|result|features|choice)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
+    r"|(vocabulary|histories|random|ranks-\w+|predictions-\w+|lists-\w+)\.parquet"
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")
@@ -281,6 +285,7 @@ class Bundle:
         document, recipe = self.read_json("recipe.json"), self.recipe()
         columns = ["user_id", "item_id", "timestamp", "stage", *(f"{TASK_COLUMN}{name}" for name in recipe.tasks)]
         columns += ["positive"] if recipe.split.positives is not None else []
+        columns += [SHOWN] if recipe.lists.items is not None else []
         edges = {name: tuple(between) for name, between in document.get("task_edges", {}).items()}
         table = self.read_parquet("histories.parquet", columns)
         return from_frame(table, document.get("time_kind", "timestamp"), recipe.split.targets, edges)
@@ -418,7 +423,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 of the split log: ids, order, times and stages; labels, positives and weights, where there are any."""
+    """SHA-256 of the split log: ids, order, times and stages; labels, positives, weights and lists, where there are any."""
     digest = hashlib.sha256()
     for ids in (sequences.user_ids, sequences.item_ids):
         digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
@@ -427,6 +432,11 @@ def data_hash(sequences: Sequences) -> str:
     for name, optional in (("/".join(sequences.tasks), sequences.label_NA), ("positives", sequences.positive_N)):
         if optional is not None:
             digest.update(name.encode() + np.ascontiguousarray(optional).astype(np.int64).tobytes())
+    if sequences.propensity_N is not None:
+        digest.update(b"propensities" + np.ascontiguousarray(sequences.propensity_N).tobytes())
+    if sequences.lists is not None:
+        for name, array in sorted(vars(sequences.lists).items()):
+            digest.update(name.encode() + (b"" if array is None else np.ascontiguousarray(array).tobytes()))
     if sequences.weight_N is not None:
         digest.update(b"weights" + np.ascontiguousarray(sequences.weight_N).astype(np.float32).tobytes())
     return digest.hexdigest()

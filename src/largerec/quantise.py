@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from largerec import metrics
-from largerec.bundle import FEATURE_FILES, Bundle, is_partial
+from largerec.bundle import FEATURE_FILES, RANDOM, Bundle, is_partial
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.item_tables import quantise_tables, table_bytes
 from largerec.quantised_rows import Bits
 
-KEPT = ("vocabulary.parquet", "histories.parquet", *FEATURE_FILES)
-MEASURED = ("test", "test_unmasked", "targets", "baselines", "intervals", "slices", "best_possible", "validation_tasks")
+KEPT = ("vocabulary.parquet", "histories.parquet", RANDOM, *FEATURE_FILES)
+OF_TRAINING = (
+    *("name", "model", "protocol", "query_time", "seed", "data", "params", "params_non_embedding"),
+    *("train_tokens", "train_flops", "train_seconds", "threads", "steps", "best_step"),
+)
 
 
 def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]
     engine.scorer.prepared()
     found = measure(engine, engine.sequences.targets("validation"))
     cutoffs = source.recipe().evaluate.k
-    result = {key: value for key, value in result.items() if key not in MEASURED} | {
+    result = {key: result[key] for key in OF_TRAINING} | {
         "validation": metrics.summarise(found.rank_N, cutoffs),
         "validation_unmasked": metrics.summarise(found.unmasked_N, cutoffs),
         "item_table": {"bits": bits, "bytes": table_bytes(model), "bytes_full": full},

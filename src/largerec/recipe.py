@@ -21,6 +21,7 @@ from largerec.features import FeatureOptions
 from largerec.grid import ScaleOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
+from largerec.lists import ListOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
@@ -30,7 +31,7 @@ from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
 
-RESERVED = ("user_id", "item_id", "score", "rank", "title")  # columns of what the Engine gives
+RESERVED = ("user_id", "item_id", "score", "rank", "title", "choice")  # columns of what the Engine gives
 
 
 class TrainOptions(Options):
@@ -117,6 +118,7 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    lists: ListOptions = ListOptions()
     features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()

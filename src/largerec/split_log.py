@@ -35,7 +35,7 @@ class SplitLog:
             LargeRecError: the data or the split is wrong.
         """
         log = load_log(recipe.data)
-        sequences = build_sequences(log, recipe.split, recipe.tasks)
+        sequences = build_sequences(log, recipe.split, recipe.tasks, recipe.lists)
         return cls(log, sequences, AtomicTokenizer.fit(sequences, log.items), data_hash(sequences))
 
     def lineage(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.evaluate_lists import validate_lists
+from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
@@ -94,6 +96,7 @@ class Trainer:
             features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
             lineage["features_hash"] = features.digest()
         self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
+        keep_random(self.bundle, recipe, sequences)
         torch.manual_seed(recipe.seed)
         layout = None if features is None else features.layout()
         self.scorer = build_scorer(recipe, tokenizer, sequences, layout)
@@ -382,6 +385,7 @@ class Trainer:
         if self.asked_rows is not None:
             predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
             tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
+        tasks |= validate_lists(self.engine, self.bundle, recipe)
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
