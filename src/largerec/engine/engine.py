@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -380,9 +381,13 @@ def load(path: str | Path) -> Engine:
 
     Raises:
         LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
+
+    Warns (UserWarning) where the run was trained on someone who was to be forgotten since.
     """
     bundle = Bundle.open(path)
     bundle.check_members()
+    if (said := bundle.forgotten()) is not None:
+        warnings.warn(said, stacklevel=2)
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
