@@ -153,8 +153,10 @@ def add_tasks(
 
     ``layout``: of the recipe's features, which join the state in the heads or are added to the tokens.
     """
+    layout = None if model.ranks_only else layout  # a ranker has its features as fields
     width = model.item_table_VD.shape[1]
     model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
     if layout is not None and where == "input":
         model.input.features = FeatureVector(layout, width, normalised=False)
-    model.task_heads = TaskHeads(options, tasks, width, actions, layout if where == "heads" else None)
+    in_heads = layout if where == "heads" else None
+    model.task_heads = TaskHeads(options, tasks, model.state_width or width, actions, in_heads)

@@ -185,6 +185,37 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _rankers_rank(self) -> Self:
+        if not self.model.ranks_only:
+            return self
+        name = self.model.name
+        if not self.tasks or self.batch.actions != "interleaved":
+            raise LargeRecError(
+                f'model.name={name!r} only ranks: it needs tasks, such as tasks.click.where="is_click = 1", and '
+                "batch.actions=interleaved."
+            )
+        if self.ranking.retrieval:
+            raise LargeRecError(f"model.name={name!r} only ranks, so there is no loss of the next item; set ranking.retrieval=0.")
+        if self.head != HeadOptions():
+            raise LargeRecError(f"head.* is about scores of the catalogue, and model.name={name!r} only ranks; leave it out.")
+        if self.lists.items is not None or self.evaluate.exposure.by is not None:
+            raise LargeRecError(
+                f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; "
+                "leave lists and evaluate.exposure out."
+            )
+        if self.train.recompute:
+            raise LargeRecError(f"train.recompute works block by block, and {name!r} has no blocks; leave it out.")
+        if self.features.where == "input":
+            raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
+        width = self.model.shape[1]
+        if self.features.any and self.features.width != width:
+            raise LargeRecError(
+                f"the fields of {name!r} have one width, but features.width={self.features.width} and model.width={width}; give "
+                "both the same."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_read_by_tasks(self) -> Self:
         if self.features.any and not self.tasks:
             raise LargeRecError(
@@ -291,6 +322,12 @@ class Recipe(Options):
         if family not in FAMILIES:
             raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
         options, _ = FAMILIES[family]
+        if options.ranks_only != self.model.ranks_only:
+            only = family if options.ranks_only else self.model.name
+            raise LargeRecError(
+                f"{family!r} cannot stand beside {self.model.name!r} by run.compare: {only!r} only ranks, and needs other "
+                "settings: a recipe of its own."
+            )
         ours, theirs = type(self.model).model_fields, options.model_fields
         kept = theirs.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
         if "feedforward" in ours.keys() & theirs.keys():  # which counts other matrices where its default or kind is another

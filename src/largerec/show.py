@@ -74,7 +74,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
     to = to or console()
     for example in found["examples"]:
         to.print(_example(example))
-    to.print(metric_table(found["rows"], found["result"]))
+    if found["result"]["test"]:
+        to.print(metric_table(found["rows"], found["result"]))
     if (share := reached(found["result"])) is not None:
         to.print(share)
     if found["result"]["tasks"]:
@@ -87,7 +88,10 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
-    to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+    if found["examples"]:
+        to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+    else:
+        to.print(f"Next: largerec rank {found['dir']} --user-id USER --items ITEM ITEM")
 
 
 def task_table(result: dict[str, Any]) -> Table:
@@ -197,7 +201,11 @@ def _example(example: dict[str, Any]) -> Table:
 def trained(result: dict[str, Any], path: str) -> None:
     to = console()
     found = "  ".join(f"{name} {_number(result['validation'][name])}" for name in SHOWN if name in result["validation"])
-    to.print(f"validation (seen items masked): {found}")
+    if found:
+        to.print(f"validation (seen items masked): {found}")
+    for task, measured in result.get("validation_tasks", {}).items():
+        kept = [f"{name} {_number(measured[name])}" for name in ("auc", "gauc", "ne") if measured.get(name) is not None]
+        to.print(f"validation of {task}: {'  '.join(kept)}")
     to.print(f"Files: {Path(path)}/. Next: largerec evaluate {path}")
 
 
@@ -205,6 +213,9 @@ def evaluated(result: dict[str, Any]) -> None:
     from largerec.experiments import rows_of  # here, since most of what is printed needs no torch
 
     to = console()
+    if not result["test"]:  # a model that only ranks
+        to.print(task_table(result))
+        return to.print(f"Test evaluations of this run: {result['n_test_evaluations']}.")
     to.print(metric_table(rows_of([result]), result))
     if (share := reached(result)) is not None:
         to.print(share)

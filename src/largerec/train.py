@@ -305,12 +305,14 @@ class Trainer:
     def judged(self) -> tuple[dict[str, float], float]:
         """What a validation says of the weights at hand, and the number by which they are chosen: higher is better."""
         name = self.options.metric
-        rank_N = measure(self.engine, self.validation_rows).rank_N
-        kind, _, k = name.partition("@")
-        shown = metrics.summarise(rank_N, (10,))
-        if k:
-            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
-            shown[name] = float(functions[kind](rank_N, int(k)).mean())
+        shown: dict[str, float] = {}
+        if self.engine.retrieves:
+            rank_N = measure(self.engine, self.validation_rows).rank_N
+            kind, _, k = name.partition("@")
+            shown = metrics.summarise(rank_N, (10,))
+            if k:
+                functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
+                shown[name] = float(functions[kind](rank_N, int(k)).mean())
         if self.asked_rows is not None:
             shown |= task_values(self.engine, self.asked_rows)
         return shown, shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
@@ -379,7 +381,8 @@ class Trainer:
         on those that are given."""
         self.bundle.load_weights(self.model)
         self.scorer.prepared()
-        found = measure(self.engine, self.engine.sequences.targets("validation") if row_N is None else row_N)
+        rows = self.engine.sequences.targets("validation") if row_N is None else row_N
+        found = measure(self.engine, rows) if self.engine.retrieves else None
         recipe, state = self.recipe, self.state
         tasks: dict[str, Any] = {}
         if self.asked_rows is not None:
@@ -403,8 +406,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "steps": state.step,
             "best_step": state.best_step,
-            "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
-            "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            "validation": {} if found is None else metrics.summarise(found.rank_N, recipe.evaluate.k),
+            "validation_unmasked": {} if found is None else metrics.summarise(found.unmasked_N, recipe.evaluate.k),
             **tasks,
             "tasks": {},
             "n_test_evaluations": 0,
