@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from largerec import metrics
-from largerec.bundle import FEATURE_FILES, RANDOM, Bundle, is_partial
+from largerec.bundle import BEGINNING, FORGOTTEN, RANDOM, Bundle, is_partial
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.item_tables import quantise_tables, table_bytes
 from largerec.quantised_rows import Bits
 
-KEPT = ("vocabulary.parquet", "histories.parquet", RANDOM, *FEATURE_FILES)
+KEPT = (*(name for name in BEGINNING if name != "lineage.json"), RANDOM, FORGOTTEN)
 OF_TRAINING = (
     *("name", "model", "protocol", "query_time", "seed", "data", "params", "params_non_embedding"),
     *("train_tokens", "train_flops", "train_seconds", "threads", "steps", "best_step"),
