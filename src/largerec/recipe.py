@@ -230,6 +230,22 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _hard_negatives_are_shown_and_judged(self) -> Self:
+        if not self.ranking.hard_negatives:
+            return self
+        judges = any(self.tasks[name].n_classes == 2 for name in self.learned_tasks)
+        needed = {
+            "split.positives, which says which events are shown and not taken": self.split.positives is not None,
+            "ranking.retrieval above 0, whose loss they join": self.ranking.retrieval > 0,
+            "a task with where and a weight, which judges them": judges,
+            "head.similarity dot or cosine, whose scores are products": self.head.similarity != "mol",
+        }
+        missing = [what for what, there in needed.items() if not there]
+        if missing:
+            raise LargeRecError(f"ranking.hard_negatives needs {'; '.join(missing)}. Give that, or leave hard_negatives out.")
+        return self
+
+    @model_validator(mode="after")
     def _rows_need_an_objective_that_uses_few(self) -> Self:
         if self.optim.table != "adamw" and isinstance(self.objective, SoftmaxOptions):
             raise LargeRecError(

@@ -35,6 +35,7 @@ from largerec.evaluate_lists import validate_lists
 from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.feature_tables import build_features
+from largerec.hard_negatives import hard_negative_loss
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -234,7 +235,8 @@ class Trainer:
             return loss
         heads = self.model.task_heads
         assert isinstance(heads, TaskHeads)
-        return heads.joint(loss, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
+        hard = hard_negative_loss(heads, part.batch, hidden_TD, queries_TD, table_KD, keys_KD) * part.target_share
+        return heads.joint(loss + hard, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
 
     def _diverged(self, what: str, value: float, rate: float) -> Diverged:
         return Diverged(

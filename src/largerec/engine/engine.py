@@ -117,8 +117,7 @@ class Engine:
     def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
         """Ask for users at a moment: the history is what had happened by then, and what has no time."""
         moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-        spans = [self._rows_until(int(row), at) for row in row_U]
-        start_U, end_U = (np.array(ends, dtype=np.int64) for ends in zip(*spans, strict=True))
+        start_U, end_U = np.array([self._rows_until(int(row), at) for row in row_U], dtype=np.int64).reshape(-1, 2).T
         kept_N1 = self.rows.kept_N1
         return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
 
