@@ -443,8 +443,9 @@ def curated(found: dict[str, Any]) -> None:
 
 def traced(found: dict[str, Any], most: int = 20) -> None:
     """What happened to rows, the first of them."""
-    to = console()
-    to.print(f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False)
+    (to := console()).print(
+        f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False
+    )
     table = Table()
     for name in ("row", "user", "item", "time", "stage", "now", "what happened"):
         table.add_column(name, overflow="fold")
