@@ -19,8 +19,7 @@ SHOWN = ("recall@10", "ndcg@10", "mrr@10")
 
 def console() -> Console:
     """The terminal, or 132 columns where the output goes to a file or a pipe."""
-    to = Console(highlight=False)
-    return to if to.is_terminal else Console(highlight=False, width=132)
+    return Console(highlight=False, width=None if Console().is_terminal else 132)
 
 
 def _number(value: float) -> str:
@@ -443,9 +442,8 @@ def curated(found: dict[str, Any]) -> None:
 
 def traced(found: dict[str, Any], most: int = 20) -> None:
     """What happened to rows, the first of them."""
-    (to := console()).print(
-        f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False
-    )
+    to = console()
+    to.print(f"{found['rows']:,} rows, of which {found['removed']:,} are removed in {found['version']}", markup=False)
     table = Table()
     for name in ("row", "user", "item", "time", "stage", "now", "what happened"):
         table.add_column(name, overflow="fold")
