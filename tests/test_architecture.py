@@ -34,7 +34,7 @@ LEVELS = (
     "train",
     "learner",
     "experiments ensemble tune order cures",
-    "scaling update report serve doctor estimate show",
+    "scaling update report serve doctor estimate show show_scaling",
     "compare_tasks",
     "bench compare ablate",
     "cli cli_data",
