@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "largerec"
 LEVELS = (
     "errors options",
     "kernels metrics paired task_metrics distributed events columns badrows",
-    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
+    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
     " tasks sequences batches layers item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking averaging",

@@ -125,6 +125,26 @@ def compare(
 
 
 @app.command()
+def ablate(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="a log, the folder of a known set, or - for the recipe's own")],
+    overrides: Overrides = None,
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="PLAN", help="a TOML file: a recipe, and versions with their steps")
+    ] = "",
+    to: Annotated[str | None, typer.Option("--out", metavar="FILE", help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what cures are worth: one recipe on a log as it is and on each version of it, paired, at equal steps."""
+    from largerec import ablate as module
+    from largerec import show
+
+    if not plan:
+        raise LargeRecError("largerec ablate needs --plan PLAN, a TOML file as docs/ablate.md shows.")
+    found = module.from_arguments(path, plan, overrides or [], to)
+    print_json(found) if as_json else show.ablated(found)
+
+
+@app.command()
 def ensemble(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RUN RUN... run.dir=FOLDER", help="finished runs on one split, and where it goes")
@@ -243,6 +263,7 @@ def curate(
     as_json: AsJson = False,
 ) -> None:
     """Cure the training rows of a log by the steps of a plan: each makes a version, and nothing is overwritten."""
+    import largerec.cures  # noqa: F401  makes the steps that train a model known to plans
     from largerec import curate as module
     from largerec import show
     from largerec.curate.plan import Plan, load_plan, plan_of
