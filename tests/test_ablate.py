@@ -173,7 +173,7 @@ def staged(log: EventLog) -> EventLog:
     return EventLog(events, log.items, log.time_kind, log.notes, log.source)
 
 
-@pytest.mark.parametrize("log", [random_log(users=20, events=400), simulate(SimulateOptions(users=60, items=50, events=900))])
+@pytest.mark.parametrize("log", [random_log(users=20, events=400), simulate(SimulateOptions(users=60, items=80, events=900))])
 def test_faults_go_into_training_rows_and_leave_the_split_whole(log: EventLog) -> None:
     """Evaluation rows stay in place and value; no training row comes to lie behind what its user is asked; bots are new users."""
     options = FaultOptions(misclicks=0.1, duplicates=0.1, clock_errors=0.3, bots=0.2)
