@@ -41,7 +41,7 @@ duplicates = 0.1
 bots = 0.05
 [[version]]
 name = "nothing"
-step = [{name = "duplicates", match = "window", hours = 0.0000001}]
+step = [{name = "misclicks", score = 1000.0}]
 [[version]]
 name = "rules"
 step = [{name = "duplicates"}, {name = "bots"}]
