@@ -65,7 +65,7 @@ class TruncatedLossStep(Options):
         """Weights that cut the largest losses of a step; how often each row was cut after the ramp is counted in ``left_N``."""
 
         def weigh(loss_T: torch.Tensor, row_T: torch.Tensor, epoch: int) -> torch.Tensor:
-            rate = self.drop_rate * min(1.0, epoch / max(1, self.ramp_epochs))
+            rate = self.drop_rate * (min(1.0, epoch / self.ramp_epochs) if self.ramp_epochs else 1.0)
             count = int(rate * len(loss_T))
             weight_T = torch.ones_like(loss_T)
             if count:
