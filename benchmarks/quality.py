@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> dict[str, dict[str, Any]]:
     """Result documents of one seed by name, the recipe's and its compared families': as ``largerec compare`` makes them."""
     recipe = load_recipe(recipe_path, overrides)
-    data = data_hash(build_sequences(load_log(recipe.data), recipe.split, recipe.tasks))
+    data = data_hash(build_sequences(load_log(recipe.data), recipe.split, recipe.tasks, recipe.lists))
     return {one.name: finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), data) for one in with_compared(recipe)}
 
 

@@ -57,7 +57,7 @@ def build_engine(history: int, actions: str) -> Engine:
     times = 1_600_000_000_000 + np.sort(rng.integers(30 * 86_400_000, size=len(item_N)))
     columns = {"user_id": user_N, "item_id": item_N, "timestamp": times, "value": rng.integers(0, 5, len(item_N)).astype(float)}
     log = EventLog(pl.DataFrame(columns), None, "timestamp", (), "generated")
-    sequences = build_sequences(log, recipe.split, recipe.tasks)
+    sequences = build_sequences(log, recipe.split, recipe.tasks, recipe.lists)
     tokenizer = AtomicTokenizer.fit(sequences)
     torch.manual_seed(0)
     return Engine(build_scorer(recipe, tokenizer, sequences).prepared(), tokenizer, sequences)

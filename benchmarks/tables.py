@@ -26,6 +26,10 @@ TIMELINES = {
     "globo-timeline": "Globo.com news, test on 16 October 2017",
 }
 
+LISTS = {"trivago-lists": "trivago, 25 hotels"}
+# result files of benchmarks/zoo.py -> data; the first was tuned, the others have its settings
+ZOOS = {"zoo-beauty": "Amazon Beauty", "zoo-sports": "Amazon Sports", "zoo-toys": "Amazon Toys"}
+
 # Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
 PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
 
@@ -81,6 +85,22 @@ def timelines() -> list[str]:
     return lines
 
 
+def lists() -> list[str]:
+    """Choices among shown items: what rules reach, and the run's scores."""
+    lines = ["| shown items | ranked by | mrr, with 95 % | hit@1 |", "|---|---|---|---|"]
+    for name, title in LISTS.items():
+        if (found := read(name)) is None:
+            continue
+        (run,) = found["results"]
+        scores = {f"{run['model']}, {score}": metrics for score, metrics in run["lists"]["scores"].items()}
+        for label, metrics in (run["lists"]["baselines"] | scores).items():
+            low, high = metrics["intervals"]["mrr"]
+            lines.append(
+                f"| {title} | {label} | {four(metrics['mrr'])} ({four(low)} - {four(high)}) | {four(metrics['hit@1'])} |"
+            )
+    return lines
+
+
 def speed() -> list[str]:
     lines = ["| training, tokens a second on 2 cores | 2 blocks | 8 blocks, 2 heads |", "|---|---|---|"]
     lines += [f"| {name} | {base} | {large} |" for name, (base, large) in PEERS.items()]
@@ -95,5 +115,90 @@ def speed() -> list[str]:
     return lines
 
 
+def trained_rows(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of recipes, best on validation first: no baselines and no ensembles."""
+    rows = [row for row in document["rows"] if row["model"] is not None and "members" not in row]
+    return sorted(rows, key=lambda row: -row["validation"][document["metric"]])
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values for several tests at once, by Holm's method (1979): one of them falls below .05 by chance once in twenty."""
+    order, adjusted, largest = sorted(range(len(p_values)), key=p_values.__getitem__), [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def verdict(document: dict[str, Any]) -> str:
+    """Which differences from the row chosen on validation are more than chance, in one sentence."""
+    metric, rows = document["metric"], trained_rows(document)
+    others = [row for row in rows if "paired" in row]
+    if not others:
+        return ""
+    against, adjusted = others[0]["paired"]["against"], holm([row["paired"][metric]["p_value"] for row in others])
+    said = {"better": list[str](), "worse": list[str](), "not told apart": list[str]()}
+    for row, p in zip(others, adjusted, strict=True):
+        difference = row["paired"][metric]["difference"]
+        kind = "not told apart" if p > 0.05 else "better" if difference > 0 else "worse"
+        said[kind].append(f"{row['name']} ({'-' if difference < 0 else '+'}{four(abs(difference))}, p = {p:.2g})")
+    parts = [f"{kind}: {', '.join(names)}" for kind, names in said.items() if names]
+    return (
+        f"Against {against}, by {metric} on the test, at .05 with Holm's correction for {len(others)} "
+        f"test{'s' if len(others) > 1 else ''}: {'; '.join(parts)}."
+    )
+
+
+def zoo_table(document: dict[str, Any]) -> list[str]:
+    """One row a recipe, best on validation first."""
+    metric = document["metric"]
+    lines = [
+        f"| recipe | {metric}, validation | recall@10 / ndcg@10, test | between seeds | 95 % of {metric} | minus {{against}} | p "
+        "| outside tables | trials | minutes | ms a user |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows = trained_rows(document)
+    against = next((row["paired"]["against"] for row in rows if "paired" in row), "")
+    lines[0] = lines[0].replace("{against}", against)
+    for row in rows:
+        low, high = row["intervals"][metric]
+        spread, test = row["test_spread"][metric], row.get("paired", {}).get(metric)
+        apart = (
+            f"{'-' if test['difference'] < 0 else ''}{four(abs(test['difference']))} | {test['p_value']:.2g}" if test else " | "
+        )
+        ended = row.get("trials")
+        tried = f"{ended['finished']} + {ended['pruned']} given up + {ended['failed']} failed" if ended else ""
+        cells = [
+            f"**{row['name']}**, chosen" if row["chosen"] else row["name"],
+            four(row["validation"][metric]),
+            pair(row["test"]),
+            four(spread) if spread is not None else "",
+            f"{four(low)} - {four(high)}",
+            apart,
+            f"{row['params_non_embedding']:,.0f}",
+            tried,
+            f"{row['train_seconds'] / 60:.0f}",
+            f"{row['recommend_ms']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def zoo() -> list[str]:
+    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first."""
+    found = {name: document for name in ZOOS if (document := read(name)) is not None}
+    if not found:
+        return []
+    by_set = [{row["name"]: row for row in trained_rows(document)} for document in found.values()]
+    lines = [f"| family | {' | '.join(ZOOS[name] for name in found)} |", "|---" * (1 + len(found)) + "|"]
+    for name, row in by_set[0].items():
+        cells = []
+        for rows in by_set:
+            value = pair(rows[name]["test"]) if name in rows else ""
+            cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value)
+        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+    return [*lines, "", *(f"{ZOOS[name]}: {verdict(document)}" for name, document in found.items())]
+
+
 if __name__ == "__main__":
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *speed()]))
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed(), "", *zoo()]))

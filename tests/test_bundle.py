@@ -119,7 +119,11 @@ def drop_tensor(run: Path) -> None:
         pytest.param(put_torch_file, r"model\.safetensors is damaged", id="torch file as weights"),
         pytest.param(widen, r"input\.item\.weight has shape \(60, 17\), the recipe's model needs \(60, 16\)", id="other shape"),
         pytest.param(drop_tensor, r"norm\.weight has shape None", id="a tensor is missing"),
-        pytest.param(edit_recipe('"width": 16', '"width": 32'), r"does not fit the run's recipe", id="recipe of another width"),
+        pytest.param(
+            edit_recipe('"width": 16,\n   "heads"', '"width": 32,\n   "heads"'),
+            r"does not fit the run's recipe",
+            id="recipe of another width",
+        ),
         pytest.param(remove("vocabulary.parquet"), r"vocabulary\.parquet is missing", id="no vocabulary"),
         pytest.param(truncate("vocabulary.parquet"), r"vocabulary\.parquet is damaged", id="cut vocabulary"),
         pytest.param(put_other_table("vocabulary.parquet"), r"no column 'item_id'", id="foreign vocabulary"),

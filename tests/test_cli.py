@@ -220,17 +220,22 @@ def test_estimate(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: 
             "items",
             "params",
             "params_non_embedding",
+            "params_embedding",
             "memory_weights_mb",
             "memory_peak_mb",
             "flops_per_token",
+            "flops_per_request",
+            "flops_per_request_with_state",
         ),
         *("tokens_per_second", "tokens_per_epoch", "seconds_per_epoch", "planned_steps", "seconds_at_most"),
+        "core_hours_at_most",
     }
     trained = json.loads((trained_run() / "result.json").read_text())
     assert (found["params"], found["users"], found["items"]) == (trained["params"], 80, 60)
     assert found["planned_steps"] == trained["steps"]
     assert found["flops_per_token"] * trained["train_tokens"] == pytest.approx(trained["train_flops"])
-    assert found["tokens_per_second"] > 0
+    assert found["tokens_per_second"] > 0 and found["params_embedding"] == found["params"] - found["params_non_embedding"]
+    assert found["flops_per_request_with_state"] < found["flops_per_request"]
     assert found["memory_weights_mb"] == round(16 * found["params"] / 1e6, 1)
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.toml"], "it leaves nothing behind"
     said = largerec("estimate", recipe, "batch.tokens=100000")  # one batch an epoch

@@ -11,10 +11,10 @@ import torch
 from test_models import LENGTHS, MAX_LENGTH, hidden, model_of, options_of, random_batch
 from torch.nn import functional as F
 
-from largerec.accounting import training_flops_per_token
+from largerec.accounting import block_operations, training_flops_per_token
 from largerec.batches import Batch
 from largerec.kernels.reference import time_bucket
-from largerec.models import Backbone, build_model, non_embedding_parameters
+from largerec.models import Backbone, build_model
 from largerec.models.fuxi_linear import PERIODS_S
 from largerec.objectives import SampledSoftmaxOptions
 from largerec.recipe import recipe_from
@@ -208,7 +208,7 @@ def forward_flops(family: str, context: float, **settings: Any) -> float:
     assert isinstance(recipe.objective, SampledSoftmaxOptions)
     backbone: Backbone = build_model(recipe.model, 100, 50)
     whole = training_flops_per_token(recipe, backbone, 100, context) / 3
-    return whole - 2 * non_embedding_parameters(backbone) - 2 * 16 * 4
+    return whole - block_operations(backbone) - 2 * 16 * 4
 
 
 @pytest.mark.parametrize(

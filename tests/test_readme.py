@@ -30,11 +30,16 @@ def test_the_first_lines_show_the_two_commands_and_a_picture() -> None:
     assert (ROOT / first.partition("](")[2].partition(")")[0]).is_file()
 
 
-@pytest.mark.parametrize("part", ["leave_one_out", "timelines", "speed"])
+@pytest.mark.parametrize("part", ["leave_one_out", "timelines", "lists", "speed"])
 def test_the_tables_are_those_of_the_result_files(part: str) -> None:
     lines = getattr(tables(), part)()
     assert len(lines) > 2, "there are results"
     for line in lines:
+        assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
+
+
+def test_the_table_of_families_is_that_of_the_result_files_there_are() -> None:
+    for line in tables().zoo():
         assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
 
 

@@ -59,7 +59,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(document: dict[str
 def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
     message = refused({"batch": {"xyzzy": 5}})
     assert "did you mean" not in message
-    assert message.endswith("Allowed: actions, max_length, stochastic_length, tokens, window.")
+    assert message.endswith("Allowed: actions, max_length, recent, stochastic_length, tokens, users, window.")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from largerec.ablate import load_ablation
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
 from largerec.item_tables import SideOptions
+from largerec.lists import ListOptions
 from largerec.models import build_model, non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe
 from largerec.sequences import build_sequences
@@ -31,6 +32,7 @@ def place_of(path: Path) -> str:
     return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
+RUN_DIRS = {"scale-demo": "runs/scale"}
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=place_of)
 each_of_the_zoo = pytest.mark.parametrize("path", ZOO, ids=place_of)
 
@@ -51,6 +53,11 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         changes["tasks"] = {name: TaskOptions(where="behavior = 'buy'") for name in recipe.tasks}
     if recipe.split.positives is not None:  # likewise
         changes["split"] = changes.get("split", recipe.split).model_copy(update={"positives": "behavior != 'view'"})
+    if recipe.lists.items:  # text of one id is a list of one item
+        changes["lists"] = ListOptions(items="item_id", choice=recipe.lists.choice)
+        changes["split"] = changes["split"].model_copy(update={"positives": "behavior != 'view'"})
+    if recipe.batch.recent < 1 or recipe.scale.recent != (1.0,):  # needs a clock, which the generated log has
+        assert recipe.data.time_kind != "order"
     if recipe.model.side.columns:  # likewise
         changes["model"] = recipe.model.model_copy(update={"side": SideOptions(columns=("title",), width=16)})
     return recipe.model_copy(update=changes)
@@ -81,7 +88,7 @@ def test_a_recipe_says_what_it_is_and_where_it_goes(path: Path) -> None:
     recipe = load_recipe(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert recipe.name == place_of(path).replace("/", "-")
-    assert recipe.run.dir == f"runs/{place_of(path)}"
+    assert recipe.run.dir == RUN_DIRS.get(place_of(path), f"runs/{place_of(path)}")
     assert not recipe.run.overwrite
     assert recipe.data.path is None, "data lies elsewhere on every machine"
 
@@ -97,7 +104,11 @@ REAL = {
     "ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
     "ml-latest-timeline": ("movielens-latest-206k", 2_148, 206_423),
     "globo-timeline": ("globo-news", 322_897, 2_988_181),
+    "ml-latest-ratings": ("movielens-latest-206k", 2_148, 206_423),
+    "trivago-lists": ("trivago", 7_513, 87_608),
     "kuairand-unified": ("kuairand", 27_077, 1_039_631),
+    "scale/globo": ("globo-news", 322_897, 2_988_181),
+    "scale/ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
 }
 
 
@@ -105,7 +116,7 @@ REAL = {
 def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_data: Path) -> None:
     folder, users, events = REAL[name]
     recipe = load_recipe(FOLDER / f"{name}.toml", [f"data.path={shared_data / folder}"])
-    sequences = build_sequences(load_log(recipe.data), recipe.split, recipe.tasks)
+    sequences = build_sequences(load_log(recipe.data), recipe.split, recipe.tasks, recipe.lists)
     assert (sequences.n_users, len(sequences.item_N)) == (users, events)
     if recipe.split.protocol == "leave-one-out":
         assert len(sequences.targets("test")) == len(sequences.targets("validation")) == users
@@ -113,7 +124,7 @@ def test_a_recipe_reads_and_splits_the_data_it_is_made_for(name: str, shared_dat
 
 def test_every_recipe_has_its_data() -> None:
     others = [path for path in RECIPES if path not in ZOO]
-    assert {path.stem for path in others if "simulate" not in load_recipe(path).data.model_fields_set} == REAL.keys()
+    assert {place_of(path) for path in others if "simulate" not in load_recipe(path).data.model_fields_set} == REAL.keys()
 
 
 @each_of_the_zoo

@@ -24,7 +24,8 @@ from largerec.metrics import summarise
 from largerec.models import FAMILIES
 from largerec.optim import derived_learning_rate, learning_rate_at
 from largerec.progress import Progress
-from largerec.train import Trainer, commit_of, train
+from largerec.split_log import commit_of
+from largerec.train import Trainer, train
 
 RESULT_KEYS = {
     "name",

@@ -11,14 +11,17 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from largerec.errors import LargeRecError
+from largerec.features import FeatureRows
 from largerec.options import Options
-from largerec.sequences import Sequences
+from largerec.sequences import TRAIN, Sequences
 from largerec.tasks import UNKNOWN
 
 Actions = Literal["interleaved", "summed"]
@@ -39,6 +42,10 @@ class BatchOptions(Options):
     predicts its own labels, and the whole event, which predicts the next item (Zhai et al. 2024, section 2.2); ``max_length``
     counts events, ``tokens`` tokens. ``summed``: one token, item and labels added; half the length, and labels are predicted
     from the state before an event and the item in question.
+
+    ``users``, ``recent``: train on this share of the users (seeded; the users of a smaller share are among those of a larger one)
+    and on this share of the training events, the most recent ones by the clock. The catalogue, its counts and all that is
+    evaluated stay those of the whole log.
     """
 
     max_length: int = Field(50, ge=1)
@@ -46,6 +53,8 @@ class BatchOptions(Options):
     window: Literal["last", "all", "sample"] = "last"
     stochastic_length: float | None = Field(None, gt=1, le=2)
     actions: Actions | None = None
+    users: float = Field(1.0, gt=0, le=1)
+    recent: float = Field(1.0, gt=0, le=1)
 
     @property
     def positions(self) -> int:
@@ -63,7 +72,9 @@ class Batch:
     With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
-    the loss, where a log weighs its events; one of weight 0 is no target.
+    the loss, where a log weighs its events and not all alike; one of weight 0 is no target.
+
+    ``features``: of the event that a token carries; with summed actions, of the one that it is asked about.
     """
 
     item_T: torch.Tensor
@@ -117,12 +128,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class KnownOfEvents:
+    """The features of M kept rows: the row of its context and of its user in the tables of ``rows``, -1: unknown."""
+
+    rows: FeatureRows
+    context_M: np.ndarray
+    user_M: np.ndarray
+
+    def at(self, index_T: np.ndarray, token_T: np.ndarray) -> dict[str, torch.Tensor]:
+        """Of the events at these rows; ``token_T`` are their items."""
+        return self.rows.of(self.context_M[index_T], self.user_M[index_T], token_T)
+
+
+@dataclass(frozen=True)
 class TokenRows:
     """All events of all users as tokens; events on items outside the catalogue are left out.
 
     ``token_M``, ``time_M``, ``behaviour_M``: the M kept rows. ``kept_N1[row]``: how many rows were kept before a row of the
     sequences, which turns a row into a position here. ``label_MA``: their labels; ``positive_M``: which may be targets (all, when
-    not given); ``weight_M``: how much each counts as a target; ``actions``: how events become tokens.
+    not given); ``weight_M``: how much each counts as a target; ``actions``: how events become tokens; ``known``: their features.
     """
 
     token_M: np.ndarray
@@ -133,13 +157,25 @@ class TokenRows:
     positive_M: np.ndarray | None = None
     actions: Actions | None = None
     weight_M: np.ndarray | None = None
+    known: KnownOfEvents | None = None
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all weights that are not 0 are equal, so that the mean needs none."""
+        return self.weight_M is not None and len(np.unique(self.weight_M[self.weight_M > 0])) <= 1
 
     @property
     def tokens_per_event(self) -> int:
         return 2 if self.actions == "interleaved" else 1
 
     @classmethod
-    def of(cls, sequences: Sequences, token_of_item: np.ndarray, actions: Actions | None = None) -> TokenRows:
+    def of(
+        cls,
+        sequences: Sequences,
+        token_of_item: np.ndarray,
+        actions: Actions | None = None,
+        features: FeatureRows | None = None,
+    ) -> TokenRows:
         token_N = token_of_item[sequences.item_N]
         kept_N = token_N >= 0
         time_N = sequences.time_N if sequences.time_kind == "timestamp" else np.full_like(sequences.time_N, -1)
@@ -152,6 +188,7 @@ class TokenRows:
             label_MA=None if label_NA is None or actions is None else label_NA[kept_N],
             positive_M=None if positive_N is None else positive_N[kept_N],
             actions=actions,
+            known=None if features is None else KnownOfEvents(features, np.flatnonzero(kept_N), sequences.user_N[kept_N]),
             weight_M=None if sequences.weight_N is None else sequences.weight_N[kept_N],
         )
 
@@ -164,7 +201,7 @@ class TokenRows:
         label_TA = batch.task_label_TA
         return replace(
             batch,
-            weight_T=weight_T,
+            weight_T=None if self.alike else weight_T,
             loss_mask_T=batch.loss_mask_T & (weight_T > 0),
             task_label_TA=None if label_TA is None else label_TA.masked_fill((weight_T == 0)[:, None], UNKNOWN),
         )
@@ -211,6 +248,7 @@ def pack_training(
         loss_mask_T=torch.from_numpy(mask_T),
         task_label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T + 1]),
         target_row_T=torch.from_numpy(index_T + 1),
+        features=_features(rows, index_T + 1),
     )
     return rows.weighed(batch)
 
@@ -237,7 +275,12 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
         behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
         action_T=None if rows.label_MA is None else torch.ones(len(index_T), dtype=torch.bool),
         label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T]),
+        features=_features(rows, index_T),
     )
+
+
+def _features(rows: TokenRows, index_T: np.ndarray) -> dict[str, torch.Tensor]:
+    return {} if rows.known is None else rows.known.at(index_T, rows.token_M[index_T])
 
 
 def pack_interleaved(rows: TokenRows, index_E: np.ndarray, length_B: np.ndarray, asked_B: np.ndarray | None = None) -> Batch:
@@ -291,23 +334,67 @@ def _windows(
     return np.maximum(np.repeat(first_U, count_U), end_W - length), end_W, np.zeros_like(end_W)
 
 
+def _first_recent(sequences: Sequences, share: float) -> np.ndarray:
+    """The first training row of each user that is among the most recent ``share`` of all by time [U].
+
+    Raises:
+        LargeRecError: the log has no clock.
+    """
+    first_U = sequences.offsets_U1[:-1]
+    if share == 1:
+        return first_U
+    if sequences.time_kind != "timestamp":
+        raise LargeRecError(
+            f"batch.recent={share} goes by the time of events, but this log has an order and no clock; leave it out."
+        )
+    trained_N = sequences.stage_N == TRAIN
+    time_E = np.sort(sequences.time_N[trained_N])
+    old_N = trained_N & (sequences.time_N < time_E[min(len(time_E) - 1, round((1 - share) * len(time_E)))])
+    before_N1 = np.concatenate([[0], np.cumsum(old_N)])  # old rows come first: a user's rows are in time order
+    found_U: np.ndarray = first_U + np.diff(before_N1[sequences.offsets_U1])
+    return found_U
+
+
 class TrainingBatches:
     """Training windows in a seeded random order a pass ("epoch"), packed to a token budget."""
 
-    def __init__(self, sequences: Sequences, token_of_item: np.ndarray, options: BatchOptions, seed: int) -> None:
-        self.rows = TokenRows.of(sequences, token_of_item, options.actions)
+    def __init__(
+        self,
+        sequences: Sequences,
+        token_of_item: np.ndarray,
+        options: BatchOptions,
+        seed: int,
+        features: FeatureRows | None = None,
+    ) -> None:
+        self.rows = TokenRows.of(sequences, token_of_item, options.actions, features)
         kept_N1 = self.rows.kept_N1
-        self.first_U, self.end_U = kept_N1[sequences.offsets_U1[:-1]], kept_N1[sequences.train_end_U]
+        self.first_U, self.end_U = kept_N1[_first_recent(sequences, options.recent)], kept_N1[sequences.train_end_U]
+        if options.users < 1:
+            order_U = np.random.default_rng([seed, 4]).permutation(sequences.n_users)
+            left_out_U = order_U[max(1, round(options.users * sequences.n_users)) :]
+            self.end_U[left_out_U] = self.first_U[left_out_U]
         self.start_W, self.end_W, self.room_W = _windows(self.first_U, self.end_U, options.max_length, options.window)
         if self.rows.weight_M is not None:  # a window without a target teaches nothing
             targets_M1 = np.concatenate([[0], np.cumsum(self.rows.weight_M > 0)])
             first_W = self.start_W - self.room_W + (0 if options.actions == "interleaved" else 1)
             asks_W = targets_M1[self.end_W + 1] > targets_M1[first_W]
             self.start_W, self.end_W, self.room_W = self.start_W[asks_W], self.end_W[asks_W], self.room_W[asks_W]
+        if not len(self.start_W) and min(options.users, options.recent) < 1:
+            raise LargeRecError(
+                f"with batch.users={options.users} and batch.recent={options.recent} no user is left who has two events to train "
+                "on; raise them."
+            )
         self.asked_W = (
             ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
         )
         self.options, self.seed = options, seed
+
+    @property
+    def unique_targets(self) -> int:
+        """Training targets there are before any is repeated, whichever windows a pass takes."""
+        if self.options.window == "last":
+            return int((self.end_W - self.start_W).sum())
+        return int(np.maximum(self.end_U - self.first_U - 1, 0).sum())
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -317,7 +404,7 @@ class TrainingBatches:
     def mean_context(self) -> float:
         """Tokens that a token attends to, itself among them, averaged over tokens."""
         length_W = self.tokens_of(0).astype(float)
-        return float((length_W**2).sum() / (2 * length_W.sum()))
+        return float((length_W * (length_W + 1)).sum() / (2 * length_W.sum()))
 
     def lengths_of(self, epoch: int) -> np.ndarray:
         """Inputs of each window in an epoch: all, or what stochastic length leaves. [W]"""

@@ -23,19 +23,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from largerec.errors import LargeRecError
+from largerec.features import SIDES, Features
+from largerec.lists import SHOWN
 from largerec.recipe import Recipe, recipe_from
 from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 
 FORMAT = 1
-NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.")
+CHOICE = "choice.json"
+RANDOM = "random.parquet"
+NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
+FORGOTTEN = "forgotten.json"  # marks a run that was trained on someone who was to be forgotten
 OWN_FILES = re.compile(
-    r"(recipe|lineage|result)\.json|metrics\.jsonl|(model|state)\.safetensors|(vocabulary|histories|ranks-\w+|predictions-\w+)\.parquet"
+    r"(recipe|lineage|result|features|choice|forgotten)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
+    r"|(vocabulary|histories|random|ranks-\w+|predictions-\w+|lists-\w+)\.parquet"
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")
-BEGINNING = ("vocabulary.parquet", "histories.parquet", "lineage.json")  # written before recipe.json, which makes a folder a run
+FEATURE_FILES = ("features.json", *(f"features-{side}.parquet" for side in SIDES))
+BEGINNING = (
+    "vocabulary.parquet",
+    "histories.parquet",
+    "lineage.json",
+    *FEATURE_FILES,
+)  # written before recipe.json, which makes a folder a run
 
 
 class Bundle:
@@ -73,7 +85,14 @@ class Bundle:
         return bundle
 
     @classmethod
-    def start(cls, recipe: Recipe, sequences: Sequences, tokenizer: AtomicTokenizer, lineage: Mapping[str, Any]) -> Bundle:
+    def start(
+        cls,
+        recipe: Recipe,
+        sequences: Sequences,
+        tokenizer: AtomicTokenizer,
+        lineage: Mapping[str, Any],
+        features: Features | None = None,
+    ) -> Bundle:
         """Begin a run in ``recipe.run.dir``, or take up the unfinished one that is there.
 
         Raises:
@@ -86,13 +105,20 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(bundle.path)!r} cannot be made ({error}); choose another folder.") from None
         unlock = bundle._lock()  # before anything is looked at or removed: another training may be writing there
         try:
-            bundle._begin(recipe, sequences, tokenizer, lineage)
+            bundle._begin(recipe, sequences, tokenizer, lineage, features)
         except BaseException:
             unlock()  # at once: the exception itself may keep this object alive
             raise
         return bundle
 
-    def _begin(self, recipe: Recipe, sequences: Sequences, tokenizer: AtomicTokenizer, lineage: Mapping[str, Any]) -> None:
+    def _begin(
+        self,
+        recipe: Recipe,
+        sequences: Sequences,
+        tokenizer: AtomicTokenizer,
+        lineage: Mapping[str, Any],
+        features: Features | None,
+    ) -> None:
         """Clear, take up or begin the run in the folder that is locked."""
         if recipe.run.overwrite and self.file("recipe.json").is_file() and self.file("lineage.json").is_file():
             self._clear_unless_resumable(recipe, lineage)
@@ -104,6 +130,11 @@ class Bundle:
         self.remove_partial_files()
         self.write_parquet("vocabulary.parquet", tokenizer.vocabulary)
         self.write_parquet("histories.parquet", sequences.frame())
+        if features is not None:
+            for side, table in features.tables.items():
+                if table.width:
+                    self.write_parquet(f"features-{side}.parquet", table)
+            self.write_json("features.json", features.to_json())
         self.write_json("lineage.json", dict(lineage))
         kinds = {"time_kind": sequences.time_kind, **({"task_edges": dict(sequences.edges)} if sequences.edges else {})}
         self.write_json("recipe.json", {"format": FORMAT, **kinds, "recipe": recipe.to_json()})
@@ -160,10 +191,13 @@ class Bundle:
         advice = "Pass run.overwrite=true to replace it, or choose another run.dir."
         if self.file("result.json").is_file():
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a finished run. {advice}")
-        missing = [name for name in ("vocabulary.parquet", "histories.parquet") if not self.file(name).is_file()]
+        needed = ("vocabulary.parquet", "histories.parquet", *(["features.json"] if recipe.features.any else []))
+        missing = [name for name in needed if not self.file(name).is_file()]
         if missing:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
         self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice, lineage.get("words_hash"))
+        if self.read_json("lineage.json").get("features_hash") != lineage.get("features_hash"):
+            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run on other features. {advice}")
 
     def check_same(self, recipe: Recipe, data: str, what: str, advice: str, words: str | None = None) -> None:
         """Refuse a run of another (resolved) recipe, or on a log of another hash; ``what`` and ``advice`` complete the message.
@@ -185,6 +219,16 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
         if lineage.get("words_hash", words) != words:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on items with other words. {advice}")
+
+    def forgotten(self) -> str | None:
+        """A warning where the run, or a member of it, was trained on someone who was to be forgotten since; else None."""
+        marked = [one.path for one in self.member_bundles() if one.file(FORGOTTEN).is_file()]
+        if not marked:
+            return None
+        return (
+            f"{marked[0]} was trained on a person who was to be forgotten since (forgotten.json): the person's rows are gone, "
+            "what the model learned of them is not. Train again on the log as it is now."
+        )
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -240,9 +284,26 @@ class Bundle:
         document, recipe = self.read_json("recipe.json"), self.recipe()
         columns = ["user_id", "item_id", "timestamp", "stage", *(f"{TASK_COLUMN}{name}" for name in recipe.tasks)]
         columns += ["positive"] if recipe.split.positives is not None else []
+        columns += [SHOWN] if recipe.lists.items is not None else []
         edges = {name: tuple(between) for name, between in document.get("task_edges", {}).items()}
         table = self.read_parquet("histories.parquet", columns)
         return from_frame(table, document.get("time_kind", "timestamp"), recipe.split.targets, edges)
+
+    def features(self) -> Features | None:
+        """The fields and columns of the run's features, if its recipe has any."""
+        options = self.recipe().features
+        if self.members() or not options.any:
+            return None
+        tables = {
+            side: self.read_parquet(f"features-{side}.parquet", list(names))
+            if (names := options.columns(side))
+            else pl.DataFrame()
+            for side in SIDES
+        }
+        try:
+            return Features.from_json(self.read_json("features.json"), tables)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LargeRecError(f"{self.file('features.json')} is damaged ({error}); restore the file or train again.") from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -358,7 +419,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_hash(sequences: Sequences) -> str:
-    """SHA-256 of the split log: ids, order, times and stages; labels, positives and weights, where there are any."""
+    """SHA-256 of the split log: ids, order, times and stages; labels, positives, weights and lists, where there are any."""
     digest = hashlib.sha256()
     for ids in (sequences.user_ids, sequences.item_ids):
         digest.update("\n".join(ids.cast(pl.String).to_list()).encode())
@@ -367,6 +428,11 @@ def data_hash(sequences: Sequences) -> str:
     for name, optional in (("/".join(sequences.tasks), sequences.label_NA), ("positives", sequences.positive_N)):
         if optional is not None:
             digest.update(name.encode() + np.ascontiguousarray(optional).astype(np.int64).tobytes())
+    if sequences.propensity_N is not None:
+        digest.update(b"propensities" + np.ascontiguousarray(sequences.propensity_N).tobytes())
+    if sequences.lists is not None:
+        for name, array in sorted(vars(sequences.lists).items()):
+            digest.update(name.encode() + (b"" if array is None else np.ascontiguousarray(array).tobytes()))
     if sequences.weight_N is not None:
         digest.update(b"weights" + np.ascontiguousarray(sequences.weight_N).astype(np.float32).tobytes())
     return digest.hexdigest()

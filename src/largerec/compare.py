@@ -40,7 +40,7 @@ from largerec.tune import Tuned, columns_read, needed_optuna, own_space, promote
 
 FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
-ALIKE = ("data", "split", "tasks", "evaluate")
+ALIKE = ("data", "split", "tasks", "lists", "evaluate")
 """Groups in which the recipes of one table may not differ."""
 ADVICE = "Remove it, or choose another run.dir."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -94,7 +94,7 @@ def compare(
     if (threads := started[0].threads) is not None:
         torch.set_num_threads(threads)  # also where no run is left to set it, and the rows are only timed
     log = load_log(started[0].data)
-    sequences = build_sequences(log, started[0].split, started[0].tasks)
+    sequences = build_sequences(log, started[0].split, started[0].tasks, started[0].lists)
     data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
     tuned: dict[str, Tuned] = {}
     for recipe in started if trials else ():

@@ -43,7 +43,8 @@ class DataOptions(Options):
     """Where the log is and how to read it. Without a path, a log is generated. ``faults`` are put into either on request.
 
     ``on_bad_rows``: "drop" leaves out rows that cannot be right, counts them by reason and writes them to ``dropped``.
-    ``untimed``: "first" puts events without a time before all others, in the order of the file.
+    ``random``: a log of what was shown at random, to be tested apart (KuaiRand's ``log_random_*.csv``); a file, or its name in
+    the folder of ``path``. ``untimed``: "first" puts events without a time before all others, in the order of the file.
     """
 
     path: str | None = None
@@ -55,6 +56,7 @@ class DataOptions(Options):
     on_bad_rows: OnBadRows = "error"
     dropped: str = "dropped.jsonl"
     items: str | None = None
+    random: str | None = None
     simulate: SimulateOptions = SimulateOptions()
     faults: FaultOptions = FaultOptions()
 
@@ -69,6 +71,25 @@ def load_log(options: DataOptions) -> EventLog:
     return with_faults(log, options.faults) if options.faults.any else log
 
 
+def load_random(options: DataOptions) -> EventLog | None:
+    """Read the log of what was shown at random, ``options.random``; None where none is named.
+
+    Raises:
+        LargeRecError: there is no such file; whatever reading and checking raise.
+    """
+    if options.random is None:
+        return None
+    asked, beside = Path(options.random).expanduser(), Path(options.path or ".").expanduser()
+    folder = beside if beside.is_dir() else beside.parent
+    found = next((file for file in (asked, folder / asked) if file.is_file()), None)
+    if found is None:
+        raise LargeRecError(
+            f"data.random={options.random}: there is no such file, nor in {folder}{_similar(folder / asked)} Give a log of what "
+            "was shown at random, with the columns of data.path."
+        )
+    return _read_log(options, str(found))
+
+
 def _read_log(options: DataOptions, given: str) -> EventLog:
     path = Path(given).expanduser()
     if not path.exists():
@@ -76,9 +97,12 @@ def _read_log(options: DataOptions, given: str) -> EventLog:
             f"data.path={given}: there is no such file or folder{_similar(path)} Give a file of events or a folder of one."
         )
     notes, path = _inner_folder(path)
-    source, table = (
-        _read_folder(path, options) if path.is_dir() else (path, read_table(path, options.columns, options.on_bad_rows))
-    )
+    if path.is_dir():
+        source, table = _read_folder(path, options)
+    elif kuairand.is_random(path):
+        source, table = path, kuairand.read_files([path], options.on_bad_rows)
+    else:
+        source, table = path, read_table(path, options.columns, options.on_bad_rows)
     table = trivago.adapt(nested.unfold(table, options.columns, str(source)), str(source))
     options, said = _with_defaults(options, source, table)
     items, items_path, said_items = _load_items(options, source, table)

@@ -8,7 +8,9 @@ from itertools import chain, count
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from largerec.accounting import training_flops_per_token, training_memory_bytes
+import torch
+
+from largerec.accounting import embedding_parameters, serving_flops, training_flops_per_token, training_memory_bytes
 from largerec.models import non_embedding_parameters
 from largerec.progress import Progress
 from largerec.recipe import Recipe
@@ -21,8 +23,10 @@ MOST_STEPS = 20
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Take up to twenty real training steps (about five seconds) in a temporary folder and scale them up.
 
-    Returns parameters, memory of weights and optimizer and the peak of the whole process in MB, floating-point operations a
-    token, tokens a second as measured, and seconds an epoch and for the whole plan (without validation and early stopping).
+    Returns parameters, memory of weights and optimizer and the peak of the whole process in MB, floating-point operations of a
+    training token and of a request (a whole history of ``batch.max_length`` events read at once, or one event after a kept state,
+    and the catalogue scored), tokens a second as measured, and seconds an epoch and core-hours for the whole plan (without
+    validation and early stopping).
 
     Raises:
         LargeRecError: as :func:`largerec.train.train`.
@@ -43,6 +47,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         seconds = max(time.perf_counter() - started, 1e-9)
         per_epoch = trainer.batches.tokens_per_epoch
         rate = tokens / seconds
+        at_most = per_epoch / rate * trainer.total_steps / len(trainer.batches.windows_of(0))
+        serving = serving_flops(trainer.recipe, trainer.model, trainer.scorer.size, recipe.batch.max_length)
         return {
             "name": recipe.name,
             "model": moved.model.resolved().model_dump(mode="json"),
@@ -50,14 +56,18 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
             "items": trainer.scorer.size,
             "params": sum(p.numel() for p in trainer.model.parameters()),
             "params_non_embedding": non_embedding_parameters(trainer.model),
+            "params_embedding": embedding_parameters(trainer.model),
             "memory_weights_mb": round(training_memory_bytes(trainer.model) / 1e6, 1),
             "memory_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),  # Linux counts in kB
             "flops_per_token": training_flops_per_token(
                 trainer.recipe, trainer.model, trainer.scorer.size, trainer.batches.mean_context
             ),
+            "flops_per_request": serving.history + serving.catalogue,
+            "flops_per_request_with_state": serving.event + serving.catalogue,
             "tokens_per_second": round(rate),
             "tokens_per_epoch": per_epoch,
             "seconds_per_epoch": round(per_epoch / rate, 1),
             "planned_steps": trainer.total_steps,
-            "seconds_at_most": round(per_epoch / rate * trainer.total_steps / len(trainer.batches.windows_of(0))),
+            "seconds_at_most": round(at_most),
+            "core_hours_at_most": round(at_most * torch.get_num_threads() / 3600, 4),
         }

@@ -16,12 +16,15 @@ import polars as pl
 import torch
 
 from largerec import metrics
-from largerec.bundle import Bundle, data_hash
+from largerec.bundle import RANDOM, Bundle, data_hash
 from largerec.columns import UNTIMED
 from largerec.engine import Engine, PopularityScorer, Scorer, load
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks, top_k
 from largerec.errors import LargeRecError
-from largerec.evaluate_tasks import evaluate_tasks
+from largerec.evaluate_exposure import evaluate_exposure
+from largerec.evaluate_lists import evaluate_lists
+from largerec.evaluate_random import evaluate_random
+from largerec.evaluate_tasks import evaluate_conditioned, evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
@@ -154,8 +157,9 @@ class OracleScorer:
     the catalogue count too.
     """
 
-    def __init__(self, engine: Engine, world: World, asking: Asking) -> None:
+    def __init__(self, engine: Engine, world: World, asking: Asking, *, exposed: bool = False) -> None:
         self.world, self.asking, self.size = world, asking, engine.tokenizer.size
+        self.shown_W = world.exposure_V if exposed else None  # targets are only what the logging policy showed
         self.histories = Histories.of(world, engine.sequences)
         number = {item: n for n, item in enumerate(world.item_ids)}
         self.item_V = np.array([number[item] for item in engine.tokenizer.vocabulary["item_id"].to_list()])
@@ -164,21 +168,40 @@ class OracleScorer:
     def scores(self, queries: Queries) -> torch.Tensor:
         assert queries.row_Q is not None, "the oracle answers at rows of the log only"
         law_QW = next_item_probabilities(self.world, self.histories, queries.row_Q, self.asking)  # of the world's items
+        if self.shown_W is not None:
+            law_QW *= self.shown_W
+            law_QW /= law_QW.sum(axis=1, keepdims=True)
         self.losses.append(negative_log(law_QW, self.histories.item_N[queries.row_Q]))
         return torch.from_numpy(law_QW[:, self.item_V].astype(np.float32))
+
+
+def _asks_by_law(recipe: Recipe) -> bool:
+    """Whether the world's law says what comes next among the targets."""
+    positives = recipe.split.positives
+    return positives is None or (recipe.data.simulate.exposure > 0 and positives.replace(" ", "") == "exposed=1")
 
 
 def generated_world(recipe: Recipe, data: str) -> World | None:
     """The world of a run's log, if the log is a generated one without faults; ``data`` is the hash of the split log.
 
-    With ``split.positives`` there is none: the law of the world is of every next item, not of the next positive one.
+    With ``split.positives`` there is none, but for those that the logging policy showed (``exposed = 1``): what it shows
+    depends on the item alone. Of other conditions the law of the world says nothing.
 
     The log is generated again and compared, since a run may be older than the rules of this version.
     """
-    if recipe.data.path is not None or recipe.data.faults.any or recipe.split.positives is not None:
+    if recipe.data.path is not None or recipe.data.faults.any or not _asks_by_law(recipe):
         return None
     world = World(recipe.data.simulate)
-    return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks)) == data else None
+    return world if data_hash(build_sequences(log_of_world(world), recipe.split, recipe.tasks, recipe.lists)) == data else None
+
+
+def asking_of(recipe: Recipe, sequences: Sequences, stage: Stage) -> Asking:
+    """What a recipe's model and split let be known about the moment of the next event."""
+    query_time = bool(getattr(recipe.model, "query_time", False))
+    if recipe.split.protocol != "timeline":
+        return Asking(query_time)
+    day_N = day_of(sequences.time_N[sequences.stage_N == STAGES[stage]])
+    return Asking(query_time, int(day_N.min()), int(day_N.max()))
 
 
 def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, options: EvaluateOptions) -> dict[str, Any]:
@@ -187,13 +210,10 @@ def best_possible(engine: Engine, world: World, recipe: Recipe, stage: Stage, op
     It knows the world's every number, reads whole histories with their times and behaviours, and the moment of asking only if
     the model does (``query_time``); under a timeline it knows from when until when is asked.
     """
-    sequences, rows = engine.sequences, engine.sequences.targets(stage)
-    asking = Asking(query_time=bool(getattr(recipe.model, "query_time", False)))
-    if recipe.split.protocol == "timeline":
-        day_N = day_of(sequences.time_N[sequences.stage_N == STAGES[stage]])
-        asking = Asking(asking.query_time, int(day_N.min()), int(day_N.max()))
-    scorer = OracleScorer(engine, world, asking)
+    asking, exposed = asking_of(recipe, engine.sequences, stage), recipe.split.positives is not None
+    scorer = OracleScorer(engine, world, asking, exposed=exposed)
     beside = Engine.beside(engine, scorer)
+    rows = engine.sequences.targets(stage)
     found = summary(beside, measure(beside, rows, options.k[-1]), options, recipe.seed)
     kept = {name: found[name] for name in ("unmasked", "intervals")}
     return {**found["metrics"], **kept, "cross_entropy": float(np.concatenate(scorer.losses).mean())}
@@ -275,8 +295,8 @@ def evaluate(
 
     Each evaluation of the test part is counted (``n_test_evaluations``). The ranks are kept in ``ranks-STAGE.parquet`` for
     :func:`compare_runs`, those of the baselines on the test part in ``ranks-baselines.parquet`` (same rows, a column each),
-    predictions of tasks in ``predictions-STAGE.parquet``. ``beside``: an evaluated run; on the same test, its baselines and best
-    possible are taken over instead of measured again.
+    predictions of tasks in ``predictions-STAGE.parquet``, ranks among shown lists in ``lists-STAGE.parquet``. ``beside``: an
+    evaluated run; on the same test, its baselines and best possible are taken over instead of measured again.
 
     Raises:
         LargeRecError: the run is missing, foreign, unfinished or damaged.
@@ -304,6 +324,20 @@ def evaluate(
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+        if options.conditioned and recipe.ranking.retrieval > 0:
+            name = "conditioned" if stage == "test" else f"{stage}_conditioned"
+            result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
+    if engine.sequences.lists is not None:
+        key = "lists" if stage == "test" else f"{stage}_lists"
+        result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
+        bundle.write_parquet(f"lists-{stage}.parquet", listed)
+    if stage == "test" and bundle.file(RANDOM).is_file():
+        result["random"] = evaluate_random(engine, bundle.read_parquet(RANDOM), options, recipe.seed)
+    if options.exposure.by is not None:
+        by_whom = {"model": ranked.rank_N, **ranked.baselines}
+        result["exposure"] = evaluate_exposure(engine, stage, ranked.row_N, by_whom, options, recipe.seed) | {"stage": stage}
+    else:
+        result.pop("exposure", None)  # of an earlier evaluation with other options
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
     bundle.write_json("result.json", result)
     return result

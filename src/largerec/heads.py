@@ -37,21 +37,22 @@ class HeadOptions(Options):
 class ItemHead:
     """Scores are ``scores(queries, keys)``; both sides are prepared here so that training and serving cannot differ.
 
-    A mixture's weights are the model's, so that they are learned, kept and loaded with it.
+    A mixture's weights are the model's, so that they are learned, kept and loaded with it. ``scale``: what scores by dot product
+    are multiplied with, beside the temperature (``Recipe.score_scale``).
     """
 
-    def __init__(self, options: HeadOptions, mixture: MixtureOfLogits | None = None) -> None:
+    def __init__(self, options: HeadOptions, mixture: MixtureOfLogits | None = None, scale: float = 1.0) -> None:
         assert (options.similarity == "mol") == (mixture is not None), "a mixture's weights belong to the similarity mol"
-        self.cosine, self.temperature, self.mixture = options.similarity == "cosine", options.temperature, mixture
+        self.cosine, self.temperature, self.mixture = options.similarity == "cosine", options.temperature / scale, mixture
 
     @classmethod
-    def of(cls, options: HeadOptions, model: Backbone) -> ItemHead:
+    def of(cls, options: HeadOptions, model: Backbone, scale: float = 1.0) -> ItemHead:
         """The head of a model; a mixture's fresh weights become the model's, from torch's global random state."""
         if options.similarity == "mol":
             model.similarity = MixtureOfLogits(options.mol, model.item_table_VD.shape[1])
         mixture = model.similarity
         assert mixture is None or isinstance(mixture, MixtureOfLogits)
-        return cls(options, mixture)
+        return cls(options, mixture, scale)
 
     def queries(self, hidden_BD: torch.Tensor) -> torch.Tensor:
         if self.mixture is not None:

@@ -39,7 +39,7 @@ class SequenceInput(nn.Module):
     """Item embedding plus learned absolute position, with dropout: [T] -> [T, D].
 
     Without a ``max_length`` there is no table of positions, for families that know the order otherwise. ``action`` joins in where
-    there are tasks.
+    there are tasks, ``features`` where a recipe adds them to the tokens.
     """
 
     def __init__(self, n_items: int, max_length: int | None, width: int, dropout: float) -> None:
@@ -48,6 +48,7 @@ class SequenceInput(nn.Module):
         self.item: nn.Module = item  # in which ``models.build_model`` may put another table
         self.position = None if max_length is None else nn.Embedding(max_length, width)
         self.action: ActionInput | None = None
+        self.features: nn.Module | None = None
         self.dropout = dropout
         for table in (item, self.position):
             if table is not None:
@@ -59,6 +60,8 @@ class SequenceInput(nn.Module):
             x_TD = x_TD.masked_fill(batch.masked_T[:, None], 0)
         if self.action is not None:
             x_TD = self.action(x_TD, batch)
+        if self.features is not None:
+            x_TD = x_TD + self.features(batch.features)
         if self.position is not None:
             x_TD = x_TD + self.position(batch.position_T)
         return dropout(x_TD, self.dropout, self.training)

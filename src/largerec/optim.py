@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from largerec.errors import LargeRecError
 from largerec.options import Options
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -19,6 +21,10 @@ class OptimOptions(Options):
 
     ``table``: how the item table learns. ``adamw`` updates all of it each step; ``lazy-adam`` and ``rowwise-adagrad`` only the
     rows that the step used, so that a step costs the same with ten thousand items and with a million.
+
+    ``transfer``: how one learning rate serves all widths. ``sqrt`` derives it from the width, if it is not given. ``mup`` is the
+    maximal update parametrisation (``transfer.py``): ``learning_rate`` is that of the model at ``base_width``, and wider or
+    narrower ones change first weights, rates of matrices and the scale of scores instead.
     """
 
     learning_rate: float | None = Field(None, gt=0)
@@ -28,6 +34,22 @@ class OptimOptions(Options):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     clip: float = Field(5.0, gt=0)
     table: Literal["adamw", "lazy-adam", "rowwise-adagrad"] = "adamw"
+    transfer: Literal["sqrt", "mup"] = "sqrt"
+    base_width: int = Field(64, ge=8)
+
+    @model_validator(mode="after")
+    def _a_base_needs_a_transfer(self) -> Self:
+        if self.transfer == "sqrt" and self.base_width != type(self).model_fields["base_width"].default:
+            raise LargeRecError(
+                f"optim.base_width={self.base_width} is the width that optim.transfer='mup' starts from, but optim.transfer is "
+                "'sqrt'. Set optim.transfer = mup, or leave the width out."
+            )
+        return self
+
+    @property
+    def derived_rate_width(self) -> int | None:
+        """The width from which a learning rate that is not given follows; None: the model's own."""
+        return self.base_width if self.transfer == "mup" else None
 
 
 def derived_learning_rate(width: int) -> float:
@@ -45,12 +67,24 @@ def learning_rate_at(step: int, total_steps: int, options: OptimOptions, peak: f
     return peak * (1 - done if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def build_optimizer(model: nn.Module, options: OptimOptions, without: frozenset[torch.Tensor] = frozenset()) -> torch.optim.AdamW:
-    """AdamW (fused); weight decay falls on matrices and tables, not on biases and norms. ``without``: what others update."""
-    parameters = [p for p in model.parameters() if p not in without]
-    decayed = [p for p in parameters if p.dim() > 1]
-    plain = [p for p in parameters if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def build_optimizer(
+    model: nn.Module,
+    options: OptimOptions,
+    without: frozenset[torch.Tensor] = frozenset(),
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW (fused); weight decay falls on matrices and tables, not on biases and norms. ``without``: what others update.
+
+    ``rates``: parameters by name that learn at this multiple of the rate, in groups with that ``factor``; their weight decay for
+    each step is that of all.
+    """
+    rates = rates or {}
+    parameters = [(rates.get(name, 1.0), p) for name, p in model.named_parameters() if p not in without]
+    decay, groups = options.weight_decay, list[dict[str, Any]]()
+    for factor in sorted({factor for factor, _ in parameters}, key=lambda factor: (factor != 1, factor)):  # the whole rate first
+        own = [p for theirs, p in parameters if theirs == factor]
+        groups.append({"params": [p for p in own if p.dim() > 1], "weight_decay": decay / factor, "factor": factor})
+        groups.append({"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0, "factor": factor})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=options.betas, fused=True)
 
 

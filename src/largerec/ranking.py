@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from largerec.batches import Actions, Batch
 from largerec.errors import LargeRecError
+from largerec.features import FieldLayout
+from largerec.fields import FeatureVector
 from largerec.layers import ActionInput, Backbone, init_linear
 from largerec.options import Options
 from largerec.tasks import TaskOptions
@@ -45,12 +47,20 @@ class RankingOptions(Options):
 class TaskHeads(nn.Module):
     """One head a task, and the balance of the losses. N events that are asked about, A tasks, C classes of a task."""
 
-    def __init__(self, options: RankingOptions, tasks: Mapping[str, TaskOptions], width: int, actions: Actions) -> None:
+    def __init__(
+        self,
+        options: RankingOptions,
+        tasks: Mapping[str, TaskOptions],
+        width: int,
+        actions: Actions,
+        layout: FieldLayout | None = None,
+    ) -> None:
         super().__init__()
         self.options, self.names, self.actions = options, tuple(tasks), actions
         self.classes = tuple(task.n_classes for task in tasks.values())
         self.weights = (options.retrieval, *(options.weight * task.weight for task in tasks.values()))
-        inputs = width if actions == "interleaved" else 3 * width
+        self.features = None if layout is None else FeatureVector(layout, width, normalised=True)
+        inputs = (1 if actions == "interleaved" else 3) * width + (0 if layout is None else 2 * width)
         self.heads = nn.ModuleList(self._head(inputs, width, task.n_classes) for task in tasks.values())
         learned = options.balance == "uncertainty"
         self.log_variance = nn.Parameter(torch.zeros(len(self.weights))) if learned else None
@@ -61,19 +71,35 @@ class TaskHeads(nn.Module):
             return init_linear(nn.Linear(inputs, outputs))
         return nn.Sequential(init_linear(nn.Linear(inputs, width)), nn.GELU(), init_linear(nn.Linear(width, outputs)))
 
-    def forward(self, state_ND: torch.Tensor, item_ND: torch.Tensor | None = None) -> list[torch.Tensor]:
+    def forward(
+        self,
+        state_ND: torch.Tensor,
+        item_ND: torch.Tensor | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
         """Logits of each task: [N, 1] of the label 1 where there are two, else [N, C]. ``item_ND``: rows of the item table,
-        which summed actions need."""
+        which summed actions need. ``features``: of the events in question, where the heads read them."""
+        known = []
+        if self.features is not None:
+            assert features is not None, "these heads need features"
+            known_ND = self.features(features)
+            known = [known_ND, state_ND * known_ND]
         if self.actions == "summed":
             assert item_ND is not None, "summed actions need the items in question"
             state_ND = torch.cat([state_ND, item_ND, state_ND * item_ND], dim=1)
+        state_ND = torch.cat([state_ND, *known], dim=1) if known else state_ND
         return [head(state_ND) for head in self.heads]
 
-    def probabilities(self, state_ND: torch.Tensor, item_ND: torch.Tensor | None = None) -> list[torch.Tensor]:
+    def probabilities(
+        self,
+        state_ND: torch.Tensor,
+        item_ND: torch.Tensor | None = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
         """Probability of every label of each task, [N, C]."""
         return [
             torch.cat([torch.sigmoid(-logit), torch.sigmoid(logit)], dim=1) if logit.shape[1] == 1 else logit.softmax(1)
-            for logit in self(state_ND, item_ND)
+            for logit in self(state_ND, item_ND, features)
         ]
 
     def losses(self, hidden_TD: torch.Tensor, batch: Batch, table_VD: torch.Tensor, known_A: torch.Tensor) -> torch.Tensor:
@@ -85,8 +111,10 @@ class TaskHeads(nn.Module):
         asked_N = (batch.task_label_TA >= 0).any(1).nonzero()[:, 0]
         label_NA, state_ND = batch.task_label_TA[asked_N], hidden_TD[asked_N].float()
         item_ND = F.embedding(batch.target_T[asked_N], table_VD) if self.actions == "summed" else None
+        features = {name: value[asked_N] for name, value in batch.features.items()}
         weight_N = None if batch.weight_T is None else batch.weight_T[asked_N]
-        sums = [_cross_entropy(logit, label_NA[:, column], weight_N) for column, logit in enumerate(self(state_ND, item_ND))]
+        logits = self(state_ND, item_ND, features)
+        sums = [_cross_entropy(logit, label_NA[:, column], weight_N) for column, logit in enumerate(logits)]
         return torch.stack(sums) / torch.where(known_A > 0, known_A, 1)
 
     def joint(self, retrieval: torch.Tensor, task_losses_A: torch.Tensor, share: float) -> torch.Tensor:
@@ -113,8 +141,20 @@ def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor, weight_N: torc
     return (losses_N * known_N).sum() if weight_N is None else (losses_N * known_N * weight_N).sum()
 
 
-def add_tasks(model: Backbone, tasks: Mapping[str, TaskOptions], options: RankingOptions, actions: Actions) -> None:
-    """Give a model the actions as input and its task heads, from torch's global random state; its file knows of neither."""
+def add_tasks(
+    model: Backbone,
+    tasks: Mapping[str, TaskOptions],
+    options: RankingOptions,
+    actions: Actions,
+    layout: FieldLayout | None = None,
+    where: Literal["heads", "input"] = "heads",
+) -> None:
+    """Give a model the actions as input and its task heads, from torch's global random state; its file knows of neither.
+
+    ``layout``: of the recipe's features, which join the state in the heads or are added to the tokens.
+    """
     width = model.item_table_VD.shape[1]
     model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
-    model.task_heads = TaskHeads(options, tasks, width, actions)
+    if layout is not None and where == "input":
+        model.input.features = FeatureVector(layout, width, normalised=False)
+    model.task_heads = TaskHeads(options, tasks, width, actions, layout if where == "heads" else None)

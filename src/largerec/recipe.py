@@ -17,8 +17,11 @@ from largerec.batches import BatchOptions
 from largerec.contrastive import ContrastiveOptions
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureOptions
+from largerec.grid import ScaleOptions
 from largerec.heads import HeadOptions
 from largerec.kernels import native_bf16
+from largerec.lists import ListOptions
 from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
@@ -28,7 +31,7 @@ from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
 
-RESERVED = ("user_id", "item_id", "score", "rank", "title")  # columns of what the Engine gives
+RESERVED = ("user_id", "item_id", "score", "rank", "title", "choice")  # columns of what the Engine gives
 
 
 class TrainOptions(Options):
@@ -115,6 +118,8 @@ class Recipe(Options):
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()
     tasks: dict[str, TaskOptions] = Field(default_factory=dict)
+    lists: ListOptions = ListOptions()
+    features: FeatureOptions = FeatureOptions()
     batch: BatchOptions = BatchOptions()
     model: AnyModelOptions = HSTUOptions()
     head: HeadOptions = HeadOptions()
@@ -126,6 +131,7 @@ class Recipe(Options):
     evaluate: EvaluateOptions = EvaluateOptions()
     run: RunOptions = RunOptions()
     tune: TuneOptions = TuneOptions()
+    scale: ScaleOptions = ScaleOptions()
 
     @model_validator(mode="after")
     def _compared_families_exist(self) -> Self:
@@ -175,6 +181,20 @@ class Recipe(Options):
             raise LargeRecError(
                 f"train.metric={self.train.metric!r} is of retrieval, but ranking.retrieval=0 leaves its loss out; "
                 f"of tasks with two labels, {instead}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_read_by_tasks(self) -> Self:
+        if self.features.any and not self.tasks:
+            raise LargeRecError(
+                'features help to predict tasks, and this recipe has none; name one, such as tasks.click.where="is_click = 1". '
+                "(What items are helps retrieval with model.side.columns.)"
+            )
+        if self.features.any and self.features.where == "input" and self.batch.actions == "summed":
+            raise LargeRecError(
+                "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
+                "there is none. Choose batch.actions='interleaved' or features.where='heads'."
             )
         return self
 
@@ -233,16 +253,33 @@ class Recipe(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rates_transfer_to_scores_by_product(self) -> Self:
+        if self.optim.transfer == "mup" and self.head.similarity == "mol":
+            raise LargeRecError(
+                "optim.transfer='mup' has rules for scores by dot product or cosine, not for head.similarity='mol'; choose one "
+                "of those, or leave the transfer out."
+            )
+        return self
+
     def resolved(self) -> Self:
         """The same recipe with every derived value written out: depth, width, heads, learning rate, precision."""
         model = self.model.resolved()
         optim = self.optim
         if optim.learning_rate is None:
-            optim = optim.model_copy(update={"learning_rate": derived_learning_rate(model.shape[1])})
+            width = optim.derived_rate_width or model.shape[1]
+            optim = optim.model_copy(update={"learning_rate": derived_learning_rate(width)})
         train = self.train
         if train.precision == "auto":
             train = train.model_copy(update={"precision": "bf16" if native_bf16() else "fp32"})
         return self.model_copy(update={"model": model, "optim": optim, "train": train})
+
+    @property
+    def score_scale(self) -> float:
+        """What scores by dot product are multiplied with: base width over width under ``optim.transfer = "mup"``, else 1."""
+        if self.optim.transfer == "sqrt" or self.head.similarity == "cosine":
+            return 1.0
+        return self.optim.base_width / self.model.shape[1]
 
     @property
     def learned_tasks(self) -> tuple[str, ...]:

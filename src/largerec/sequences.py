@@ -19,6 +19,7 @@ from pydantic import model_validator
 from largerec.columns import UNTIMED
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
+from largerec.lists import SHOWN, ListOptions, ShownLists, pack_lists, read_lists
 from largerec.options import Options
 from largerec.tasks import TaskOptions, condition, labels, task_values
 
@@ -27,6 +28,7 @@ Stage = Literal["validation", "test"]
 STAGES: dict[Stage, int] = {"validation": VALIDATION, "test": TEST}
 STAGE_NAMES = ("train", "validation", "test", "after")
 STAGE_COLUMN = "stage"  # of a log, which split.protocol=given reads
+PROPENSITY_COLUMN = "propensity"  # of a log: the probability with which the item of each event was shown
 WEIGHT_COLUMN = "train_weight"  # of a log: how much each event counts as a target in training
 TASK_COLUMN = "task."  # before the name of a task, in the table of a run's histories
 
@@ -74,7 +76,9 @@ class Sequences:
     a missing one; ``stage_N`` is TRAIN, VALIDATION, TEST or AFTER and never falls within a user. With tasks, ``label_NA`` has
     the label of each (-1 unknown) in the order of ``tasks``, and ``edges`` what lies between the classes of a number. With
     ``split.positives``, ``positive_N`` says which events may be targets of retrieval. ``weight_N``, where the log has a column
-    ``train_weight``, is how much each event counts as a target in training (float32, 0: only history).
+    ``train_weight``, is how much each event counts as a target in training (float32, 0: only history). ``lists`` are what was
+    shown, where the log knows; ``propensity_N``, where it has a column ``propensity``, how probable it was that the event's item
+    was shown (NaN unknown). ``log_row_N``: the row of the log that each event was, where the log is at hand.
     """
 
     user_ids: pl.Series
@@ -91,7 +95,10 @@ class Sequences:
     label_NA: np.ndarray | None = None
     edges: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positive_N: np.ndarray | None = None
+    lists: ShownLists | None = None
+    log_row_N: np.ndarray | None = None
     weight_N: np.ndarray | None = None
+    propensity_N: np.ndarray | None = None
 
     @property
     def n_users(self) -> int:
@@ -145,8 +152,12 @@ class Sequences:
             columns |= {f"{TASK_COLUMN}{name}": self.label_NA[:, column] for column, name in enumerate(self.tasks)}
         if self.positive_N is not None:
             columns["positive"] = self.positive_N
+        if self.lists is not None:
+            columns |= self.lists.columns(len(self.item_N), self.item_ids)
         if self.weight_N is not None:
             columns[WEIGHT_COLUMN] = self.weight_N
+        if self.propensity_N is not None:
+            columns[PROPENSITY_COLUMN] = self.propensity_N
         return pl.DataFrame(columns)
 
 
@@ -285,14 +296,19 @@ def _behaviours(frame: pl.DataFrame) -> tuple[np.ndarray | None, tuple[str | Non
     return codes, tuple(names.to_list())
 
 
-def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, TaskOptions] | None = None) -> Sequences:
-    """Sort, number, group and split a log, and label its events.
+def build_sequences(
+    log: EventLog,
+    options: SplitOptions,
+    tasks: Mapping[str, TaskOptions] | None = None,
+    lists: ListOptions | None = None,
+) -> Sequences:
+    """Sort, number, group and split a log, label its events, and keep what was shown.
 
     Raises:
-        LargeRecError: no user or no target is left, the split moments cannot be read, or a task cannot.
+        LargeRecError: no user or no target is left, the split moments cannot be read, or a task or the lists cannot.
     """
     tasks = tasks or {}
-    read = ["user_id", "item_id", "timestamp", "behavior", WEIGHT_COLUMN]
+    read = ["user_id", "item_id", "timestamp", "behavior", WEIGHT_COLUMN, PROPENSITY_COLUMN]
     read += [STAGE_COLUMN] if options.protocol == "given" else []
     events = log.events.select(name for name in read if name in log.events.columns)
     value_NA = task_values(log.events, tasks) if tasks else np.empty((log.events.height, 0))
@@ -300,6 +316,10 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
     if options.positives is not None:
         positive = condition(log.events, options.positives, "split.positives").fill_null(False)
         events = events.with_columns(positive.alias("positive"))
+    listed = lists is not None and lists.items is not None
+    if lists is not None and listed:
+        events = events.with_columns(read_lists(log.events, lists))
+    events = events.with_row_index("log_row")
     if not events["timestamp"].is_sorted():
         events = events.sort("timestamp", maintain_order=True)
     user_code, user_ids = numbered(events["user_id"])
@@ -329,10 +349,20 @@ def build_sequences(log: EventLog, options: SplitOptions, tasks: Mapping[str, Ta
         label_NA=label_NA,
         edges=edges,
         positive_N=events["positive"].to_numpy()[by_user] if options.positives is not None else None,
+        propensity_N=_propensities(events[by_user]) if PROPENSITY_COLUMN in events.columns else None,
+        lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
+        log_row_N=events["log_row"].to_numpy()[by_user],
         weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences
+
+
+def _propensities(frame: pl.DataFrame) -> np.ndarray | None:
+    """The log's own propensities, NaN where there is no number; they are judged where they are used. [N]"""
+    if PROPENSITY_COLUMN not in frame.columns:
+        return None
+    return frame[PROPENSITY_COLUMN].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
 
 
 def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
@@ -363,6 +393,9 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
                 f"{source}: the {stage} part has no target whose user has a history. Leave-one-out needs users with at least "
                 "three events; a timeline needs events of known users after the date; split.positives must leave some."
             )
+        lists = sequences.lists
+        if lists is not None and not ((sequences.stage_N[lists.row_L] == STAGES[stage]) & (lists.chosen_L >= 0)).any():
+            raise LargeRecError(f"{source}: the {stage} part has no list that shows its row's own item; move the split.")
         for column, name in enumerate(sequences.tasks):
             assert sequences.label_NA is not None
             if not (sequences.label_NA[sequences.stage_N == STAGES[stage], column] >= 0).any():
@@ -395,5 +428,7 @@ def from_frame(
         label_NA=np.stack([frame[f"{TASK_COLUMN}{name}"].to_numpy() for name in tasks], axis=1) if tasks else None,
         edges=edges or {},
         positive_N=frame["positive"].to_numpy() if "positive" in frame.columns else None,
+        lists=pack_lists(frame, item_code, item_ids) if SHOWN in frame.columns else None,
         weight_N=frame[WEIGHT_COLUMN].to_numpy() if WEIGHT_COLUMN in frame.columns else None,
+        propensity_N=_propensities(frame),
     )

@@ -79,6 +79,12 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(share)
     if found["result"]["tasks"]:
         to.print(task_table(found["result"]))
+    if "lists" in found["result"]:
+        to.print(list_table(found["result"]))
+    if "random" in found["result"]:
+        to.print(random_table(found["result"]))
+    if "exposure" in found["result"]:
+        to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
@@ -96,6 +102,78 @@ def task_table(result: dict[str, Any]) -> Table:
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
             table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
     return table
+
+
+def list_table(result: dict[str, Any]) -> Table:
+    """How high the chosen one of some shown items stands, by the run's scores and by plain rules."""
+    found = result["lists"]
+    title = f"choices among shown items: {found['n']:,} lists of {found['mean_length']:.1f} items, seen items not masked"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("ranked by", "mrr", "ndcg", "hit@1", "mrr less touched, then shown"):
+        table.add_column(name, justify="left" if name == "ranked by" else "right")
+    for part, before in (("baselines", ""), ("scores", f"{result['model']}: ")):
+        for name, row in found[part].items():
+            cells = [_with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
+            test = row.get("mrr_against")
+            said = f"{test['difference']:+.4f}, p = {test['p_value']:.4f}" if test else ""
+            table.add_row(escape(before + name), *cells, said)
+    return table
+
+
+def exposure_table(found: dict[str, Any]) -> Table:
+    """Plain and weighted estimates side by side, with what the weights are worth."""
+    title = f"as if every item had been shown alike: propensities by {found['by']}, clipped at {found['clip']:g} times the mean"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("of", "by", "metric", "plain", "ips", "clipped", "snips", "events", "worth"):
+        table.add_column(name, justify="left" if name in ("of", "by", "metric") else "right")
+    for part, who, metric, row, about in exposure_rows(found):
+        cells = [_with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
+        table.add_row(part, who, metric, *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}")
+    return table
+
+
+def exposure_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
+    """What was measured, by whom it was ranked or predicted, the metric, its estimates, and the events and weights behind them.
+
+    Of metrics with cutoffs only those at 10 are given, or at the first cutoff where there is no 10."""
+    parts = {name: found[name] for name in ("retrieval", "lists") if name in found}
+    for part, about in (parts | found.get("tasks", {})).items():
+        for who, measured in about.items():
+            if who in ("n", "weights"):
+                continue
+            cutoffs = [name.partition("@")[2] for name in measured if "@" in name and not name.startswith("hit")]
+            k = "10" if "10" in cutoffs else next(iter(cutoffs), "")
+            for metric, row in measured.items():
+                if metric.partition("@")[2] in ("", k, "1"):
+                    yield part, who, metric, row, about
+
+
+def random_table(result: dict[str, Any]) -> Table:
+    """What was shown at random beside the test part that a policy chose: tasks, and retrieval of the positives."""
+    found = result["random"]
+    title = f"shown at random, in the period of the test: {found['n']:,} of {found['rows']:,} rows, beside what the policy showed"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("of", "shown", "events", "metric", "value"):
+        table.add_column(name, justify="left" if name in ("of", "shown", "metric") else "right")
+    for of, how, events, metric, row in random_rows(result):
+        table.add_row(of, how, f"{events:,}", metric, _with_interval(metric, row, row["intervals"]))
+    return table
+
+
+def random_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, int, str, dict[str, Any]]]:
+    """Task or retrieval, by chance or by the policy, events, metric, and the document that has the metric and its interval."""
+    found = result["random"]
+    for name, row in found.get("tasks", {}).items():
+        for how, one in (("by chance", row), ("by policy", result["tasks"][name])):
+            for metric in ("auc", "gauc", "ne", "accuracy"):
+                if one.get(metric) is not None:
+                    yield name, how, one["n"], metric, one
+    if "retrieval" in found:
+        row = found["retrieval"]
+        policy = result["test"] | {"intervals": result["intervals"]}
+        metric = next((name for name in SHOWN[1:2] if name in row), next(name for name in row if name.startswith("ndcg@")))
+        yield "retrieval", "by chance", row["n"], metric, row
+        yield "retrieval", "by policy", result["targets"]["n"], metric, policy
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -132,6 +210,12 @@ def evaluated(result: dict[str, Any]) -> None:
         to.print(share)
     if result["tasks"]:
         to.print(task_table(result))
+    if "lists" in result:
+        to.print(list_table(result))
+    if "random" in result:
+        to.print(random_table(result))
+    if "exposure" in result:
+        to.print(exposure_table(result["exposure"]))
     slices = Table(title="slices", title_justify="left", title_style="bold")
     for name in ("slice", "targets", *SHOWN):
         slices.add_column(name, justify="left" if name == "slice" else "right")
@@ -243,6 +327,42 @@ def _cost_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def scaled(found: dict[str, Any]) -> None:
+    """The points of a grid, what its laws foretold of the held-out runs, and what was measured."""
+    to = console()
+    points = Table(title=f"{found['name']}: {len(found['points'])} runs", title_justify="left", title_style="bold")
+    points.add_column("run", overflow="fold")
+    for head in ("parameters", "tokens", "FLOPs", "loss", "ndcg@10", "core-minutes"):
+        points.add_column(head, justify="right")
+    for point in sorted(found["points"], key=lambda point: float(point["flops"] or 0)):
+        loss = (
+            point["state"] if point["loss"] is None else f"{point['loss']:.4f}" + ("" if point["state"] == "finished" else " *")
+        )
+        counts = [f"{point['params']:,}", f"{point['tokens']:,}", f"{point['flops']:.1e}", loss]
+        quality = f"{point['metrics']['ndcg@10']:.4f}" if point["metrics"] else "-"
+        name = point["name"] + (" (held out)" if point["held_out"] else "")
+        points.add_row(escape(name), *counts, quality, f"{point['seconds'] * point['cores'] / 60:.2f}")
+    to.print(points)
+    if found["checks"]:
+        table = Table(title="held-out runs: foretold and measured", title_justify="left", title_style="bold")
+        for head in ("run", "quantity", "foretold", "interval", "measured", "off by", "inside"):
+            table.add_column(head, justify="left" if head in ("run", "quantity") else "right", overflow="fold")
+        for one in found["checks"]:
+            between = f"{one['low']:.4f} - {one['high']:.4f}"
+            numbers = [f"{one['value']:.4f}", between, f"{one['measured']:.4f}", f"{100 * one['error']:+.1f} %"]
+            table.add_row(escape(one["name"]), one["quantity"], *numbers, "yes" if one["inside"] else "no")
+        to.print(table)
+    for one in found["refused"]:
+        to.print(f"no law: {one['why']}", markup=False, soft_wrap=True)
+    budget = "" if found["budget_core_minutes"] is None else f" of {found['budget_core_minutes']:g}"
+    to.print(f"Spent {found['spent_core_minutes']:.1f}{budget} core-minutes. Files: {found['dir']}", markup=False, soft_wrap=True)
+    if found["left_out"]:
+        left = (
+            f"Left out for the budget ({len(found['left_out'])}): {', '.join(found['left_out'])}. A larger one goes on from here."
+        )
+        to.print(left, markup=False, soft_wrap=True)
+
+
 def frame(found: pl.DataFrame) -> None:
     table = Table()
     for name in found.columns:
@@ -329,6 +449,20 @@ def traced(found: dict[str, Any], most: int = 20) -> None:
     to.print(table)
     if found["rows"] > most:
         to.print(f"... and {found['rows'] - most:,} more; --json has them all.")
+
+
+def forgotten(found: dict[str, Any]) -> None:
+    """Where a person was, and what is left to do."""
+    to = console()
+    for one in found["folders"]:
+        to.print(f"{one['folder']}: {one['rows']:,} rows erased, content {one['content'][:12]}", markup=False, soft_wrap=True)
+    for one in found["runs"]:
+        said = "marked: trained on them, train it again" if one["trained_on"] else "was not trained on them"
+        to.print(f"{one['run']}: {one['rows']:,} rows erased; {said}", markup=False, soft_wrap=True)
+    for path in found["still_named_in"]:
+        to.print(f"still named in {path}: look, and mend it by hand", markup=False, soft_wrap=True)
+    for path in found["sources_to_mend_yourself"]:
+        to.print(f"first read from {path}, which is yours to mend", markup=False, soft_wrap=True)
 
 
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:

@@ -70,6 +70,10 @@ def log_of_world(world: World) -> EventLog:
             "behavior": pl.Series(STAGES).gather(stage_N[by_time]),
         }
     )
+    if options.exposure:
+        shown_N = world.exposure_V[item_N[by_time]]
+        exposed_N = np.random.default_rng([options.seed, 2]).random(len(shown_N)) < shown_N
+        events = events.with_columns(exposed=pl.Series(exposed_N.astype(np.int64)), propensity=pl.Series(shown_N))
     return EventLog(events, _item_table(world, item_ids), "timestamp", _notes(options, world), "simulated log")
 
 
@@ -91,6 +95,11 @@ def _notes(options: SimulateOptions, world: World) -> tuple[str, ...]:
         f"generated: {options.users:,} users and {options.items:,} items in {options.categories} categories, seed {options.seed}",
         f"rules at difficulty {options.difficulty:g}: an item's sequel follows with probability {habits.sequel:.2f}, its "
         f"substitute with {habits.substitute:.2f} unless it was bought",
+        *(
+            [f"a policy that favours popular items (exposure {options.exposure:g}) says what was shown"]
+            if options.exposure
+            else []
+        ),
     )
 
 

@@ -7,13 +7,12 @@ counters. It is written as one safetensors file (tensors, and the counters as JS
 from __future__ import annotations
 
 import json
+import math
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -26,14 +25,16 @@ from largerec import metrics
 from largerec.accounting import training_flops_per_token
 from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
-from largerec.bundle import Bundle, data_hash
+from largerec.bundle import Bundle
 from largerec.contrastive import Contrast
-from largerec.datasets import load_log
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
+from largerec.evaluate_lists import validate_lists
+from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
+from largerec.feature_tables import build_features
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -41,8 +42,9 @@ from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
 from largerec.progress import Progress
 from largerec.ranking import TaskHeads
 from largerec.recipe import Recipe
-from largerec.sequences import TRAIN, WEIGHT_COLUMN, Sequences, build_sequences
-from largerec.tokenizers import AtomicTokenizer
+from largerec.sequences import TRAIN, WEIGHT_COLUMN, Sequences
+from largerec.split_log import SplitLog
+from largerec.transfer import start_as, width_factors
 
 
 @dataclass
@@ -57,7 +59,7 @@ class State:
     waited: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
-    best: float = -1.0
+    best: float = -math.inf
     best_step: int = 0
     bad: int = 0
     finished: bool = False
@@ -76,33 +78,42 @@ class _Part(NamedTuple):
 
 
 class Trainer:
-    """Model, data, optimizer and state of one run."""
+    """Model, data, optimizer and state of one run. ``split``: the recipe's log, where it has been read before."""
 
-    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, progress: Progress, split: SplitLog | None = None) -> None:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe = recipe = recipe.resolved()
         self.options, self.progress = recipe.train, progress
-        log = load_log(recipe.data)
-        sequences = build_sequences(log, recipe.split, recipe.tasks)
-        tokenizer = AtomicTokenizer.fit(sequences, log.items)
-        lineage = _lineage(data_hash(sequences), log.source, log.notes)
+        split = split or SplitLog.of(recipe)
+        log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
+        lineage = split.lineage()
         if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
             lineage["words_hash"] = words
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage)
+        features = None
+        if recipe.features.any:
+            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
+            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
+            lineage["features_hash"] = features.digest()
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
+        keep_random(self.bundle, recipe, sequences)
         torch.manual_seed(recipe.seed)
-        self.scorer = build_scorer(recipe, tokenizer, sequences)
+        layout = None if features is None else features.layout()
+        self.scorer = build_scorer(recipe, tokenizer, sequences, layout)
         self.model = self.scorer.model
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
-        self.engine = Engine(self.scorer, tokenizer, sequences)
-        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed)
+        self.engine = Engine(self.scorer, tokenizer, sequences, features)
+        self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
         self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
         self.table = RowOptimizer(self.model.item_table_VD, recipe.optim) if by_rows else None
-        self.optimizer = build_optimizer(self.model, recipe.optim, frozenset([self.table.table_VD] if self.table else []))
+        own = width_factors(recipe, self.model, tokenizer.size, layout)
+        start_as(self.model, own)
+        elsewhere = frozenset([self.table.table_VD] if self.table else [])
+        self.optimizer = build_optimizer(self.model, recipe.optim, elsewhere, {name: one.rate for name, one in own.items()})
         self.average = WeightAverage(self.model, self.options.average) if self.options.average is not None else None
         self.validation_rows = sample_targets(sequences, "validation", self.options.validation_targets, recipe.seed)
         self.asked_rows = (
@@ -131,7 +142,7 @@ class Trainer:
         assert recipe.optim.learning_rate is not None and batch.target_T is not None and batch.loss_mask_T is not None
         rate = learning_rate_at(state.step, self.total_steps, recipe.optim, recipe.optim.learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         parts, table_KD, rows_R = self._parts(batch)
         value = 0.0
@@ -279,17 +290,9 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure on validation, and keep the weights if they are the best so far."""
-        state, name = self.state, self.options.metric
+        state = self.state
         self.scorer.prepared()
-        rank_N = measure(self.engine, self.validation_rows).rank_N
-        kind, _, k = name.partition("@")
-        shown = metrics.summarise(rank_N, (10,))
-        if k:
-            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
-            shown[name] = float(functions[kind](rank_N, int(k)).mean())
-        if self.asked_rows is not None:
-            shown |= task_values(self.engine, self.asked_rows)
-        value = shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
+        shown, value = self.judged()
         if value > state.best:
             state.best, state.best_step, state.bad = value, state.step, 0
             self.bundle.write_tensors("model.safetensors", self.model.state_dict())
@@ -298,6 +301,19 @@ class Trainer:
         self._log({"validation": shown})
         self.progress.validation(state.epoch, state.step, shown, best=state.bad == 0)
         self.on_validation()
+
+    def judged(self) -> tuple[dict[str, float], float]:
+        """What a validation says of the weights at hand, and the number by which they are chosen: higher is better."""
+        name = self.options.metric
+        rank_N = measure(self.engine, self.validation_rows).rank_N
+        kind, _, k = name.partition("@")
+        shown = metrics.summarise(rank_N, (10,))
+        if k:
+            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
+            shown[name] = float(functions[kind](rank_N, int(k)).mean())
+        if self.asked_rows is not None:
+            shown |= task_values(self.engine, self.asked_rows)
+        return shown, shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
 
     def _log(self, fields: dict[str, Any]) -> None:
         state = self.state
@@ -358,17 +374,18 @@ class Trainer:
         if self.tensorboard is not None:
             self.tensorboard.close()
 
-    def result(self) -> dict[str, Any]:
-        """The document ``result.json`` begins with; validation is measured on the best weights and all validation targets."""
+    def result(self, row_N: np.ndarray | None = None) -> dict[str, Any]:
+        """The document ``result.json`` begins with; validation is measured on the best weights and all validation targets, or
+        on those that are given."""
         self.bundle.load_weights(self.model)
         self.scorer.prepared()
-        rows = self.engine.sequences.targets("validation")
-        found = measure(self.engine, rows)
+        found = measure(self.engine, self.engine.sequences.targets("validation") if row_N is None else row_N)
         recipe, state = self.recipe, self.state
         tasks: dict[str, Any] = {}
         if self.asked_rows is not None:
             predicted = predict_tasks(self.engine, asked_rows(self.engine.sequences, "validation"))
             tasks = {"validation_tasks": summarise_tasks(self.engine, predicted, recipe.evaluate, recipe.seed)}
+        tasks |= validate_lists(self.engine, self.bundle, recipe)
         context = self.batches.mean_context
         flops = training_flops_per_token(recipe, self.model, self.scorer.size, context) * state.tokens
         return {
@@ -472,21 +489,3 @@ def _tensorboard(path: Path, step: int) -> Any:
             "train.tensorboard=true needs TensorBoard; install it with: pip install 'largerec[tracking]'"
         ) from None
     return SummaryWriter(str(path / "tensorboard"), purge_step=step + 1 if step else None)
-
-
-def commit_of(path: Path) -> str | None:
-    """The commit that is checked out where ``path`` lies, if git follows this very file: an installed copy may lie in the
-    environment of somebody else's repository, whose commit would say nothing."""
-    try:
-        for command in (["ls-files", "--error-unmatch", path.name], ["rev-parse", "HEAD"]):
-            done = subprocess.run(
-                ["git", "-C", str(path.parent), *command], capture_output=True, text=True, check=True, timeout=10
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _lineage(data: str, source: str, notes: tuple[str, ...]) -> dict[str, Any]:
-    code = {"largerec": version("largerec"), "torch": torch.__version__, "commit": commit_of(Path(__file__))}
-    return {"data_hash": data, "source": source, "notes": list(notes), "code": code, "parent": None}

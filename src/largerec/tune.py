@@ -34,6 +34,7 @@ NOT_TO_TUNE = (
     "threads",
     "run.",
     "tune.",
+    "scale.",
     "data.",
     "split.",
     "tasks.",

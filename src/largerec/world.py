@@ -37,6 +37,7 @@ LASTING_SHARE = 0.6  # of a category's items are there all the time; half of the
 SUBSTITUTE_SHARE = 0.7  # of the items have a substitute
 FAVOUR = 0.35  # Dirichlet's parameter of the favourites: small means that a preference likes few categories
 LONGEST_SERIES = 5
+LEAST_SHOWN = 0.02  # probability that the biased logging policy shows an item, at least
 MIN_EVENTS = 5
 STAGES = ("view", "cart", "buy")
 CART_THRIFTY = (0.55, 0.25, 0.10)  # probability that a view becomes a cart, by price level, of preferences with a small purse
@@ -54,6 +55,10 @@ class SimulateOptions(Options):
     ``difficulty`` from 0 (strong rules, steady interests) to 1 (weak rules, interests all over the place) moves what the best
     possible recommender can reach. ``behaviours``: "deepest" writes one event an item, with the furthest stage of view, cart and
     buy that the user went to; "steps" writes every stage as an event of its own, so that items repeat.
+
+    ``exposure``: how much a logging policy favours popular items (0: there is none). Each event then says with ``exposed``
+    whether the policy had shown its item (else the user found it elsewhere), and with ``propensity`` how probable that was. The
+    events themselves stay the same.
     """
 
     users: int = Field(default=2000, ge=1)
@@ -63,6 +68,7 @@ class SimulateOptions(Options):
     preferences: int = Field(default=8, ge=1, le=1000)
     difficulty: float = Field(default=0.2, ge=0, le=1)
     behaviours: Literal["deepest", "steps"] = "deepest"
+    exposure: float = Field(default=0.0, ge=0, le=3)
     seed: int = Field(default=0, ge=0)
 
 
@@ -170,6 +176,14 @@ class World:
         """The name of each item in the log [V]."""
         width = len(str(self.options.items - 1))
         return [f"i{label:0{width}d}" for label in self.label_V.tolist()]
+
+    @property
+    def exposure_V(self) -> Floats:
+        """Probability that the logging policy shows an item [V]: its mean popularity over that of the most popular, to the power
+        of ``exposure``, but at least `LEAST_SHOWN`. It depends on the item alone."""
+        mean_V = self.weight_RV.mean(axis=0)
+        shown_V: Floats = np.maximum(LEAST_SHOWN, (mean_V / mean_V.max()) ** self.options.exposure)
+        return shown_V
 
     def moved(self, belief_NPC: Floats) -> Floats:
         """The law of the interest one event later [N, P, C]."""

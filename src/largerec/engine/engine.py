@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
-from largerec.batches import TokenRows
-from largerec.bundle import Bundle
+from largerec.batches import KnownOfEvents, TokenRows
+from largerec.bundle import CHOICE, Bundle
+from largerec.choice import ChoiceModel
+from largerec.choice import from_json as choice_from_json
 from largerec.columns import UNTIMED
+from largerec.engine.conditioned import wanted_lists
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
+from largerec.engine.shown import choose
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
 from largerec.models import build_model
 from largerec.ranking import add_tasks
@@ -32,12 +39,21 @@ from largerec.tokenizers import AtomicTokenizer
 
 
 class Engine:
-    """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens."""
+    """Scores, tokenizer and histories together. ``token_of_item`` maps the sequences' item numbers to tokens; ``choice`` says
+    which of some shown items is taken, where the run has learned that."""
 
-    def __init__(self, scorer: Scorer, tokenizer: AtomicTokenizer, sequences: Sequences) -> None:
-        self.scorer, self.tokenizer, self.sequences = scorer, tokenizer, sequences
+    def __init__(
+        self,
+        scorer: Scorer,
+        tokenizer: AtomicTokenizer,
+        sequences: Sequences,
+        features: Features | None = None,
+        choice: ChoiceModel | None = None,
+    ) -> None:
+        self.scorer, self.tokenizer, self.sequences, self.choice = scorer, tokenizer, sequences, choice
+        self.features = None if features is None else FeatureRows(features)
         self.token_of_item = tokenizer.encode(sequences.item_ids)
-        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None))
+        self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
         self._row_of_user: dict[Any, int] | None = None
         self._ranker: Ranker | None = None
 
@@ -92,14 +108,27 @@ class Engine:
         now = time.time_ns() // 1_000_000 if self.sequences.time_kind == "timestamp" else -1
         return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), now))
 
-    def _query_at(self, row: int, at: datetime) -> Queries:
-        """Ask for one user at a moment: the history is what had happened by then, and what has no time."""
+    def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
+        """Ask for users at a moment: the history is what had happened by then, and what has no time."""
         moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-        start, end = self.sequences.offsets_U1[row : row + 2]
-        time_E = self.sequences.time_N[start:end]
-        end = start + ((time_E <= moment) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
+        spans = [self._rows_until(int(row), at) for row in row_U]
+        start_U, end_U = (np.array(ends, dtype=np.int64) for ends in zip(*spans, strict=True))
         kept_N1 = self.rows.kept_N1
-        return Queries(self.rows, kept_N1[[start]], kept_N1[[end]], np.array([moment]))
+        return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
+
+    def _check_moment(self, at: datetime | None, *, known: bool) -> None:
+        if at is not None and (not known or self.sequences.time_kind != "timestamp"):
+            without = "this run's log has an order and no clock" if known else "a history given by hand has no times"
+            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
+
+    def _rows_until(self, row: int, at: datetime | None) -> tuple[int, int]:
+        """First row and end of a user's events, of those until a moment if one is given."""
+        start, end = self.sequences.offsets_U1[row : row + 2]
+        if at is not None:
+            moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+            time_E = self.sequences.time_N[start:end]
+            end = start + ((time_E <= moment) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
+        return int(start), int(end)
 
     def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
         token_M = np.concatenate(
@@ -115,6 +144,9 @@ class Engine:
         rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1), actions=self.rows.actions)
         if rows.actions is not None:
             rows = replace(rows, label_MA=np.full((len(token_M), len(self.sequences.tasks)), UNKNOWN))
+        if self.features is not None:
+            nothing = np.full(len(token_M), -1)
+            rows = replace(rows, known=KnownOfEvents(self.features, nothing, nothing))
         return Queries(rows, offsets[:-1], offsets[1:], np.full(len(histories), -1))
 
     def recommend(
@@ -124,42 +156,80 @@ class Engine:
         *,
         histories: Sequence[Sequence[Any]] | None = None,
         mask: bool = True,
+        want: str | None = None,
+        want_weight: float = 1.0,
+        at: datetime | None = None,
     ) -> pl.DataFrame:
         """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
 
         Returns a frame ``user_id, item_id, score, rank`` (ids as the log has them; rank from 1; with histories, user_id is
         their number from 0), with ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
+        ``want``: a task of the run, a condition; the score is then the logarithm of the probability that the item comes next,
+        plus ``want_weight`` times that of the probability that the condition holds for it (:mod:`largerec.engine.conditioned`).
+        ``at``: known users are asked at that moment, as in :meth:`rank`.
 
         Raises:
-            LargeRecError: an unknown user or item, k below 1, or neither or both of users and histories.
+            LargeRecError: an unknown user, item or task, k below 1, neither or both of users and histories, or ``at`` with
+                histories or of a log without a clock.
         """
+        self._check_moment(at, known=histories is None)
+        column = None if want is None else self.wanted(want)
         if (users is None) == (histories is None):
             raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
         if k < 1:
             raise LargeRecError(f"k={k} is too small; ask for at least one item.")
         if users is not None:
             row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
-            queries, names = self._queries_of_users(row_U), self.sequences.user_ids.gather(row_U)
+            queries = self._queries_of_users(row_U) if at is None else self._queries_until(row_U, at)
+            names = self.sequences.user_ids.gather(row_U)
         else:
             queries = self._queries_of_histories(histories or [])
-            names = pl.Series(np.arange(len(queries)))
-        frames = [self._frame(names, start, block, k, mask) for start, block in query_blocks(queries, self.scorer.size)]
+            row_U, names = np.full(len(queries), -1), pl.Series(np.arange(len(queries)))
+        frames = []
+        for start, block in query_blocks(queries, self.scorer.size):
+            if column is None:
+                scores_QV = self.scorer.scores(block)
+                if mask:
+                    mask_seen(scores_QV, block)
+                best = top_k(scores_QV, k)
+            else:
+                best = self.wanted_lists(block, row_U[start : start + len(block)], column, k, weight=want_weight, mask=mask)
+            frames.append(self._frame(names, start, *(part[:, :k] for part in best)))
         if not frames:
             raise LargeRecError("the list of users is empty; name at least one.")
         return pl.concat(frames)
 
-    def _frame(self, names: pl.Series, start: int, queries: Queries, k: int, mask: bool) -> pl.DataFrame:
-        scores_QV = self.scorer.scores(queries)
-        if mask:
-            mask_seen(scores_QV, queries)
-        value_QK, item_QK = top_k(scores_QV, k)
-        n_listed = item_QK.shape[1]
+    def wanted(self, want: str) -> int:
+        """The column of a task that retrieval can be conditioned on.
+
+        Raises:
+            LargeRecError: the run has no such task, or it has more labels than two.
+        """
+        ranker = self.ranker
+        fits = [ranker.names[column] for column in ranker.learned if ranker.heads.classes[column] == 2]
+        if want not in fits:
+            listed = ", ".join(fits) or "none, since a task must be a condition (where=...)"
+            raise LargeRecError(f"want={want!r} is no task to be wanted{nearest(want, fits)} There are: {listed}.")
+        return ranker.names.index(want)
+
+    def wanted_lists(
+        self, queries: Queries, user_Q: np.ndarray, column: int, k: int, *, weight: float = 1.0, mask: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and items conditioned on a task, as :func:`largerec.engine.conditioned.wanted_lists` gives them."""
+
+        def asked(query: Queries, row: int, token_C: np.ndarray) -> torch.Tensor:
+            return self._probabilities(query, row, token_C)[column][:, 1]
+
+        return wanted_lists(self.scorer, queries, user_Q, asked, k=k, weight=weight, mask=mask)
+
+    def _frame(self, names: pl.Series, start: int, value_QK: torch.Tensor, item_QK: torch.Tensor) -> pl.DataFrame:
+        n_queries, n_listed = item_QK.shape
         frame = pl.DataFrame(
             {
-                "user_id": names.gather(np.repeat(np.arange(start, start + len(queries)), n_listed)),
+                "user_id": names.gather(np.repeat(np.arange(start, start + n_queries), n_listed)),
                 "item_id": self.tokenizer.vocabulary["item_id"].gather(item_QK.flatten().numpy()),
                 "score": value_QK.flatten().numpy(),
-                "rank": np.tile(np.arange(1, n_listed + 1), len(queries)),
+                "rank": np.tile(np.arange(1, n_listed + 1), n_queries),
             }
         )
         if "title" in self.tokenizer.vocabulary.columns:
@@ -174,24 +244,24 @@ class Engine:
         history: Sequence[Any] | None = None,
         by: str | None = None,
         at: datetime | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> pl.DataFrame:
         """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
         titles. A known user's history is the whole log, asked now; with a moment ``at`` (UTC where it has no zone), it is the
-        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
+        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates. ``context``: values of
+        the run's context features by column; those left out are missing, but for what the clock says.
 
         Raises:
-            LargeRecError: the run has no tasks; an unknown user, item or task; no candidates; not one of user and history; ``at``
-                with a history, or of a log without a clock.
+            LargeRecError: the run has no tasks; an unknown user, item, task or context; no candidates; not one of user and
+                history; ``at`` with a history, or of a log without a clock.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
         if by is not None and by not in names:
             raise LargeRecError(f"by={by!r} is no task of this run{nearest(by, names)} Tasks: {', '.join(names)}.")
-        if (user is None) == (history is None):
-            raise LargeRecError("give either a user or history=[item, ...].")
         if len(candidates) == 0:
             raise LargeRecError("the list of candidates is empty; name at least one item.")
         given = pl.Series(list(candidates), strict=False)
@@ -201,21 +271,75 @@ class Engine:
                 f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
-        if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
-            without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
-            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
-        if history is not None:
-            query = self._queries_of_histories([history])
-        else:
-            row = self._user_row(user)
-            query = self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at)
-        found = ranker.of_candidates(query, token_C)
+        query, _, row = self._asked(user, history, at)
+        found = self._probabilities(query, row, token_C, context)
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
         if "title" in self.tokenizer.vocabulary.columns:
             frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(token_C))
         frame = frame.sort(by or names[0], descending=True, maintain_order=True)
         return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
+
+    def _probabilities(
+        self, query: Queries, row: int, token_C: np.ndarray, context: Mapping[str, Any] | None = None
+    ) -> list[torch.Tensor]:
+        """Every task's label probabilities for items after one history, at its time, for the user of a row; each [C, L]."""
+        moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC) if query.time_Q[0] >= 0 else None
+        return self.ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+
+    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
+        """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
+        if (user is None) == (history is None):
+            raise LargeRecError("give either a user or history=[item, ...].")
+        self._check_moment(at, known=history is None)
+        if history is not None:
+            return self._queries_of_histories([history]), history, -1
+        row = self._user_row(user)
+        start, end = self._rows_until(row, at)
+        ids = self.sequences.item_ids.gather(self.sequences.item_N[start:end]).to_list()
+        return self._queries_of_users(np.array([row])) if at is None else self._queries_until(np.array([row]), at), ids, row
+
+    def choose(
+        self,
+        user: Any = None,
+        shown: Sequence[Any] = (),
+        *,
+        history: Sequence[Any] | None = None,
+        prices: Sequence[float] | None = None,
+        at: datetime | None = None,
+    ) -> pl.DataFrame:
+        """Which of some items, in the order in which they are shown, a user takes: ``item_id, place`` (from 1), ``probability``
+        (1 in all), ``rank`` and ``title`` where the log has titles, best first.
+
+        User, history and ``at`` are as in :meth:`rank`. Items outside the catalogue may be among those shown: where they stand,
+        what they cost and whether the user touched them is known all the same.
+
+        Raises:
+            LargeRecError: the run has no choice model (``lists.choice``); nothing is shown; prices are missing, not asked for or
+                not one an item; an unknown user, or not one of user and history.
+        """
+        if self.choice is None:
+            raise LargeRecError(
+                "this run has no choice model; train one on a log with lists: lists.items=COLUMN lists.choice=true."
+            )
+        query, past, _ = self._asked(user, history, at)
+        counts_V = self.tokenizer.target_counts(self.sequences)
+        given = pl.Series("item_id", list(shown), strict=False)
+        frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, prices)
+        if "title" in self.tokenizer.vocabulary.columns:
+            known_S = pl.Series(token_S).replace(-1, None)
+            frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(known_S))
+        return frame.sort("rank", maintain_order=True)
+
+    def _features_of(
+        self, row: int, token_C: np.ndarray, moment: datetime | None, context: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor] | None:
+        """Features of candidates for the user of a row (-1: nothing is known), asked at a moment."""
+        if self.features is None:
+            if context:
+                raise LargeRecError(f"context={dict(context)} says nothing: this run has no features; leave it out.")
+            return None
+        return self.features.of_candidates({**context_at(self.features.features, moment), **context}, row, token_C)
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""
@@ -237,14 +361,16 @@ class Engine:
         return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
 
 
-def build_scorer(recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences) -> ModelScorer:
+def build_scorer(
+    recipe: Recipe, tokenizer: AtomicTokenizer, sequences: Sequences, layout: FieldLayout | None = None
+) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
     model = build_model(recipe.model, tokenizer.size, batch.positions)
     if batch.actions is not None:
-        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions)
+        add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
-    head = ItemHead.of(recipe.head, model)
+    head = ItemHead.of(recipe.head, model, recipe.score_scale)
     counts_V = tokenizer.target_counts(sequences)
     return ModelScorer(model, head, counts_V, batch.max_length, query_time=query_time, actions=batch.actions)
 
@@ -254,14 +380,22 @@ def load(path: str | Path) -> Engine:
 
     Raises:
         LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
+
+    Warns (UserWarning) where the run was trained on someone who was to be forgotten since.
     """
     bundle = Bundle.open(path)
     bundle.check_members()
+    if (said := bundle.forgotten()) is not None:
+        warnings.warn(said, stacklevel=2)
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
-        scorer = build_scorer(member.recipe(), tokenizer, sequences)
+        features = member.features()
+        scorer = build_scorer(member.recipe(), tokenizer, sequences, None if features is None else features.layout())
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
-    return Engine(scorers[0] if len(scorers) == 1 else EnsembleScorer(scorers), tokenizer, sequences)
+    choice = choice_from_json(bundle.read_json(CHOICE), str(bundle.file(CHOICE))) if bundle.file(CHOICE).is_file() else None
+    if len(scorers) > 1:
+        return Engine(EnsembleScorer(scorers), tokenizer, sequences, None, choice)
+    return Engine(scorers[0], tokenizer, sequences, features, choice)

@@ -5,6 +5,7 @@ Q events that are asked about, C items after one history, L labels of a task, D 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,13 +58,14 @@ class Ranker:
         if len(some) == 0:
             return found
         asked = Queries(queries.rows, queries.first_Q[some], queries.end_Q[some], queries.time_Q[some])
+        features = None if queries.rows.known is None else queries.rows.known.at(asked.end_Q, token_Q[some])
         with torch.no_grad():
             if self.heads.actions == "summed":
                 state_QD = self.scorer.hidden(asked)
                 item_QD = self.scorer.model.item_table_VD[torch.from_numpy(token_Q[some])]
-                predicted = self.heads.probabilities(state_QD.float(), item_QD)
+                predicted = self.heads.probabilities(state_QD.float(), item_QD, features)
             else:
-                predicted = self.heads.probabilities(self._item_states(asked).float())
+                predicted = self.heads.probabilities(self._item_states(asked).float(), None, features)
         for into, probability_SL in zip(found, predicted, strict=True):
             into[torch.from_numpy(some)] = probability_SL
         return found
@@ -83,11 +85,19 @@ class Ranker:
             parts.append(self.scorer.model(batch).index_select(0, torch.from_numpy(at)))
         return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)))
 
-    def of_candidates(self, query: Queries, token_C: np.ndarray, *, cached: bool | None = None) -> list[torch.Tensor]:
+    def of_candidates(
+        self,
+        query: Queries,
+        token_C: np.ndarray,
+        features: Mapping[str, torch.Tensor] | None = None,
+        *,
+        cached: bool | None = None,
+    ) -> list[torch.Tensor]:
         """Probability of every label for each item after the one history of ``query``, at its time; each task [C, L].
 
         The items cannot see each other. With interleaved actions the history is read once where the family has a cache, and
-        copied before each item where it has none; ``cached`` asks for one of the two.
+        copied before each item where it has none; ``cached`` asks for one of the two. ``features``: those of each item, asked
+        about by this user at this moment, where the run has features.
         """
         assert len(query) == 1
         item_C = torch.tensor(token_C)
@@ -98,14 +108,14 @@ class Ranker:
                 if empty:
                     return [share_L.repeat(len(item_C), 1) for share_L in self.shares]
                 state_CD = self.scorer.hidden(query).float().expand(len(item_C), -1)
-                return self.heads.probabilities(state_CD, self.scorer.model.item_table_VD[item_C])
-            single = self._alone(item_C, int(query.time_Q[0]))
+                return self.heads.probabilities(state_CD, self.scorer.model.item_table_VD[item_C], features)
+            single = replace(self._alone(item_C, int(query.time_Q[0])), features=dict(features or {}))
             if empty:
-                return self.heads.probabilities(self.scorer.model(single).float())
+                return self.heads.probabilities(self.scorer.model(single).float(), None, features)
             history = pack_histories(query.rows, start_Q, query.end_Q, query.time_Q)
             cached = self.scorer.model.cached if cached is None else cached
             states = self._after_cache(history, single) if cached else self._after_copies(history, single)
-            return self.heads.probabilities(states.float())
+            return self.heads.probabilities(states.float(), None, features)
 
     def _alone(self, item_C: torch.Tensor, time_ms: int) -> Batch:
         """Each item as a history of its own."""
@@ -131,11 +141,21 @@ class Ranker:
         """The plain truth: a copy of the history before each item. [C, D]"""
         length, parts = history.n_tokens + 1, []
         for block in single.pieces(-(-single.n_tokens * length // TOKEN_BLOCK)):
-            copies: dict[str, Any] = {
-                name: torch.cat([old.expand(block.n_tokens, *old.shape), new[:, None]], dim=1).flatten(0, 1)
-                for name, new in block.tensors.items()
-                if (old := history.tensors.get(name)) is not None
-            }
-            batch = replace(block, **copies, offsets_B1=torch.arange(block.n_tokens + 1) * length)
+            copies: dict[str, Any] = _copied(history.tensors, block.tensors)
+            batch = replace(
+                block,
+                **copies,
+                offsets_B1=torch.arange(block.n_tokens + 1) * length,
+                features=_copied(history.features, block.features),
+            )
             parts.append(self.scorer.model(batch)[length - 1 :: length])
         return torch.cat(parts)
+
+
+def _copied(history: Mapping[str, torch.Tensor], single: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What there is of the tokens of a history, before that of each item, one copy after another."""
+    return {
+        name: torch.cat([old.expand(len(new), *old.shape), new[:, None]], dim=1).flatten(0, 1)
+        for name, new in single.items()
+        if (old := history.get(name)) is not None
+    }

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from largerec.errors import LargeRecError, nearest
+from largerec.fields import FieldVectors
 from largerec.item_tables import build_table
 from largerec.layers import Backbone
 from largerec.models.dial import ModelOptions
@@ -57,8 +58,9 @@ def build_model(options: ModelOptions, n_items: int, max_length: int) -> Backbon
 
 
 def non_embedding_parameters(model: Backbone) -> int:
-    """Parameters outside the item and position tables (and what makes rows of side vectors)."""
+    """Parameters outside the tables of items, positions and features (and what makes rows of side vectors)."""
     tables = {id(p) for module in (model.input, model.output_table) if module is not None for p in module.parameters()}
+    tables |= {id(module.table.weight) for module in model.modules() if isinstance(module, FieldVectors)}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -30,13 +31,18 @@ def logs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: [int(number) for number in re.findall(r"\d+", file.name)])
 
 
-def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
-    """Read the standard logs and, where it is there, ``watch_history*.jsonl``: earlier watches of which only the order is known.
+def is_random(file: Path) -> bool:
+    """Whether a file is, by its name, KuaiRand's log of videos that were shown at random."""
+    return file.name.startswith("log_random_") and format_of(file) is not None
+
+
+def read_files(files: list[Path], on_bad_rows: OnBadRows) -> RawTable:
+    """Read logs of KuaiRand one below another; of rows that repeat user, video and time the first stays.
 
     Raises:
-        LargeRecError: a file is broken, or a log lacks a column that makes it one of KuaiRand.
+        LargeRecError: a file is broken, or lacks a column that makes it one of KuaiRand.
     """
-    tables, notes, files = [], [], logs(folder)
+    tables, notes = [], []
     for file in files:
         table = read_table(file, on_bad_rows=on_bad_rows)
         lacking = [name for name in (*KEY, *SIGNALS) if name not in table.frame.columns]
@@ -46,7 +52,7 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
                 "Give the file itself as data.path if it is another log."
             )
         tables.append(table)
-        notes.append(f"of the folder {folder.name}, {file.name} is read")
+        notes.append(f"of the folder {file.parent.name}, {file.name} is read")
     log = pl.concat([table.frame for table in tables], how="diagonal_relaxed")
     place = in_parts([(table.frame.height, table.place or in_file(str(file))) for table, file in zip(tables, files, strict=True)])
     kept = log.with_row_index(ROW).unique(KEY, keep="first", maintain_order=True)[ROW]
@@ -58,16 +64,27 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
     notes.append(
         f"the behaviour is the strongest signal of a row: {', '.join(SIGNALS.values())}, else view; the signals are features"
     )
-    parts: list[tuple[int, Place]] = [(kept.len(), lambda row: place(int(kept[row])))]
-    history = sorted(file for file in folder.iterdir() if re.fullmatch(r"watch_history.*\.jsonl(\.gz)?", file.name))
-    if history:
-        earlier, rows, said = _earlier(history[0])
-        events = pl.concat([earlier, events], how="diagonal_relaxed")
-        parts.insert(0, (earlier.height, lambda row: (str(history[0]), int(rows[row]) + 1)))
-        notes.append(said)
     columns = {"user": "user_id", "item": "video_id", "time": "time_ms", "behavior": "behavior"}
     dropped = tuple(row for table in tables for row in table.dropped)
-    return RawTable(events, tuple(notes), "timestamp", "first", columns, in_parts(parts), dropped)
+    return RawTable(events, tuple(notes), "timestamp", "first", columns, lambda row: place(int(kept[row])), dropped)
+
+
+def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
+    """Read the standard logs and, where it is there, ``watch_history*.jsonl``: earlier watches of which only the order is known.
+
+    Raises:
+        LargeRecError: a file is broken, or a log lacks a column that makes it one of KuaiRand.
+    """
+    table = read_files(logs(folder), on_bad_rows)
+    history = sorted(file for file in folder.iterdir() if re.fullmatch(r"watch_history.*\.jsonl(\.gz)?", file.name))
+    if not history:
+        return table
+    earlier, rows, said = _earlier(history[0])
+    assert table.place is not None
+    parts: list[tuple[int, Place]] = [(earlier.height, lambda row: (str(history[0]), int(rows[row]) + 1))]
+    parts.append((table.frame.height, table.place))
+    events = pl.concat([earlier, table.frame], how="diagonal_relaxed")
+    return replace(table, frame=events, notes=(*table.notes, said), place=in_parts(parts))
 
 
 ROW = "__row__"

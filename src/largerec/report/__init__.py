@@ -18,7 +18,9 @@ from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import calibration, measure, sample_targets
 from largerec.report import glance, page, results, summary, tasks
+from largerec.report.exposure import exposure, random
 from largerec.report.lineage import lineage
+from largerec.report.lists import lists
 from largerec.report.runs import (
     Paired,
     Run,
@@ -278,6 +280,9 @@ def _sections(group: Group) -> list[tuple[str, str, str]]:
         ("metrics", f"Metrics on the {main.stage} part", metrics),
         ("paired", "Paired differences", results.paired_table(group.paired, group.metric, group.level)),
         ("tasks", f"Tasks on the {main.stage} part", tasks.tasks(group.runs)),
+        ("lists", f"Choices among shown items, {main.stage} part", lists(group.runs)),
+        ("random", "Shown at random", random(group.runs)),
+        ("exposure", "As if every item had been shown alike", exposure(group.runs)),
         ("slices", "Slices", results.slices(group.runs, group.metric)),
         ("calibration", "Calibration of the scores", scores),
         ("examples", "Example users", results.examples(group.examples, main.stage, LIST_LENGTH)),

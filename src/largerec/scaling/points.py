@@ -27,7 +27,7 @@ class Point:
     Attributes:
         name: unique in the grid; the run's folder is ``dir``, relative to the grid's.
         params: parameters outside the item and position tables; ``params_embedding`` are those tables.
-        tokens: training targets processed, repeated ones counted each time.
+        tokens: training targets processed up to the weights that were kept, repeated ones counted each time; so steps, epochs.
         unique_tokens: training targets there are, before any repetition (the D of the data).
         history: the most events that a state can see; ``catalogue``: items that the loss and the metrics range over.
         flops: floating-point operations of training, by formula; a multiply-add counts as two.
@@ -93,6 +93,11 @@ class Point:
                 raise LargeRecError(f"{place} has {key}={filled[key]!r}; allowed are {', '.join(allowed)}.")
         interval = filled["loss_interval"]
         return cls(**filled | {"loss_interval": None if interval is None else (float(interval[0]), float(interval[1]))})
+
+
+def regime_of(tokens: float, unique_tokens: float) -> Regime:
+    """Whether training sees no event twice."""
+    return "single-epoch" if tokens <= unique_tokens else "repeated"
 
 
 FLOATS = ("epochs", "flops", "seconds", "loss")

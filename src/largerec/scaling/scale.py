@@ -1,0 +1,242 @@
+"""``largerec scale``: small runs, laws fitted to them, predictions written down, and only then the large runs that check them.
+
+Everything lies in ``run.dir`` (docs/scale.md): ``plan.json``, ``rates.json``, ``points.jsonl``, ``runs/NAME``,
+``predictions.json``, ``spent.json`` and ``scale.json``. The same command goes on after a kill; with a larger budget it makes more
+of the grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from largerec.bundle import NOT_OF_TRAINING, Bundle, flatten
+from largerec.doctor import processor
+from largerec.errors import LargeRecError
+from largerec.grid import core_minutes
+from largerec.recipe import Recipe
+from largerec.scaling.choice import Place
+from largerec.scaling.data import GridData
+from largerec.scaling.laws import Law, Refused, check, fit_all, summary
+from largerec.scaling.points import Point, read_points, write_point
+from largerec.scaling.runs import Clock, OutOfBudget, cleared, made
+from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
+
+PREDICTIONS = "predictions.json"
+QUALITIES = ("ndcg@10", "recall@10")
+NOT_OF_POINTS = ("seconds",)  # what may differ between two makings of a point
+
+
+def scale(recipe: Recipe, budget: str | None = None, *, quiet: bool = False) -> dict[str, Any]:
+    """Make a recipe's grid in ``run.dir`` within a budget of core-minutes, fit laws, predict the largest runs, make them, check.
+
+    Returns what ``scale.json`` holds: the points, the laws, predictions and checks, what was spent and what was left out.
+
+    Raises:
+        LargeRecError: the grid fits no budget or recipe, or the folder holds another grid.
+        KeyboardInterrupt: after Ctrl-C, with all states saved; the same call goes on.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    text = budget or recipe.scale.budget
+    limit = None if text is None else core_minutes(text)
+    place = Bundle(recipe.run.dir)
+    place.path.mkdir(parents=True, exist_ok=True)
+    clock, data = Clock(place, limit), GridData.of(recipe)
+    _check_same_grid(recipe, place, data)
+    runs, points = with_costs(planned(recipe, data, place.path), data, place), read_points(place.path)
+    plan = within_budget(runs, limit, recipe.scale.hold_out, points, clock.core_minutes)
+    place.write_json("plan.json", {"budget_core_minutes": limit, **plan.to_json()})
+    late = _make(plan.fitted, plan, data, clock, quiet=quiet)
+    fitted = sorted(read_points(place.path), key=lambda point: (point.flops, point.name))  # in whatever order they were made
+    fitted = [point for point in fitted if not point.held_out]
+    laws, refused = fit_all(fitted, QUALITIES, seed=recipe.seed)
+    predictions = predict(place, fitted, plan.held_out, laws, refused, data)
+    late += _make(plan.held_out, plan, data, clock, quiet=quiet)
+    clock.save()
+    return _written(recipe, place, plan, laws, predictions, late, clock)
+
+
+# --- runs
+
+
+def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, *, quiet: bool) -> list[str]:
+    """Make the runs that have no point yet; returns the names of those for which the budget did not last."""
+    late, begun, expected = [], clock.core_minutes, 0.0
+    for run in runs:
+        place = clock.place
+        points = read_points(place.path)
+        if run.name in {point.name for point in points}:
+            cleared(run)
+            continue
+        # What runs have really cost so far corrects what the others are expected to cost.
+        slower = min(3.0, max(1.0, (clock.core_minutes - begun) / expected)) if expected else 1.0
+        largest = max(plan.held_out, key=lambda other: other.flops, default=run)
+        reserved = 0.0 if run.held_out or largest.name in {point.name for point in points} else largest.core_minutes
+        if clock.budget is not None and clock.core_minutes + slower * (run.core_minutes + reserved) > clock.budget * 1.02:
+            late.append(run.name)
+            continue
+        try:
+            write_point(place.path, made(run, data.part(run.cell.version), points, spent=clock.check, quiet=quiet))
+        except OutOfBudget:
+            late.append(run.name)
+            continue
+        expected += run.core_minutes
+        cleared(run)
+        clock.save()
+    return late
+
+
+def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
+    """Keep, or compare, what the points depend on: those of another grid would mislead the laws."""
+    own = {key: value for key, value in flatten(recipe.to_json()).items() if not key.startswith(NOT_OF_TRAINING)}
+    own |= {
+        "data": [part.split.data_hash for part in data.parts.values()],
+        "scale.targets": recipe.scale.targets,
+        "scale.checks": recipe.scale.checks,
+    }
+    own |= {"scale.hopeless": recipe.scale.hopeless, "seed": recipe.seed}
+    own = json.loads(json.dumps(own))
+    if not place.file("grid.json").is_file():
+        if any(file.name != "spent.json" for file in place.path.iterdir()):
+            raise LargeRecError(f"run.dir={str(place.path)!r} is not empty and holds no grid; choose another folder.")
+        return place.write_json("grid.json", own)
+    old = place.read_json("grid.json")
+    changed = sorted(key for key in old.keys() | own.keys() if old.get(key) != own.get(key))
+    if changed:
+        shown = ", ".join(f"{key}: {old.get(key)!r} -> {own.get(key)!r}" for key in changed[:4])
+        raise LargeRecError(
+            f"run.dir={str(place.path)!r} holds a grid of another recipe ({shown}). Only the lists of [scale] may grow. Remove "
+            "the folder, or choose another run.dir."
+        )
+    return None
+
+
+# --- predictions
+
+
+def points_hash(points: Sequence[Point]) -> str:
+    """SHA-256 of the points that laws are fitted to, without their wall time."""
+    lines = [{key: value for key, value in point.to_json().items() if key not in NOT_OF_POINTS} for point in points]
+    return hashlib.sha256("\n".join(json.dumps(line, sort_keys=True) for line in lines).encode()).hexdigest()
+
+
+def predict(
+    place: Bundle,
+    fitted: Sequence[Point],
+    runs: Sequence[Planned],
+    laws: Sequence[Law],
+    refused: Sequence[dict[str, Any]],
+    data: GridData,
+) -> dict[str, Any]:
+    """Write down what the laws foretell of the held-out runs, with the hash of the points of the fit, before those begin.
+
+    Predictions of a run that has begun are never written again: where there are such and the points have changed since, the file
+    stays as it is.
+    """
+    hashed = points_hash(fitted)
+    begun = [run.name for run in runs if (place.path / "runs" / run.name).exists()]
+    if place.file(PREDICTIONS).is_file():
+        old = place.read_json(PREDICTIONS)
+        foretold = {one["name"] for one in old["runs"]}
+        if begun or (old["points_sha256"] == hashed and foretold == {run.name for run in runs}):
+            return old
+    found = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "points_sha256": hashed,
+        "points": [point.name for point in fitted],
+        "refused": list(refused),
+        "runs": [_foretold(run, laws, data) for run in runs],
+    }
+    place.write_json(PREDICTIONS, found)
+    return found
+
+
+def place_of(run: Planned, data: GridData) -> Place:
+    """Where a planned run stands among the points."""
+    part = data.part(run.cell.version)
+    return Place(
+        family=run.cell.family,
+        layers=run.layers,
+        width=run.width,
+        params=float(run.params),
+        tokens=float(run.tokens),
+        unique_tokens=float(run.unique_tokens),
+        flops=run.flops,
+        history=run.history,
+        catalogue=run.catalogue,
+        entropy=part.entropy(part.batches(run.recipe)),
+        regime=run.regime,
+    )
+
+
+def _foretold(run: Planned, laws: Sequence[Law], data: GridData) -> dict[str, Any]:
+    place, said = place_of(run, data), dict[str, Any]()
+    for law in laws:
+        if (law.key.family, law.key.regime, law.key.history) != (place.family, place.regime, place.history):
+            continue
+        try:
+            said[law.quantity] = law.predict(place).to_json()
+        except Refused as error:
+            said[law.quantity] = {"refused": str(error), "code": error.code}
+    return {"name": run.name, "flops": run.flops, "params": run.params, "tokens": run.tokens, "predicted": said}
+
+
+def checks(predictions: dict[str, Any], points: Sequence[Point]) -> Iterator[dict[str, Any]]:
+    """Each written prediction of a finished run beside what was measured: ``error`` is relative, ``inside`` whether the interval
+    holds it."""
+    by_name = {point.name: point for point in points if point.state == "finished"}
+    for run in predictions["runs"]:
+        point = by_name.get(run["name"])
+        for quantity, said in run["predicted"].items() if point is not None else ():
+            assert point is not None
+            measured = point.loss if quantity == "loss" else point.metrics.get(quantity, math.nan)
+            if "value" not in said or not math.isfinite(measured):
+                continue
+            yield {
+                "name": point.name,
+                "quantity": quantity,
+                "measured": measured,
+                **{key: said[key] for key in ("value", "low", "high", "level")},
+                "error": said["value"] / measured - 1,
+                "inside": said["low"] <= measured <= said["high"],
+            }
+
+
+# --- the document
+
+
+def _written(
+    recipe: Recipe,
+    place: Bundle,
+    plan: Plan,
+    laws: Sequence[Law],
+    predictions: dict[str, Any],
+    late: Sequence[str],
+    clock: Clock,
+) -> dict[str, Any]:
+    points = read_points(place.path)
+    checked, _ = check(laws, points)
+    document = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": processor(),
+        "name": recipe.name,
+        "dir": recipe.run.dir,
+        "budget_core_minutes": clock.budget,
+        "spent_core_minutes": round(clock.core_minutes, 2),
+        "left_out": [*late, *(run.name for run in plan.left_out)],
+        "points": [point.to_json() for point in points],
+        "laws": [law.to_json() for law in laws],
+        "refused": predictions["refused"],
+        "predictions": predictions,
+        "checks": list(checks(predictions, points)),
+        "summary": summary(checked),
+    }
+    place.write_json("scale.json", document)
+    return document
