@@ -22,15 +22,9 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options",
-<<<<<<< HEAD
-    "kernels metrics paired task_metrics distributed events columns badrows",
-    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
-    " tasks sequences batches layers item_tables",
-=======
     "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
-    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
+    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
     " tasks lists sequences random_log features feature_tables batches layers fields item_tables",
->>>>>>> ad4bb606f14906cae0ba65c28367aad2cbd4af97
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking choice averaging grid",
     "recipe",
