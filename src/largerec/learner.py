@@ -70,6 +70,9 @@ def training_rows(sequences: Sequences) -> tuple[Sequences, np.ndarray]:
         label_NA=None,
         edges={},
         positive_N=None,
+        lists=None,
+        log_row_N=None,
+        propensity_N=None,
     )
     return only, rows_M
 

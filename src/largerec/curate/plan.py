@@ -97,6 +97,8 @@ def plan_from(document: dict[str, Any], source: str = "plan") -> Plan:
         lines = [f"{source}: the plan does not fit."]
         for problem in error.errors():
             where = [str(part + 1) if isinstance(part, int) else part for part in problem["loc"]]
+            if len(problem["loc"]) > 2 and problem["loc"][0] == "step":
+                where.insert(2, given[int(problem["loc"][1])]["name"])
             shown = f" (given: {problem['input']!r})" if not isinstance(problem.get("input"), dict) else ""
             lines.append(f"  {' '.join(where)}: {problem['msg']}{shown}")
         raise LargeRecError("\n".join(lines)) from None
