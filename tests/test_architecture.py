@@ -34,7 +34,7 @@ LEVELS = (
     "train",
     "learner",
     "experiments ensemble tune order cures",
-    "scaling update report serve doctor estimate show show_scaling",
+    "scaling update report serve doctor estimate show show_scaling show_ablated",
     "compare_tasks",
     "bench compare ablate",
     "cli cli_data",

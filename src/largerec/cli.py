@@ -151,12 +151,12 @@ def ablate(
 ) -> None:
     """Measure what cures are worth: one recipe on a log as it is and on each version of it, paired, at equal steps."""
     from largerec import ablate as module
-    from largerec import show
+    from largerec import show_ablated
 
     if not plan:
         raise LargeRecError("largerec ablate needs --plan PLAN, a TOML file as docs/ablate.md shows.")
     found = module.from_arguments(path, plan, overrides or [], to)
-    print_json(found) if as_json else show.ablated(found)
+    print_json(found) if as_json else show_ablated.ablated(found)
 
 
 @app.command()

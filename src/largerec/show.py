@@ -27,7 +27,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
 
 
-def _with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
+def with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
     if found.get(name) is None:
         return "-"
     low, high = intervals.get(name, (float("nan"), float("nan")))
@@ -50,7 +50,7 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     table.add_column(f"{unmasked} unmasked", justify="right")
     table.add_column("train s", justify="right")
     for row in rows:
-        cells = [_with_interval(name, row["test"], row["intervals"]) for name in names]
+        cells = [with_interval(name, row["test"], row["intervals"]) for name in names]
         seconds = f"{row['train_seconds']:.0f}" if row.get("train_seconds") is not None else "-"
         table.add_row(row["name"], *cells, _number(row["unmasked"][unmasked]), seconds)
     return table
@@ -102,7 +102,7 @@ def task_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name in ("task", "predicted by") else "right")
     for task, found in result["tasks"].items():
         for label, row in (*found["baselines"].items(), (result["model"], found)):
-            cells = [_with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
+            cells = [with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
             table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
     return table
@@ -117,7 +117,7 @@ def list_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "ranked by" else "right")
     for part, before in (("baselines", ""), ("scores", f"{result['model']}: ")):
         for name, row in found[part].items():
-            cells = [_with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
+            cells = [with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
             test = row.get("mrr_against")
             said = f"{test['difference']:+.4f}, p = {test['p_value']:.4f}" if test else ""
             table.add_row(escape(before + name), *cells, said)
@@ -131,7 +131,7 @@ def exposure_table(found: dict[str, Any]) -> Table:
     for name in ("of", "by", "metric", "plain", "ips", "clipped", "snips", "events", "worth"):
         table.add_column(name, justify="left" if name in ("of", "by", "metric") else "right")
     for part, who, metric, row, about in exposure_rows(found):
-        cells = [_with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
+        cells = [with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
         table.add_row(part, who, metric, *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}")
     return table
 
@@ -160,7 +160,7 @@ def random_table(result: dict[str, Any]) -> Table:
     for name in ("of", "shown", "events", "metric", "value"):
         table.add_column(name, justify="left" if name in ("of", "shown", "metric") else "right")
     for of, how, events, metric, row in random_rows(result):
-        table.add_row(of, how, f"{events:,}", metric, _with_interval(metric, row, row["intervals"]))
+        table.add_row(of, how, f"{events:,}", metric, with_interval(metric, row, row["intervals"]))
     return table
 
 
@@ -279,37 +279,6 @@ def compared(found: dict[str, Any]) -> None:
     to.print(f"Files: {found['dir']}/ (compare.json, NAME/seed-S/). Report: {found['report']}", markup=False, soft_wrap=True)
 
 
-def ablated(found: dict[str, Any]) -> None:
-    """What each version gains over the raw log, what faults cost, what it took, and where the files are."""
-    to, metric = console(), found["metric"]
-    title = f"{found['protocol']} test, {found['targets']:,} targets, {found['steps']:,} steps a training, seeds "
-    title += ", ".join(map(str, found["seeds"]))
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for head in ("row", "training rows", metric, "gain over raw", "verdict", *(["won back"] if "faults" in found else []), "s"):
-        table.add_column(head, justify="left" if head in ("row", "verdict") else "right", overflow="fold")
-    for row in found["rows"]:
-        gain = _share(row["gain"]["relative"]) if "gain" in row else ""
-        back = [_share(row["won_back"]) if "won_back" in row else ""] if "faults" in found else []
-        took = f"{row['seconds']['cure']:,.0f} + {row['seconds']['train']:,.0f}"
-        value = _with_interval(metric, row["test"], {metric: [row[metric]["low"], row[metric]["high"]]})
-        table.add_row(escape(row["name"]), f"{row['training_rows']:,}", value, gain, row.get("verdict", ""), *back, took)
-    to.print(table)
-    if "faults" in found:
-        to.print(f"The faults cost {_share(found['faults']['cost'])} of {metric}.", markup=False)
-    to.print(
-        f"Intervals are over users and seeds, paired; verdicts are corrected for {found['versions_tried']} versions. "
-        f"s: the cure, and one training. Files: {found['dir']}/ (ablate.json). Report: {found['report']}",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _share(found: dict[str, float | None]) -> str:
-    if found["value"] is None or found["low"] is None or found["high"] is None:
-        return "unknown"
-    return f"{100 * found['value']:+.1f} % ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
-
-
 def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: dict[str, Any]) -> Table:
     metric, k = found["retrieval_metric"], found["retrieval_metric"].partition("@")[2]
     names = list(dict.fromkeys([f"recall@{k}", f"ndcg@{k}", metric]))
@@ -325,7 +294,7 @@ def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: 
         name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
         spread = row.get("test_spread", {}).get(metric)
         validation = _number(row["validation"][metric]) if metric in row["validation"] else "-"
-        quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
+        quality = [with_interval(one, row["test"], row["intervals"]) for one in names]
         table.add_row(name, validation, *quality, "-" if spread is None else _number(spread))
     return table
 
