@@ -414,9 +414,8 @@ def audited(found: dict[str, Any]) -> None:
         mended = f"\n{one['cure']}" + (f"\n$ {one['command']}" if one["command"] else "")
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
-    to.print(table if found["findings"] else "Nothing was found.")
-    if "order" in found:
-        to.print(found["order"]["said"], markup=False)
+    order = [escape(found["order"]["said"])] if "order" in found else []
+    to.print(table if found["findings"] else "Nothing was found.", *order, sep="\n")
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:
@@ -436,8 +435,8 @@ def curated(found: dict[str, Any]) -> None:
         table.add_row(escape(name), f"{one['stages'].get('train', 0):,}", *done, escape("\n".join(notes)))
     console().print(table)
     held = {stage: count for stage, count in found["versions"][-1]["stages"].items() if stage != "train"}
-    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items())
-    console().print(f"Untouched in every version: {said or 'nothing is evaluated'} rows.", markup=False)
+    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items()) or "nothing is evaluated"
+    console().print(f"Untouched in every version: {said} rows.", markup=False)
     console().print(f"Train on it: data.path={found['log']} split.protocol=given", markup=False, soft_wrap=True)
 
 
