@@ -33,8 +33,9 @@ class ExposureOptions(Options):
 
     ``by``: where propensities come from. "column": the log's own column ``propensity``. "popularity": ``(training events of the
     item / those of the most popular) ** power`` (Saito et al. 2020, "Unbiased recommender learning from missing-not-at-random
-    implicit feedback", section 5); an item without any, of which it says nothing, counts as an average event. "position": of choices among shown items, each place's share of the
-    training choices. ``clip``: the largest weight of the clipped estimate, where 1 is the mean.
+    implicit feedback", section 5); an item without any, of which it says nothing, counts as an average event. "position": of
+    choices among shown items, each place's share of the training choices. ``clip``: the largest weight of the clipped estimate,
+    where 1 is the mean.
     """
 
     by: Literal["popularity", "column", "position"] | None = None
