@@ -28,7 +28,7 @@ LEVELS = (
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking choice averaging grid",
     "recipe",
-    "bundle accounting progress split_log transfer",
+    "bundle forgetting accounting progress split_log transfer",
     "engine",
     "evaluate evaluate_tasks evaluate_lists evaluate_exposure evaluate_random",
     "train",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from largerec.kernels import BucketedTime, cpu, reference
+from largerec.kernels import BlockCache, BucketedTime, attention_after, cpu, reference
 
 TABLE = 300
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C++ compiler")
@@ -68,6 +68,34 @@ def test_the_compiled_kernel_equals_the_reference(
     for truth, found in zip(outputs(x, softmax, biased, False), outputs(x, softmax, biased, True), strict=True):
         assert found.dtype == truth.dtype
         assert float((found - truth).abs().max()) <= tolerance * max(1.0, float(truth.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "silu"])
+@pytest.mark.parametrize("biased", [True, False], ids=["biased", "plain"])
+@pytest.mark.parametrize(("past", "tokens"), [(1, 1), (31, 33), (32, 7), (150, 70)])
+@pytest.mark.parametrize(("heads", "width"), [(1, 1), (2, 25), (1, 64)])
+@pytest.mark.parametrize("alike", [True, False], ids=["one time", "many times"])
+def test_tokens_after_a_history_as_the_plain_path_has_them(
+    softmax: bool, biased: bool, past: int, tokens: int, heads: int, width: int, alike: bool
+) -> None:
+    assert cpu.available()[0], cpu.available()[1]
+    x = inputs([past, tokens], heads, width, torch.float32, rising=True)
+    rows, own = (
+        (torch.full((tokens,), 10**10), torch.full((tokens,), 10**10)) if alike else (x["rows"][past:], x["columns"][past:])
+    )
+    position, time = (x["position"], BucketedTime(x["time"], rows, own)) if biased else (None, None)
+    wide = torch.cat([x["q"], x["k"], x["v"]], dim=2).detach()  # views of one projection, as blocks have them
+    q, k, v = wide[past:].split(width, dim=2)
+    cache = BlockCache()
+    cache.keep(
+        x["k"].detach()[:past], x["v"].detach()[:past], time and BucketedTime(x["time"], x["rows"][:past], x["columns"][:past])
+    )
+    assert cache.kept is not None
+    with torch.no_grad():
+        truth = attention_after(q, k, v, cache, position, time, scale=0.3, softmax=softmax)
+        found = cpu.attention_after(q, k, v, *cache.kept, softmax, 0.3, position, time, cache.time_N)
+    assert float((found - truth).abs().max()) <= 2e-5 * max(1.0, float(truth.abs().max()))
 
 
 @needs_compiler

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +72,7 @@ class Batch:
     With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
-    the loss, where a log weighs its events; one of weight 0 is no target.
+    the loss, where a log weighs its events and not all alike; one of weight 0 is no target.
 
     ``features``: of the event that a token carries; with summed actions, of the one that it is asked about.
     """
@@ -158,6 +159,11 @@ class TokenRows:
     weight_M: np.ndarray | None = None
     known: KnownOfEvents | None = None
 
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all weights that are not 0 are equal, so that the mean needs none."""
+        return self.weight_M is not None and len(np.unique(self.weight_M[self.weight_M > 0])) <= 1
+
     @property
     def tokens_per_event(self) -> int:
         return 2 if self.actions == "interleaved" else 1
@@ -195,7 +201,7 @@ class TokenRows:
         label_TA = batch.task_label_TA
         return replace(
             batch,
-            weight_T=weight_T,
+            weight_T=None if self.alike else weight_T,
             loss_mask_T=batch.loss_mask_T & (weight_T > 0),
             task_label_TA=None if label_TA is None else label_TA.masked_fill((weight_T == 0)[:, None], UNKNOWN),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from datetime import datetime
 from typing import Annotated
 
@@ -142,12 +143,24 @@ def ensemble(
     print_json(result) if as_json else show.trained(result, places[0])
 
 
+def _moment(at: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(at) if at else None
+    except ValueError:
+        raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
+
+
 @app.command()
 def recommend(
     path: RunPath,
     user_id: Annotated[list[str] | None, typer.Option(help="a user of the log; may be given several times")] = None,
     history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
     k: Annotated[int, typer.Option("-k", help="how many items")] = 10,
+    want: Annotated[
+        str | None, typer.Option(metavar="TASK", help="what should come of it: a task of the run, such as like")
+    ] = None,
+    want_weight: Annotated[float, typer.Option(min=0, help="how much that counts beside coming next")] = 1.0,
+    at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to users of the log, or after a given history."""
@@ -156,7 +169,7 @@ def recommend(
 
     engine = load(path)
     histories = [[engine.item_id(item.strip()) for item in history.split(",")]] if history else None
-    frame = engine.recommend(user_id, k, histories=histories)
+    frame = engine.recommend(user_id, k, histories=histories, want=want, want_weight=want_weight, at=_moment(at))
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
@@ -181,10 +194,6 @@ def rank(
     engine = load(path)
     given = [item.strip() for text in items or [] for item in text.split(",")] + (more or [])
     past = [engine.item_id(item.strip()) for item in history.split(",")] if history else None
-    try:
-        moment = datetime.fromisoformat(at) if at else None
-    except ValueError:
-        raise LargeRecError(f"--at {at!r} is no ISO date; write for example 2022-05-09T12:00.") from None
     known = dict(text.partition("=")[::2] for text in context or [])
     candidates = [engine.item_id(item) for item in given]
     if by == "choice":
@@ -194,11 +203,11 @@ def rank(
             paid = [float(price) for price in prices.split(",")] if prices else None
         except ValueError:
             raise LargeRecError(f"--prices {prices!r} are no numbers; write for example 71,107.5.") from None
-        frame = engine.choose(user_id, candidates, history=past, prices=paid, at=moment)
+        frame = engine.choose(user_id, candidates, history=past, prices=paid, at=_moment(at))
     elif prices is not None:
         raise LargeRecError("--prices says nothing without --by choice; leave it out.")
     else:
-        frame = engine.rank(user_id, candidates, history=past, by=by, at=moment, context=known)
+        frame = engine.rank(user_id, candidates, history=past, by=by, at=_moment(at), context=known)
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 
 
@@ -335,6 +344,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 2, an interruption 130."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for people: no file, no line of source
     try:
         app(standalone_mode=True)
     except LargeRecError as error:

@@ -24,7 +24,7 @@ from largerec.errors import LargeRecError
 from largerec.evaluate_exposure import evaluate_exposure
 from largerec.evaluate_lists import evaluate_lists
 from largerec.evaluate_random import evaluate_random
-from largerec.evaluate_tasks import evaluate_tasks
+from largerec.evaluate_tasks import evaluate_conditioned, evaluate_tasks
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
@@ -324,6 +324,9 @@ def evaluate(
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+        if options.conditioned and recipe.ranking.retrieval > 0:
+            name = "conditioned" if stage == "test" else f"{stage}_conditioned"
+            result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
     if engine.sequences.lists is not None:
         key = "lists" if stage == "test" else f"{stage}_lists"
         result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)

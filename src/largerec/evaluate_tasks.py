@@ -13,10 +13,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from largerec import task_metrics
+from largerec import metrics, task_metrics
 from largerec.engine import Engine
+from largerec.engine.conditioned import SHORTLIST
+from largerec.engine.scoring import mask_seen, query_blocks, ranks
 from largerec.metrics import EvaluateOptions
-from largerec.sequences import TRAIN, Sequences, Stage
+from largerec.sequences import STAGES, TRAIN, Sequences, Stage
 
 SMOOTHING = 10.0
 """Events at the overall share that the item-rate baseline adds to each item's own."""
@@ -136,3 +138,54 @@ def task_values(engine: Engine, row_N: np.ndarray) -> dict[str, float]:
             values[f"{name}.gauc"] = task_metrics.gauc(probability_NL[:, 1], label_N, user_N[known_N])
         values[f"{name}.ne"] = task_metrics.normalised_entropy(probability_NL, label_N)
     return {name: value for name, value in values.items() if not np.isnan(value)}
+
+
+def evaluate_conditioned(engine: Engine, stage: Stage, options: EvaluateOptions, seed: int) -> dict[str, dict[str, Any]]:
+    """Does retrieval conditioned on a task find more of the items for which it holds? For each condition that was learned.
+
+    Asked are events of the stage for which the condition holds, of users with a history and at most ``options.conditioned`` of
+    them (seeded); seen items are masked, and the lists are those of :meth:`Engine.recommend`. A target behind the shortlist
+    keeps its rank of retrieval. Returns for each task ``n``, ``users``, metrics ``plain`` and ``wanted``, and ``paired`` tests of
+    wanted minus plain. A task without such events is left out.
+    """
+    sequences, ranker, found = engine.sequences, engine.ranker, dict[str, dict[str, Any]]()
+    assert sequences.label_NA is not None
+    for column in ranker.learned:
+        if ranker.heads.classes[column] != 2:
+            continue
+        row_N = np.flatnonzero((sequences.stage_N == STAGES[stage]) & (sequences.label_NA[:, column] == 1))
+        user_N = np.searchsorted(sequences.offsets_U1, row_N, side="right") - 1
+        row_N = row_N[row_N > sequences.offsets_U1[user_N]]
+        if len(row_N) > options.conditioned:
+            row_N = np.sort(np.random.default_rng([seed, 2]).choice(row_N, options.conditioned, replace=False))
+        if len(row_N) == 0:
+            continue
+        user_N = np.searchsorted(sequences.offsets_U1, row_N, side="right") - 1
+        plain_N, wanted_N = _conditioned_ranks(engine, row_N, user_N, column)
+        document: dict[str, Any] = {"n": len(row_N), "users": len(np.unique(user_N)), "shortlist": SHORTLIST}
+        document |= {name: metrics.summarise(rank_N, options.k) for name, rank_N in (("plain", plain_N), ("wanted", wanted_N))}
+        document["paired"] = {
+            f"ndcg@{k}": metrics.paired_test(
+                metrics.ndcg(wanted_N, k), metrics.ndcg(plain_N, k), user_N, level=options.level, seed=seed
+            )
+            for k in options.k
+        }
+        found[ranker.names[column]] = document
+    return found
+
+
+def _conditioned_ranks(engine: Engine, row_N: np.ndarray, user_N: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masked ranks of the events' items in plain lists and in those conditioned on a task. Float64 [N] each."""
+    target_N = torch.from_numpy(engine.token_of_item[engine.sequences.item_N[row_N]])
+    plain, wanted = [], []
+    for start, block in query_blocks(engine.queries_at(row_N), engine.scorer.size):
+        target_Q = target_N[start : start + len(block)]
+        scores_QV = engine.scorer.scores(block)
+        mask_seen(scores_QV, block)
+        plain_Q = ranks(scores_QV, target_Q)
+        value_QC, item_QC = engine.wanted_lists(block, user_N[start : start + len(block)], column, SHORTLIST)
+        listed_QC = (item_QC == target_Q[:, None]) & ~torch.isneginf(value_QC)
+        at_Q = 1 + listed_QC.double().argmax(1).double()
+        plain.append(plain_Q)
+        wanted.append(torch.where(listed_QC.any(1), at_Q, plain_Q))
+    return torch.cat(plain).numpy(), torch.cat(wanted).numpy()

@@ -39,10 +39,14 @@ _CHUNK_CELLS = 1 << 20
 
 class EvaluateOptions(Options):
     """What an evaluation reports: the cutoffs ``k``, the level and resamples of its bootstrap intervals, and on request
-    (``exposure``) weighted estimates that undo what the log was shown."""
+    (``exposure``) weighted estimates that undo what the log was shown.
+
+    ``conditioned``: of at most so many events of each condition among the tasks, measure retrieval conditioned on it.
+    """
 
     k: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     bootstrap_samples: PositiveInt = 1000
+    conditioned: int = Field(default=0, ge=0)
     level: float = Field(default=0.95, gt=0.0, lt=1.0)
     exposure: ExposureOptions = ExposureOptions()
 

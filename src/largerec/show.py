@@ -420,6 +420,20 @@ def traced(found: dict[str, Any], most: int = 20) -> None:
         to.print(f"... and {found['rows'] - most:,} more; --json has them all.")
 
 
+def forgotten(found: dict[str, Any]) -> None:
+    """Where a person was, and what is left to do."""
+    to = console()
+    for one in found["folders"]:
+        to.print(f"{one['folder']}: {one['rows']:,} rows erased, content {one['content'][:12]}", markup=False, soft_wrap=True)
+    for one in found["runs"]:
+        said = "marked: trained on them, train it again" if one["trained_on"] else "was not trained on them"
+        to.print(f"{one['run']}: {one['rows']:,} rows erased; {said}", markup=False, soft_wrap=True)
+    for path in found["still_named_in"]:
+        to.print(f"still named in {path}: look, and mend it by hand", markup=False, soft_wrap=True)
+    for path in found["sources_to_mend_yourself"]:
+        to.print(f"first read from {path}, which is yours to mend", markup=False, soft_wrap=True)
+
+
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     """Documents as the rows of a table, some of their fields as its columns."""
     table = Table()

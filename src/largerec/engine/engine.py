@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from largerec.bundle import CHOICE, Bundle
 from largerec.choice import ChoiceModel
 from largerec.choice import from_json as choice_from_json
 from largerec.columns import UNTIMED
+from largerec.engine.conditioned import wanted_lists
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
 from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
@@ -106,12 +108,18 @@ class Engine:
         now = time.time_ns() // 1_000_000 if self.sequences.time_kind == "timestamp" else -1
         return Queries(self.rows, first_Q, end_Q, np.full(len(row_U), now))
 
-    def _query_at(self, row: int, at: datetime) -> Queries:
-        """Ask for one user at a moment: the history is what had happened by then, and what has no time."""
+    def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
+        """Ask for users at a moment: the history is what had happened by then, and what has no time."""
         moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-        start, end = self._rows_until(row, at)
+        spans = [self._rows_until(int(row), at) for row in row_U]
+        start_U, end_U = (np.array(ends, dtype=np.int64) for ends in zip(*spans, strict=True))
         kept_N1 = self.rows.kept_N1
-        return Queries(self.rows, kept_N1[[start]], kept_N1[[end]], np.array([moment]))
+        return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
+
+    def _check_moment(self, at: datetime | None, *, known: bool) -> None:
+        if at is not None and (not known or self.sequences.time_kind != "timestamp"):
+            without = "this run's log has an order and no clock" if known else "a history given by hand has no times"
+            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
 
     def _rows_until(self, row: int, at: datetime | None) -> tuple[int, int]:
         """First row and end of a user's events, of those until a moment if one is given."""
@@ -148,42 +156,80 @@ class Engine:
         *,
         histories: Sequence[Sequence[Any]] | None = None,
         mask: bool = True,
+        want: str | None = None,
+        want_weight: float = 1.0,
+        at: datetime | None = None,
     ) -> pl.DataFrame:
         """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
 
         Returns a frame ``user_id, item_id, score, rank`` (ids as the log has them; rank from 1; with histories, user_id is
         their number from 0), with ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
+        ``want``: a task of the run, a condition; the score is then the logarithm of the probability that the item comes next,
+        plus ``want_weight`` times that of the probability that the condition holds for it (:mod:`largerec.engine.conditioned`).
+        ``at``: known users are asked at that moment, as in :meth:`rank`.
 
         Raises:
-            LargeRecError: an unknown user or item, k below 1, or neither or both of users and histories.
+            LargeRecError: an unknown user, item or task, k below 1, neither or both of users and histories, or ``at`` with
+                histories or of a log without a clock.
         """
+        self._check_moment(at, known=histories is None)
+        column = None if want is None else self.wanted(want)
         if (users is None) == (histories is None):
             raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
         if k < 1:
             raise LargeRecError(f"k={k} is too small; ask for at least one item.")
         if users is not None:
             row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
-            queries, names = self._queries_of_users(row_U), self.sequences.user_ids.gather(row_U)
+            queries = self._queries_of_users(row_U) if at is None else self._queries_until(row_U, at)
+            names = self.sequences.user_ids.gather(row_U)
         else:
             queries = self._queries_of_histories(histories or [])
-            names = pl.Series(np.arange(len(queries)))
-        frames = [self._frame(names, start, block, k, mask) for start, block in query_blocks(queries, self.scorer.size)]
+            row_U, names = np.full(len(queries), -1), pl.Series(np.arange(len(queries)))
+        frames = []
+        for start, block in query_blocks(queries, self.scorer.size):
+            if column is None:
+                scores_QV = self.scorer.scores(block)
+                if mask:
+                    mask_seen(scores_QV, block)
+                best = top_k(scores_QV, k)
+            else:
+                best = self.wanted_lists(block, row_U[start : start + len(block)], column, k, weight=want_weight, mask=mask)
+            frames.append(self._frame(names, start, *(part[:, :k] for part in best)))
         if not frames:
             raise LargeRecError("the list of users is empty; name at least one.")
         return pl.concat(frames)
 
-    def _frame(self, names: pl.Series, start: int, queries: Queries, k: int, mask: bool) -> pl.DataFrame:
-        scores_QV = self.scorer.scores(queries)
-        if mask:
-            mask_seen(scores_QV, queries)
-        value_QK, item_QK = top_k(scores_QV, k)
-        n_listed = item_QK.shape[1]
+    def wanted(self, want: str) -> int:
+        """The column of a task that retrieval can be conditioned on.
+
+        Raises:
+            LargeRecError: the run has no such task, or it has more labels than two.
+        """
+        ranker = self.ranker
+        fits = [ranker.names[column] for column in ranker.learned if ranker.heads.classes[column] == 2]
+        if want not in fits:
+            listed = ", ".join(fits) or "none, since a task must be a condition (where=...)"
+            raise LargeRecError(f"want={want!r} is no task to be wanted{nearest(want, fits)} There are: {listed}.")
+        return ranker.names.index(want)
+
+    def wanted_lists(
+        self, queries: Queries, user_Q: np.ndarray, column: int, k: int, *, weight: float = 1.0, mask: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and items conditioned on a task, as :func:`largerec.engine.conditioned.wanted_lists` gives them."""
+
+        def asked(query: Queries, row: int, token_C: np.ndarray) -> torch.Tensor:
+            return self._probabilities(query, row, token_C)[column][:, 1]
+
+        return wanted_lists(self.scorer, queries, user_Q, asked, k=k, weight=weight, mask=mask)
+
+    def _frame(self, names: pl.Series, start: int, value_QK: torch.Tensor, item_QK: torch.Tensor) -> pl.DataFrame:
+        n_queries, n_listed = item_QK.shape
         frame = pl.DataFrame(
             {
-                "user_id": names.gather(np.repeat(np.arange(start, start + len(queries)), n_listed)),
+                "user_id": names.gather(np.repeat(np.arange(start, start + n_queries), n_listed)),
                 "item_id": self.tokenizer.vocabulary["item_id"].gather(item_QK.flatten().numpy()),
                 "score": value_QK.flatten().numpy(),
-                "rank": np.tile(np.arange(1, n_listed + 1), len(queries)),
+                "rank": np.tile(np.arange(1, n_listed + 1), n_queries),
             }
         )
         if "title" in self.tokenizer.vocabulary.columns:
@@ -226,10 +272,7 @@ class Engine:
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
         query, _, row = self._asked(user, history, at)
-        moment = at
-        if at is None and row >= 0 and self.sequences.time_kind == "timestamp":
-            moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC)
-        found = ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+        found = self._probabilities(query, row, token_C, context)
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
         if "title" in self.tokenizer.vocabulary.columns:
@@ -237,19 +280,24 @@ class Engine:
         frame = frame.sort(by or names[0], descending=True, maintain_order=True)
         return frame.insert_column(1 + len(names), pl.Series("rank", np.arange(1, len(frame) + 1)))
 
+    def _probabilities(
+        self, query: Queries, row: int, token_C: np.ndarray, context: Mapping[str, Any] | None = None
+    ) -> list[torch.Tensor]:
+        """Every task's label probabilities for items after one history, at its time, for the user of a row; each [C, L]."""
+        moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC) if query.time_Q[0] >= 0 else None
+        return self.ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+
     def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
         """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
         if (user is None) == (history is None):
             raise LargeRecError("give either a user or history=[item, ...].")
-        if at is not None and (history is not None or self.sequences.time_kind != "timestamp"):
-            without = "this run's log has an order and no clock" if history is None else "a history given by hand has no times"
-            raise LargeRecError(f"at={at} says nothing: {without}; leave it out.")
+        self._check_moment(at, known=history is None)
         if history is not None:
             return self._queries_of_histories([history]), history, -1
         row = self._user_row(user)
         start, end = self._rows_until(row, at)
         ids = self.sequences.item_ids.gather(self.sequences.item_N[start:end]).to_list()
-        return self._queries_of_users(np.array([row])) if at is None else self._query_at(row, at), ids, row
+        return self._queries_of_users(np.array([row])) if at is None else self._queries_until(np.array([row]), at), ids, row
 
     def choose(
         self,
@@ -332,9 +380,13 @@ def load(path: str | Path) -> Engine:
 
     Raises:
         LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
+
+    Warns (UserWarning) where the run was trained on someone who was to be forgotten since.
     """
     bundle = Bundle.open(path)
     bundle.check_members()
+    if (said := bundle.forgotten()) is not None:
+        warnings.warn(said, stacklevel=2)
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):

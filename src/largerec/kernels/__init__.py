@@ -51,6 +51,26 @@ def describe(device: str = "cpu") -> str:
     return triton.available()[1] if torch.device(device).type == "cuda" else cpu.available()[1]
 
 
+def _after(
+    q_CHK: torch.Tensor,
+    k_CHK: torch.Tensor,
+    v_CHK: torch.Tensor,
+    cache: BlockCache,
+    position_table_HN: torch.Tensor | None,
+    time: BucketedTime | None,
+    scale: float,
+    *,
+    softmax: bool,
+) -> torch.Tensor:
+    """:func:`attention_after`, by its compiled twin where that is usable: float32 on a CPU, no gradient asked for."""
+    assert cache.kept is not None
+    past_k_NHK, past_v_NHK = cache.kept
+    plain = torch.is_grad_enabled() or q_CHK.dtype != torch.float32 or past_k_NHK.dtype != torch.float32
+    if plain or not cpu.usable(q_CHK):
+        return attention_after(q_CHK, k_CHK, v_CHK, cache, position_table_HN, time, scale=scale, softmax=softmax)
+    return cpu.attention_after(q_CHK, k_CHK, v_CHK, past_k_NHK, past_v_NHK, softmax, scale, position_table_HN, time, cache.time_N)
+
+
 def softmax_attention(
     q_THK: torch.Tensor,
     k_THK: torch.Tensor,
@@ -62,7 +82,7 @@ def softmax_attention(
 ) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.softmax_attention`; with a cache that holds a history, as :func:`attention_after`."""
     if cache is not None and cache.kept is not None:
-        return attention_after(q_THK, k_THK, v_THK, cache, position_table_HN, time, scale=q_THK.shape[-1] ** -0.5, softmax=True)
+        return _after(q_THK, k_THK, v_THK, cache, position_table_HN, time, q_THK.shape[-1] ** -0.5, softmax=True)
     if cache is not None:
         cache.keep(k_THK, v_THK, time)
     twin = _twin(v_THK)
@@ -86,7 +106,7 @@ def silu_attention(
 ) -> torch.Tensor:
     """As :func:`largerec.kernels.reference.silu_attention`; with a cache that holds a history, as :func:`attention_after`."""
     if cache is not None and cache.kept is not None:
-        return attention_after(q_THK, k_THK, v_THK, cache, position_table_HN, time, scale=scale, softmax=False)
+        return _after(q_THK, k_THK, v_THK, cache, position_table_HN, time, scale, softmax=False)
     if cache is not None:
         cache.keep(k_THK, v_THK, time)
     twin = _twin(v_THK)

@@ -302,6 +302,107 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
   return {d_q, d_k, d_v, position_sum, time_sum};
 }
 
+// --- tokens after a history, none of which sees another: kernels/cache.py
+
+// One head's history: keys transposed, values, and the biases that a time of asking gives its columns and the token itself.
+struct After {
+  bool softmax;
+  float scale;
+  int64_t n, padded, width, ld;  // tokens of history; columns with the token's own, up to whole tiles
+  std::vector<float> kt, v, position;
+  std::vector<double> clock;
+  const float* time;  // 32 entries, or null
+
+  void load_history(const float* k, const float* v_, int64_t k_stride, int64_t v_stride, const float* table) {
+    padded = up(n + 1, ROWS);
+    ld = up(width, TILE_COLUMNS);
+    kt.assign(width * padded, 0.0f);
+    v.resize(padded * ld);
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t c = 0; c < width; c++) kt[c * padded + j] = k[j * k_stride + c];
+    pack(v_, n, width, v_stride, v.data(), ld, padded);
+    position.assign(padded, 0.0f);
+    if (table) std::reverse_copy(table, table + n + 1, position.begin());  // column j is n - j away
+  }
+
+  // Biases of the columns for a token of time `own` that is asked at `row`.
+  void biases(int64_t row, int64_t own, double* columns, float* out) const {
+    std::copy(position.begin(), position.end(), out);
+    if (!time) return;
+    std::copy(clock.begin(), clock.end(), columns);
+    columns[n] = column_clock(own);
+    for (int64_t j = 0; j < padded; j += LANES) store(out + j, load(out + j) + looked_up(time, buckets_of(row_clock(row), columns + j)));
+  }
+};
+
+void after_rows(const After& x, int64_t count, const float* q, const float* k, const float* v, int64_t q_stride, int64_t k_stride,
+                int64_t v_stride, const int64_t* row_time, const int64_t* own_time, float* out, int64_t out_stride, Scratch& scratch) {
+  float* queries = sized(scratch.q, ROWS * x.ld);
+  float* score = sized(scratch.score, ROWS * x.padded);
+  float* rows = sized(scratch.out, ROWS * x.ld);
+  float* bias = sized(scratch.reversed, x.padded);
+  double* columns = sized(scratch.clock, x.padded);
+  pack(q, count, x.width, q_stride, queries, x.ld, ROWS);
+  product(ROWS, x.padded, x.width, queries, x.ld, 1, x.kt.data(), x.padded, score, x.padded, false);
+  for (int64_t r = 0; r < count; r++) {
+    if (r == 0 || (x.time && (row_time[r] != row_time[r - 1] || own_time[r] != own_time[r - 1])))
+      x.biases(x.time ? row_time[r] : 0, x.time ? own_time[r] : 0, columns, bias);
+    float* s = score + r * x.padded;
+    float own = 0;
+    for (int64_t c = 0; c < x.width; c++) own += q[r * q_stride + c] * k[r * k_stride + c];
+    s[x.n] = own;
+    (x.softmax ? softmax_row : silu_row)({bias, nullptr, 0, nullptr}, x.scale, s, x.n, x.padded);
+  }
+  product(ROWS, x.ld, x.n, score, x.padded, 1, x.v.data(), x.ld, rows, x.ld, false);
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t c = 0; c < x.width; c++) out[r * out_stride + c] = rows[r * x.ld + c] + score[r * x.padded + x.n] * v[r * v_stride + c];
+}
+
+at::Tensor after(const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& past_k_, const at::Tensor& past_v_, bool softmax,
+                 double scale, const std::optional<at::Tensor>& position_, const std::optional<at::Tensor>& time_,
+                 const std::optional<at::Tensor>& row_time_, const std::optional<at::Tensor>& own_time_, const std::optional<at::Tensor>& past_time_) {
+  const at::Tensor q = readable(q_), k = readable(k_), v = readable(v_), past_k = readable(past_k_), past_v = readable(past_v_);
+  for (const at::Tensor& x : {q, k, v, past_k, past_v})
+    TORCH_CHECK(x.dim() == 3 && x.scalar_type() == at::kFloat && x.sizes().slice(1) == q.sizes().slice(1), "all must be float32 [tokens, H, K]");
+  TORCH_CHECK(k.size(0) == q.size(0) && v.size(0) == q.size(0) && past_k.size(0) == past_v.size(0), "keys and values must be of the same tokens");
+  const int64_t tokens = q.size(0), heads = q.size(1), width = q.size(2), n = past_k.size(0);
+  at::Tensor position, time, row_time, own_time, past_time;
+  if (position_) {
+    position = position_->to(at::kFloat).contiguous();
+    TORCH_CHECK(position.dim() == 2 && position.size(0) == heads && position.size(1) > n, "the position table must be [H, L], L above the history");
+  }
+  if (time_) {
+    TORCH_CHECK(row_time_ && own_time_ && past_time_, "a time table needs the times of rows, tokens and history");
+    time = time_->to(at::kFloat).contiguous();
+    row_time = row_time_->to(at::kLong).contiguous(), own_time = own_time_->to(at::kLong).contiguous(), past_time = past_time_->to(at::kLong).contiguous();
+    TORCH_CHECK(time.size(0) == heads && time.size(1) == UNKNOWN_BUCKET + 1, "the time table must be [H, 32]");
+    TORCH_CHECK(row_time.numel() == tokens && own_time.numel() == tokens && past_time.numel() == n, "there must be a time for each token");
+  }
+  at::Tensor out = at::empty({tokens, heads, width}, q.options());
+  const int64_t blocks = up(tokens, ROWS) / ROWS;
+  After x{softmax, static_cast<float>(scale), n, 0, width, 0, {}, {}, {}, {}, nullptr};
+  for (int64_t head = 0; head < heads; head++) {
+    const int64_t h = head * width;
+    x.load_history(past_k.data_ptr<float>() + h, past_v.data_ptr<float>() + h, past_k.stride(0), past_v.stride(0),
+                   position_ ? position.data_ptr<float>() + head * position.size(1) : nullptr);
+    if (time_) {
+      x.time = time.data_ptr<float>() + head * time.size(1);
+      x.clock.assign(x.padded, 0.0);
+      for (int64_t j = 0; j < n; j++) x.clock[j] = column_clock(past_time.data_ptr<int64_t>()[j]);
+    }
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      Scratch scratch;
+      for (int64_t b = begin; b < end; b++) {
+        const int64_t first = b * ROWS;
+        after_rows(x, std::min(ROWS, tokens - first), q.data_ptr<float>() + first * q.stride(0) + h, k.data_ptr<float>() + first * k.stride(0) + h,
+                   v.data_ptr<float>() + first * v.stride(0) + h, q.stride(0), k.stride(0), v.stride(0), time_ ? row_time.data_ptr<int64_t>() + first : nullptr,
+                   time_ ? own_time.data_ptr<int64_t>() + first : nullptr, out.data_ptr<float>() + (first * heads) * width + h, heads * width, scratch);
+      }
+    });
+  }
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(largerec, m) {
@@ -311,9 +412,13 @@ TORCH_LIBRARY_FRAGMENT(largerec, m) {
   m.def(
       "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor offsets, bool softmax, float scale, Tensor? position, "
       "Tensor? time, Tensor? row_time, Tensor? column_time) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_after(Tensor q, Tensor k, Tensor v, Tensor past_k, Tensor past_v, bool softmax, float scale, Tensor? position, "
+      "Tensor? time, Tensor? row_time, Tensor? own_time, Tensor? past_time) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(largerec, CPU, m) {
   m.impl("attention", forward);
   m.impl("attention_backward", backward);
+  m.impl("attention_after", after);
 }

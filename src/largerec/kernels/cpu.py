@@ -172,6 +172,26 @@ def attention(
     return out
 
 
+def attention_after(
+    q_CHK: torch.Tensor,
+    k_CHK: torch.Tensor,
+    v_CHK: torch.Tensor,
+    past_k_NHK: torch.Tensor,
+    past_v_NHK: torch.Tensor,
+    softmax: bool,
+    scale: float,
+    position_table_HN: torch.Tensor | None,
+    time: BucketedTime | None,
+    past_time_N: torch.Tensor | None,
+) -> torch.Tensor:
+    """The fast twin of :func:`largerec.kernels.cache.attention_after`; float32, on a CPU, without gradients."""
+    table, row, own = time if time is not None else (None, None, None)
+    out: torch.Tensor = torch.ops.largerec.attention_after(
+        q_CHK, k_CHK, v_CHK, past_k_NHK, past_v_NHK, softmax, scale, position_table_HN, table, row, own, past_time_N
+    )
+    return out
+
+
 def position_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, position_table_HN: torch.Tensor) -> torch.Tensor:
     """Weights by distance; shapes as in :mod:`largerec.kernels.reference`. float32 or bfloat16, on a CPU."""
     out: torch.Tensor = torch.ops.largerec.bias_attention(v_THK, offsets_B1, position_table_HN, 0, None, None)
