@@ -10,9 +10,16 @@ import numpy as np
 from largerec.scaling.points import Point
 
 Loss = Callable[[float, float], float]
-SIZES = {"nano": (25_000, 2, 48), "tiny": (100_000, 2, 100), "small": (400_000, 4, 140), "base": (1_600_000, 4, 284)}
+Shape = tuple[int, int, int, float]
+"""Parameters, layers, width, operations a token."""
+SIZES: dict[str, Shape] = {
+    name: (params, layers, width, 6.0 * params + 2e5)
+    for name, params, layers, width in (
+        ("nano", 25_000, 2, 48), ("tiny", 100_000, 2, 100), ("small", 400_000, 4, 140), ("base", 1_600_000, 4, 284)
+    )
+}  # fmt: skip
 LENGTHS = (200_000, 400_000, 800_000, 1_600_000, 3_200_000)
-LARGEST = ((1_600_000, 3_200_000), (400_000, 12_800_000), (1_600_000, 6_400_000))
+LARGEST = (("base", 3_200_000), ("small", 12_800_000), ("base", 6_400_000))
 FLOOR = 4.2
 
 
@@ -37,28 +44,32 @@ def made(
     family: str = "hstu",
     seeds: int = 2,
     rate: float = 1e9,
+    sizes: dict[str, Shape] = SIZES,
+    shorter: int = 1,
 ) -> list[Point]:
-    """A grid of four sizes and up to five lengths, the larger of them held out; noise is relative, of one run."""
+    """A grid of four sizes and up to five lengths, the larger of them held out; noise is relative, of one run.
+
+    ``rate``: operations a second. ``shorter``: the lengths are divided by it, and each token is worth so many.
+    """
     random = np.random.default_rng(seed)
-    shapes = {params: (name, layers, width) for name, (params, layers, width) in SIZES.items()}
-    fit = [(n, d) for n in shapes for d in LENGTHS if n * d <= 4e5 * 1.6e6 * 1.01]
+    fit = [(size, d) for size, own in sizes.items() for d in LENGTHS if own[0] * d <= 4e5 * 1.6e6 * 1.1]
     found = []
     for held_out, cells in ((False, fit), (True, LARGEST)):
-        for params, tokens in cells:
+        for size, length in cells:
             for at in range(seeds):
-                size, layers, width = shapes[params]
-                true = law(params, tokens)
-                flops = 6.0 * params * tokens + 2e5 * tokens
+                params, layers, width, each = sizes[size]
+                tokens = length // shorter
+                true, flops = law(params, length), each * tokens
                 name = f"{family}-{size}-{tokens}-seed-{at}"
                 loss = true * float(np.exp(random.normal(0, noise)))
                 ndcg = quality(true) * float(np.exp(random.normal(0, quality_noise)))
                 found.append(
                     Point(
                         name=name, family=family, size=size, seed=at, dir=name, layers=layers, width=width, params=params,
-                        params_embedding=20_000, tokens=tokens, unique_tokens=20_000_000, epochs=tokens / 20e6,
-                        steps=tokens // 1000, history=50, catalogue=2_000, flops=flops, seconds=flops / rate, cores=1, loss=loss,
-                        loss_interval=None, metrics={"ndcg@10": ndcg}, entropy=5.1, regime="single-epoch", held_out=held_out,
-                        state="finished", irreducible=FLOOR,
+                        params_embedding=20_000, tokens=tokens, unique_tokens=tokens, epochs=1.0,
+                        steps=-(-tokens // 1000), history=50, catalogue=2_000, flops=flops, seconds=flops / rate, cores=1,
+                        loss=loss, loss_interval=None, metrics={"ndcg@10": ndcg}, entropy=5.1, regime="single-epoch",
+                        held_out=held_out, state="finished", irreducible=FLOOR,
                     )
                 )  # fmt: skip
     return found

@@ -49,6 +49,19 @@ def test_the_form_is_chosen_by_what_was_hidden(fitted: list[laws.Law]) -> None:
     assert [trial.error for trial in other.choice.trials] == sorted(trial.error for trial in other.choice.trials)
 
 
+def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:
+    """Losses that are flat at first, as those of a model of few steps: the floor is found all the same."""
+
+    def onset(params: float, tokens: float) -> float:
+        return float(3.5 + 40 / params**0.45 + 3 / (1 + tokens / 5e5) ** 1.1)
+
+    law = laws.fit_law(made(onset, seed=2))
+    assert law.form.name == "onset" and law.floor is not None
+    assert law.floor.value == pytest.approx(3.5, rel=0.03) and law.floor.low < 3.5 < law.floor.high
+    assert law.to_json()["parameters"]["D0"] == pytest.approx(5e5, rel=0.3)
+    assert law.predict(AT).value == pytest.approx(onset(AT.params, AT.tokens), rel=0.01)
+
+
 def test_larger_runs_are_foretold_and_the_metric_with_them(fitted: list[laws.Law], noisy: list[Point]) -> None:
     rows, refused = laws.check(fitted, noisy)
     found = laws.summary(rows)

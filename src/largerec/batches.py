@@ -74,7 +74,8 @@ class Batch:
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
     the loss, where a log weighs its events and not all alike; one of weight 0 is no target.
 
-    ``features``: of the event that a token carries; with summed actions, of the one that it is asked about.
+    ``asked_T``: tokens whose state will be read, where it is not all; a ranker leaves out the others. ``features``: of the event
+    that a token carries; with summed actions, of the one that it is asked about.
     """
 
     item_T: torch.Tensor
@@ -91,6 +92,7 @@ class Batch:
     label_TA: torch.Tensor | None = None
     task_label_TA: torch.Tensor | None = None
     weight_T: torch.Tensor | None = None
+    asked_T: torch.Tensor | None = None
     past: int = 0
 
     @property

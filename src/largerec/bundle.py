@@ -41,12 +41,13 @@ OWN_FILES = re.compile(
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")
-FEATURE_FILES = ("features.json", *(f"features-{side}.parquet" for side in SIDES))
+FEATURE_TABLES = tuple(f"features-{side}.parquet" for side in SIDES)
 BEGINNING = (
     "vocabulary.parquet",
     "histories.parquet",
     "lineage.json",
-    *FEATURE_FILES,
+    "features.json",
+    *FEATURE_TABLES,
 )  # written before recipe.json, which makes a folder a run
 
 

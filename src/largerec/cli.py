@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 # Spinning OpenMP threads make small steps many times slower as soon as the machine does anything else; before torch is imported.
@@ -86,12 +87,25 @@ def report(
     to: Annotated[str | None, typer.Option(metavar="FILE", help="where the page goes; else RUN/report.html")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained page about a run, or several side by side: log, training, metrics, examples, lineage."""
+    """Write one self-contained page about a run, several side by side, or the grid of a `largerec scale`."""
     from largerec import report as module
     from largerec import show
 
+    if any((Path(path) / "points.jsonl").is_file() for path in paths):
+        return _report_grid(paths, to, as_json)
     found = module.report(paths, to)
     print_json(found) if as_json else show.reported(found)
+
+
+def _report_grid(paths: list[str], to: str | None, as_json: bool) -> None:
+    from largerec.report.scaling import scaling_page
+    from largerec.scaling.overview import overview
+
+    if len(paths) > 1:
+        raise LargeRecError("a page about a grid is of that grid alone; name one folder of a `largerec scale`.")
+    found = overview(paths[0])
+    target = str(scaling_page(found, Path(to or f"{paths[0]}/report.html")))
+    print_json({"report": target, **found}) if as_json else print(f"Report: {target}")
 
 
 @app.command()
@@ -313,6 +327,31 @@ def scale(
 
     found = module.scale(load_recipe(recipe, overrides or []), budget)
     print_json(found) if as_json else show.scaled(found)
+
+
+@app.command()
+def plan(
+    runs: Annotated[str | None, typer.Option("--from", metavar="RUNS", help="the run.dir of a finished `largerec scale`")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TEXT", help='what training may cost: "30 core-minutes"')] = None,
+    target: Annotated[str | None, typer.Option(metavar="METRIC=VALUE", help="the cheapest that reaches it: ndcg@10=0.19")] = None,
+    latency: Annotated[str | None, typer.Option(metavar="TEXT", help='what one request may take: "10 ms"')] = None,
+    to: Annotated[str | None, typer.Option("--out", metavar="FILE", help="the recipe; else RUNS/plans/NAME.toml")] = None,
+    check: Annotated[str | None, typer.Option(metavar="RUN", help="compare a trained run with the plan that proposed it")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Propose a recipe from a grid's scaling laws, with predicted quality, cost and serving time; or check one afterwards."""
+    from largerec import show_scaling
+    from largerec.scaling import plan as module
+
+    if check is not None:
+        if budget is not None or target is not None or latency is not None or to is not None:
+            raise LargeRecError("--check compares a run with its plan and takes nothing else but --from.")
+        found = module.check_plan(check, runs)
+        return print_json(found) if as_json else show_scaling.plan_checked(found)
+    if runs is None:
+        raise LargeRecError('name the grid: largerec plan --from RUNS --budget "30 core-minutes".')
+    found = module.plan(runs, budget=budget, target=target, latency=latency, to=to)
+    return print_json(found) if as_json else show_scaling.planned(found)
 
 
 @bench_app.command("train")

@@ -88,8 +88,10 @@ def _context(log: EventLog, sequences: Sequences, options: FeatureOptions) -> pl
     _refuse_missing(
         "context", given, log.events.columns, "the log's events", f" Of the time there are also {' and '.join(CLOCK)}."
     )
-    columns = [log.events[name].gather(sequences.log_row_N) for name in given]  # none, where only the clock is asked for
-    return pl.DataFrame([*columns, *(s.alias(n) for n, s in clock_columns(dict.fromkeys(clock), sequences.time_N).items())])
+    table = log.events.select(given)[sequences.log_row_N] if given else pl.DataFrame()
+    return pl.DataFrame(
+        [*table.get_columns(), *(s.alias(n) for n, s in clock_columns(dict.fromkeys(clock), sequences.time_N).items())]
+    )
 
 
 def _users(user_ids: pl.Series, options: FeatureOptions, path: str | None) -> pl.DataFrame:

@@ -57,24 +57,30 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A dot with its tooltip, and an interval in y where ``low`` and ``high`` are given."""
+    """A dot with its tooltip, and an interval in y where ``low`` and ``high`` are given. ``hollow``: an open dot."""
 
     x: float
     y: float
     tip: str
     low: float | None = None
     high: float | None = None
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve through ``xs, ys`` in the colour of number ``colour`` (None: a thin grey guide), and dots on top."""
+    """A curve through ``xs, ys`` in the colour of number ``colour`` (None: a thin grey guide), and dots on top.
+
+    ``lows, highs``: a band around the curve, as long as it.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     colour: int | None = 0
     points: Sequence[Point] = ()
+    lows: Sequence[float] = ()
+    highs: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between ``low`` and ``high``; with 2 and 5 between them on a short range, every second on a long one."""
+    """Powers of ten between ``low`` and ``high``; with 2 and 5 between them on a short range, every second on a long one. Where
+    that leaves fewer than three, round values as on a linear axis."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     powers = [10.0**power for power in range(first, last + 1) if low * 0.999 <= 10.0**power <= high * 1.001]
     if len(powers) > 6:
@@ -129,7 +136,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(powers) > 2:
         return powers
     fine = [10.0**power * n for power in range(first, last + 1) for n in (1, 2, 5)]
-    return [value for value in fine if low * 0.999 <= value <= high * 1.001] or [low, high]
+    fine = [value for value in fine if low * 0.999 <= value <= high * 1.001]
+    return fine if len(fine) > 2 else linear_ticks(low, high)
 
 
 def time_ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
@@ -162,11 +170,16 @@ def lines(series: Sequence[Line], x: Axis, y: Axis, alt: str) -> str:
     """Curves with dots and intervals on two axes."""
     dots = [point for line in series for point in line.points]
     in_y = [v for p in dots for v in (p.y, p.low, p.high) if v is not None]
+    in_y += [v for line in series for v in (*line.lows, *line.highs)]
     to_x = Scale(x, [*(v for line in series for v in line.xs), *(p.x for p in dots)], LEFT, RIGHT)
     to_y = Scale(y, [*(v for line in series for v in line.ys), *in_y], BOTTOM, TOP)
     drawn = []
     for line in series:
         kind = colour_class(line.colour)
+        if len(line.lows) > 0:
+            around = [*zip(line.xs, line.highs, strict=True), *reversed(list(zip(line.xs, line.lows, strict=True)))]
+            corners = " ".join(f"{to_x(a)},{to_y(b)}" for a, b in around)
+            drawn.append(f'<polygon class="band {kind}" points="{corners}"><title>{escape(line.name)}</title></polygon>')
         if len(line.xs) > 0:
             path = " ".join(f"{to_x(a)},{to_y(b)}" for a, b in zip(line.xs, line.ys, strict=True))
             drawn.append(f'<polyline class="line {kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
@@ -175,7 +188,8 @@ def lines(series: Sequence[Line], x: Axis, y: Axis, alt: str) -> str:
             bar = ""
             if p.low is not None and p.high is not None:
                 bar = f'<path class="line {kind}" d="M{at_x} {to_y(p.low)}V{to_y(p.high)}"/>'
-            drawn.append(f'<g>{bar}<circle class="dot {kind}" cx="{at_x}" cy="{at_y}" r="3"/><title>{escape(p.tip)}</title></g>')
+            dot = f'<circle class="dot {kind}{" hollow" if p.hollow else ""}" cx="{at_x}" cy="{at_y}" r="3"/>'
+            drawn.append(f"<g>{bar}{dot}<title>{escape(p.tip)}</title></g>")
     return _svg(_frame(to_x, to_y) + "".join(drawn), alt)
 
 

@@ -60,6 +60,7 @@ svg text { fill: var(--soft); font-variant-numeric: tabular-nums }
 .bar, .dot { stroke: none }
 .c0 { stroke: var(--c0); fill: var(--c0) } .c1 { stroke: var(--c1); fill: var(--c1) } .c2 { stroke: var(--c2); fill: var(--c2) }
 .c3 { stroke: var(--c3); fill: var(--c3) } .c4 { stroke: var(--c4); fill: var(--c4) } .c5 { stroke: var(--c5); fill: var(--c5) }
+.band { stroke: none; opacity: .16 } .dot.hollow { fill: var(--paper); stroke-width: 1.6 }
 .line.d1 { stroke-dasharray: 6 3 } .line.d2 { stroke-dasharray: 2 2 } path.line, polyline.line, .thick { fill: none }
 .legend { margin: .1rem 0 .2rem; font-size: .85rem; font-weight: 400; color: var(--soft) }
 .legend span { margin-right: .9rem; display: inline-block }

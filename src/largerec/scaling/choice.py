@@ -17,9 +17,10 @@ from largerec.scaling.points import Point, Regime
 
 FEWEST_CELLS = 6
 HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
-SHARES = (1.0, 0.67)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
+SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
 WIDEST = 4.0
+SAME = 1.15  # amounts of data of one cell differ by at most so much
 DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
 
 
@@ -77,10 +78,8 @@ class Measured:
     def of(cls, points: Sequence[Point], quantity: str) -> Measured:
         kept = [p for p in points if p.state == "finished" and np.isfinite(value_of(p, quantity)) and value_of(p, quantity) > 0]
         kept = sorted(kept, key=lambda p: (p.flops, p.params, p.tokens, p.seed, p.name))
-        keys = [cell(p) for p in kept]
-        number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
-        cell_n = np.array([number[key] for key in keys], dtype=np.int64)
-        flops_C = np.array([np.mean([p.flops for p, key in zip(kept, keys, strict=True) if key == one]) for one in number])
+        cell_n = cells_of(kept)
+        flops_C = np.bincount(cell_n, [p.flops for p in kept]) / np.bincount(cell_n) if kept else np.empty(0)
         return cls(tuple(kept), np.array([value_of(p, quantity) for p in kept]), cell_n, flops_C)
 
     @property
@@ -101,9 +100,24 @@ class Measured:
         return self.kept(np.argsort(self.flops_C, kind="stable")[self.cells - count :])
 
 
-def cell(point: Point) -> tuple[int, ...]:
-    """What runs have in common that differ in the seed alone."""
-    return point.layers, point.width, point.params, point.steps, point.unique_tokens
+def cells_of(points: Sequence[Point]) -> Floats:
+    """A number for each run, the same for runs that differ in the seed alone: of one shape, and with tokens and different events
+    near each other, since a seed may also draw the users [n]."""
+    shapes: dict[tuple[int, ...], list[tuple[Point, int]]] = {}
+    number_n, count = np.zeros(len(points), dtype=np.int64), 0
+    for at in sorted(range(len(points)), key=lambda at: (points[at].tokens, points[at].unique_tokens, points[at].seed)):
+        own = points[at]
+        known = shapes.setdefault((own.layers, own.width, own.params), [])
+        near = (number for one, number in known if _near(one.tokens, own.tokens) and _near(one.unique_tokens, own.unique_tokens))
+        number_n[at] = found = next(near, count)
+        if found == count:
+            known.append((own, count))
+            count += 1
+    return number_n
+
+
+def _near(one: float, other: float) -> bool:
+    return max(one, other) <= SAME * min(one, other)
 
 
 def value_of(point: Point, quantity: str) -> float:
@@ -248,7 +262,7 @@ class _Judge:
         """The law of the loss from the same runs."""
         assert self.loss is not None
         choice, losses = self.loss
-        left = {cell(point) for point in self.measured.kept(cut).points}
-        numbers = [number for point, number in zip(losses.points, losses.cell_n, strict=True) if cell(point) in left]
+        left = {point.name for point in self.measured.kept(cut).points}
+        numbers = [number for point, number in zip(losses.points, losses.cell_n, strict=True) if point.name in left]
         known = losses.kept(np.unique(numbers)).largest(choice.share)
         return fit_form(choice.form, known, draws=draws, seed=seed, whole=losses, earlier=earlier)

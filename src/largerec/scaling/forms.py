@@ -58,6 +58,8 @@ class Form:
         for amplitude, exponent, along in (("A", "alpha", "params"), ("B", "beta", "tokens"), ("K", "gamma", "flops")):
             if amplitude in found and exponent in found and along in (*self.uses, "unique"):
                 found[amplitude] *= centre.get(along if along in self.uses else "unique", 1.0) ** found[exponent]
+        if "D0" in found:
+            found["D0"] *= centre["tokens"]
         return found
 
 
@@ -82,6 +84,13 @@ def _power(theta_BP: Floats, amplitude: int, exponent: int, x_n: Floats) -> Floa
 def _chinchilla(theta_BP: Floats, x: Coordinates) -> Floats:
     floor = _exp(_column(theta_BP, 0))
     found: Floats = floor + _power(theta_BP, 1, 2, x["params"]) + _power(theta_BP, 3, 4, x["tokens"])
+    return found
+
+
+def _onset(theta_BP: Floats, x: Coordinates) -> Floats:
+    """The data's part is ``gap`` before anything is learned, and a power law far beyond D0 tokens."""
+    data = _exp(_column(theta_BP, 3) - _column(theta_BP, 5) * np.log1p(x["tokens"] * _exp(-_column(theta_BP, 4))))
+    found: Floats = _exp(_column(theta_BP, 0)) + _power(theta_BP, 1, 2, x["params"]) + data
     return found
 
 
@@ -116,7 +125,7 @@ def _repeated(theta_BP: Floats, x: Coordinates) -> Floats:
 
 
 def _loss_starts(kinds: str) -> Callable[[Coordinates, Floats], Floats]:
-    """Starts for parameters of kinds E (log floor), A (log amplitude), x (exponent), R (log passes)."""
+    """Starts for parameters of kinds E (log floor), A (log amplitude), x (exponent), R (log passes), o (log onset)."""
 
     def starts(_: Coordinates, y_n: Floats) -> Floats:
         lowest, middle = float(y_n.min()), float(np.median(y_n))
@@ -124,7 +133,7 @@ def _loss_starts(kinds: str) -> Callable[[Coordinates, Floats], Floats]:
         for share, *exponents in product((0.3, 0.8, 0.95), *([(0.15, 0.5, 1.2)] * kinds.count("x"))):
             floor = share * lowest if "E" in kinds else 0.0
             amplitude = max(middle - floor, 1e-3 * middle) / (max(1, kinds.count("A")) if "E" in kinds else 1)
-            given = {"E": np.log(max(floor, SMALLEST)), "A": np.log(amplitude), "R": np.log(10.0)}
+            given = {"E": np.log(max(floor, SMALLEST)), "A": np.log(amplitude), "R": np.log(10.0), "o": -1.0}
             own = iter(exponents)
             rows.append([next(own) if kind == "x" else given[kind] for kind in kinds])
         return np.unique(np.array(rows), axis=0)
@@ -133,8 +142,8 @@ def _loss_starts(kinds: str) -> Callable[[Coordinates, Floats], Floats]:
 
 
 def _bounds(kinds: str) -> tuple[tuple[float, ...], tuple[float, ...], tuple[tuple[float, float] | None, ...]]:
-    low = {"E": AMPLITUDE[0], "A": AMPLITUDE[0], "x": EXPONENT[0], "R": np.log(0.3), "b": -50.0}
-    high = {"E": AMPLITUDE[1], "A": AMPLITUDE[1], "x": EXPONENT[1], "R": np.log(1000.0), "b": 50.0}
+    low = {"E": AMPLITUDE[0], "A": AMPLITUDE[0], "x": EXPONENT[0], "R": np.log(0.3), "b": -50.0, "o": -8.0}
+    high = {"E": AMPLITUDE[1], "A": AMPLITUDE[1], "x": EXPONENT[1], "R": np.log(1000.0), "b": 50.0, "o": 8.0}
     prior = {"x": (0.4, 0.3), "R": (float(np.log(10.0)), 1.0)}
     return tuple(low[kind] for kind in kinds), tuple(high[kind] for kind in kinds), tuple(prior.get(kind) for kind in kinds)
 
@@ -178,6 +187,14 @@ KAPLAN_WITH_FLOOR = _form(
     "EAxAx",
     _kaplan_with_floor,
 )
+ONSET = _form(
+    "onset",
+    "L = E + A / N^alpha + gap / (1 + D / D0)^beta",
+    ("log E", "log A", "alpha", "log gap", "log D0", "beta"),
+    ("params", "tokens"),
+    "EAxAox",
+    _onset,
+)  # Chinchilla's, shifted: small runs lie on the plateau that Alabdulmohsin et al. 2022 (arXiv 2209.06640) describe
 SIZE_ALONE = _form(
     "size-alone", "L = E + A / N^alpha", ("log E", "log A", "alpha"), ("params",), "EAx", _floor_and("params")
 )  # the form of LSRM: E + (N0 / N)^alpha
@@ -316,6 +333,6 @@ OF_LOSS_CURVED = _form(
     starts=_of_loss_starts(3),
 )
 
-LOSS_FORMS = (CHINCHILLA, KAPLAN, KAPLAN_WITH_FLOOR, SIZE_ALONE, DATA_ALONE, REPEATED)
+LOSS_FORMS = (CHINCHILLA, KAPLAN, KAPLAN_WITH_FLOOR, ONSET, SIZE_ALONE, DATA_ALONE, REPEATED)
 QUALITY_FORMS = (OF_LOSS, OF_LOSS_CURVED, SATURATING, SATURATING_LOG, SATURATING_DATA, PERFORMANCE_TIMES, PERFORMANCE_OVER)
 FORMS = {form.name: form for form in (*LOSS_FORMS, COMPUTE, *QUALITY_FORMS)}

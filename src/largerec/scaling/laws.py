@@ -35,6 +35,7 @@ DRAWS = 200
 LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
 FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
+LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
 Code = Literal["few", "span", "mixed", "form", "regime", "far", "along", "other"]
 
 
@@ -151,6 +152,10 @@ class Law:
         others = {"params": {"layers", "width"}, "tokens": {"unique", "data_times", "data_over"}}
         return bool(others[name] & self.uses)
 
+    def values(self, places: Sequence[Place]) -> Floats:
+        """The law's values at places [n], without an interval and without a refusal."""
+        return values_at(self.fit, places, self.loss.fit if self.loss is not None else None)[0]
+
     def samples(self, place: Place) -> Floats:
         """Draws of what one run at a place would reach [K].
 
@@ -174,7 +179,7 @@ class Law:
             Refused: the law says nothing about it.
         """
         drawn = self.samples(place)
-        value = values_at(self.fit, [place], self.loss.fit if self.loss is not None else None)[0][0]
+        value = self.values([place])[0]
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
         return Prediction(self.quantity, float(value), float(low), float(high), level)
 
@@ -230,6 +235,9 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
         )
     measured = Measured.of(own, quantity)
     named = f"{quantity} of {keys[0]}" if keys else quantity
+    if not measured.points and any(point.state == "finished" for point in own):
+        known = ", ".join(sorted({"loss", *(name for point in own for name in point.metrics)}))
+        raise Refused("few", f"{named}: no run has measured it; there are {known}.")
     if measured.cells < FEWEST_CELLS:
         raise Refused(
             "few",
@@ -275,10 +283,13 @@ def _floor(choice: Choice, measured: Measured, seed: int) -> tuple[Prediction | 
     if best is None or best.error > NEAR * choice.trials[0].error:
         return None, None  # a form without a floor foretells better, and what another says of it means nothing
     fitted = fit_form(best.form, measured.largest(best.share), draws=DRAWS, seed=seed)
-    at = best.form.parameters.index("log E")
+    at, lowest = best.form.parameters.index("log E"), float(measured.y_n.min())
+    if np.exp(fitted.theta_P[at]) < LEAST_FLOOR * lowest:
+        return None, None  # the runs are too far from it to tell it
     off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
     low, high = np.quantile(fitted.theta_P[at] + off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Prediction("irreducible", *(float(np.exp(v)) for v in (fitted.theta_P[at], low, high))), best.form.name
+    value, low, high = (float(np.exp(min(v, np.log(lowest)))) for v in (fitted.theta_P[at], low, high))
+    return Prediction("irreducible", value, low, high), best.form.name
 
 
 def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> tuple[list[Law], list[dict[str, Any]]]:

@@ -1,0 +1,168 @@
+"""All that a page about a grid shows: points, laws, curves with bands, the frontier of families, and what came of predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largerec.bundle import Bundle
+from largerec.scaling.choice import Measured, Place, coordinates
+from largerec.scaling.forms import Floats
+from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, groups
+from largerec.scaling.plan import PLANS, USUAL, grid_points
+from largerec.scaling.points import Point
+from largerec.scaling.spending import frontier, places_at
+
+STEPS = 17  # places of a curve
+LINES = 5  # curves of one chart, from the smallest to the largest size or amount of data
+BEYOND = 1.5  # curves go so far past the runs
+
+
+def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[str, Any]:
+    """Fit the laws of a grid again, which gives what ``scale`` had, and draw them: a document of plain values.
+
+    Keys: ``dir``, ``points``, ``laws`` (each with ``curves`` over parameters and tokens and its ``frontier`` over operations),
+    ``compute`` (the loss as a function of operations alone, by family), ``refused``, ``checks`` and their ``summary``, ``plans``.
+
+    Raises:
+        LargeRecError: there is no grid.
+    """
+    place = Path(folder)
+    points = grid_points(place)
+    laws, refused = fit_all(points, quantities)
+    checks, unsaid = _checks(place, laws, points)
+    return {
+        "dir": str(folder),
+        "points": [point.to_json() for point in points],
+        "laws": [law.to_json() | {"curves": _curves(law, points), "frontier": _frontier(law, points)} for law in laws],
+        "compute": _compute(points),
+        "refused": [*refused, *unsaid],
+        "checks": checks,
+        "summary": _summary(checks),
+        "plans": _plans(place),
+        "irreducible": next((point.irreducible for point in points if point.irreducible is not None), None),
+        "level": LEVEL,
+    }
+
+
+def _checks(folder: Path, laws: Sequence[Law], points: Sequence[Point]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Held-out runs beside what was written down of them before they began; where nothing was, beside the laws of now."""
+    largest = {(p.family, p.regime): 0.0 for p in points}
+    for p in points:
+        if not p.held_out and p.state == "finished":
+            largest[p.family, p.regime] = max(largest[p.family, p.regime], p.flops)
+    written = Bundle(folder)
+    if written.file("scale.json").is_file() and (known := written.read_json("scale.json").get("checks")):
+        by_name = {p.name: p for p in points}
+        rows = [row for row in known if row["name"] in by_name]
+        for row in rows:
+            own = by_name[row["name"]]
+            row["times_largest"] = own.flops / largest[own.family, own.regime] if largest[own.family, own.regime] else None
+        return [row | {"before": True} for row in rows], []
+    found, refused = check(laws, points)
+    return [row.to_json() | {"before": False} for row in found], refused
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """As :func:`largerec.scaling.laws.summary`, of rows as they are written down."""
+    found = {}
+    for quantity in dict.fromkeys(row["quantity"] for row in rows):
+        own = [row for row in rows if row["quantity"] == quantity]
+        errors, widths = (np.array(one) for one in zip(*(_error_and_width(row) for row in own), strict=True))
+        found[quantity] = {
+            "runs": float(len(own)),
+            "mean_error": float(np.abs(errors).mean()),
+            "largest_error": float(np.abs(errors).max()),
+            "coverage": float(np.mean([row["inside"] for row in own])),
+            "mean_width": float(widths.mean()),
+            "widest": float(widths.max()),
+        }
+    return found
+
+
+def _error_and_width(row: dict[str, Any]) -> tuple[float, float]:
+    return row["error"], (row["high"] - row["low"]) / row["value"]
+
+
+def _band(law: Law, places: Sequence[Place], xs: Floats) -> dict[str, list[float]]:
+    """A curve with its band, at those places that the law may be asked about."""
+    found: dict[str, list[float]] = {"xs": [], "values": [], "lows": [], "highs": []}
+    for place, x in zip(places, xs.tolist(), strict=True):
+        try:
+            said = law.predict(place)
+        except Refused:
+            continue
+        for key, value in (("xs", x), ("values", said.value), ("lows", said.low), ("highs", said.high)):
+            found[key].append(float(value))
+    return found
+
+
+def _own(law: Law, points: Sequence[Point]) -> list[Point]:
+    keys = groups(points)
+    return [point for point in keys.get(law.key, []) if point.state == "finished"]
+
+
+def _some(values: Floats) -> list[float]:
+    """At most a handful of different values, the smallest and the largest among them."""
+    ordered = np.unique(values)
+    apart = ordered[np.concatenate([[True], np.diff(np.log(ordered)) > 0.05])]
+    at = np.unique(np.round(np.linspace(0, len(apart) - 1, min(LINES, len(apart)))).astype(int))
+    return [float(one) for one in apart[at]]
+
+
+def _curves(law: Law, points: Sequence[Point]) -> dict[str, list[dict[str, Any]]]:
+    """Curves over parameters, one for some amounts of data, and over tokens, one for some sizes."""
+    x = coordinates(_own(law, points))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for along, across in (("params", "tokens"), ("tokens", "params")):
+        xs = np.geomspace(x[along].min() / BEYOND, x[along].max() * BEYOND, STEPS)
+        found[along] = []
+        for fixed in _some(x[across]):
+            both = {along: xs, across: np.full(STEPS, fixed)}
+            curve = _band(law, places_at(law, both["params"], both["tokens"]), xs)
+            found[along].append({across: fixed, **curve})
+    return found
+
+
+def _frontier(law: Law, points: Sequence[Point]) -> dict[str, list[float]]:
+    """What is best at each number of operations, with parameters and tokens of it."""
+    flops = coordinates(_own(law, points))["flops"]
+    splits = frontier(law, np.geomspace(flops.min(), flops.max() * BEYOND, STEPS).tolist())
+    params, tokens = (np.array([getattr(one, name) for one in splits]) for name in ("params", "tokens"))
+    curve = _band(law, places_at(law, params, tokens), np.array([one.flops for one in splits]))
+    kept = [one for one in splits if one.flops in curve["xs"]]
+    return curve | {"params": [one.params for one in kept], "tokens": [one.tokens for one in kept]}
+
+
+def _compute(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """For each group the form of operations alone, through the runs that no cheaper one beats."""
+    found = []
+    for key, own in groups(points).items():
+        if (fitted := compute_law(own)) is None:
+            continue
+        runs = Measured.of(own, "loss")
+        xs = np.geomspace(runs.flops_C.min(), runs.flops_C.max() * BEYOND, STEPS)
+        parameters = fitted.form.natural(fitted.theta_P, fitted.centre)
+        found.append(
+            {"family": key.family, "regime": key.regime, "formula": fitted.form.formula, "parameters": parameters}
+            | {"xs": xs.tolist(), "values": fitted.value({"flops": xs}).tolist()}
+        )
+    return found
+
+
+def _plans(folder: Path) -> list[dict[str, Any]]:
+    """Plans that were made from the grid, checked or not."""
+    found = []
+    for file in sorted((folder / PLANS).glob("*.json")):
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+            continue
+        if isinstance(document, dict) and "predicted" in document:
+            names = ("recipe", "asked", "family", "size", "params", "tokens", "core_minutes", "predicted", "serving")
+            found.append({name: document.get(name) for name in names} | {"checked": document.get("checked")})
+    return found

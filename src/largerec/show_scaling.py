@@ -1,0 +1,71 @@
+"""What ``largerec plan`` prints: the recipe that is proposed and what it promises, or whether a run kept that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from largerec.show import console
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for at, head in enumerate(heads):
+        table.add_column(escape(head), justify="right" if at else "left", overflow="fold")
+    return table
+
+
+def planned(found: dict[str, Any]) -> None:
+    """A plan: the recipe, its predictions, what else there was."""
+    to = console()
+    shape = f"{found['family']} {found['size']}, {found['layers']} layers of {found['width']}, {found['params']:,} parameters"
+    data = f"{found['tokens']:,} tokens in about {found['steps']:,} steps"
+    share = f"{100 * found['users']:.3g} % of the users once" if found["epochs"] == 1 else f"all users, {found['epochs']} passes"
+    to.print(f"Proposed: {shape}; {data} ({share}).", markup=False, soft_wrap=True)
+    table = _table("what it should reach", "quantity", "foretold", "from", "to", "sure to")
+    for quantity, said in found["predicted"].items():
+        table.add_row(quantity, *(f"{said[name]:.4f}" for name in ("value", "low", "high")), f"{100 * said['level']:.0f} %")
+    to.print(table)
+    serving = found["serving"]
+    to.print(
+        f"Cost: {found['core_minutes']:.2f} core-minutes, a tenth of it in reserve. A request: {serving['ms']:.2f} ms "
+        f"({serving['how']}).",
+        markup=False,
+        soft_wrap=True,
+    )
+    if found["chance"] is not None:
+        to.print(f"Chance that one run reaches the target: {100 * found['chance']:.0f} %.", markup=False, soft_wrap=True)
+    others = _table(
+        f"each size at its best, by {found['quantity']}", "size", "parameters", "tokens", found["quantity"], "core-minutes", "ms"
+    )
+    for row in found["others"]:
+        own = f"{row['value']:.4f}", f"{row['core_minutes']:.2f}", f"{row['serving']['ms']:.2f}"
+        others.add_row(escape(f"{row['family']} {row['size']}"), f"{row['params']:,}", f"{row['tokens']:,}", *own)
+    to.print(others)
+    for one in found["refused"]:
+        to.print(f"not said: {one['why']}", markup=False, soft_wrap=True)
+    to.print(
+        f"Recipe: {found['recipe']}\nTrain it: largerec run {found['recipe']}\nThen: largerec plan --check {found['run_dir']}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def plan_checked(found: dict[str, Any]) -> None:
+    """Whether a run kept its plan."""
+    to = console()
+    table = _table(f"{found['run']} against {found['plan']}", "quantity", "foretold", "interval", "measured", "off by", "inside")
+    for row in found["rows"]:
+        between = f"{row['low']:.4f} - {row['high']:.4f}"
+        off, inside = f"{100 * row['error']:+.1f} %", "yes" if row["inside"] else "no"
+        table.add_row(row["quantity"], f"{row['value']:.4f}", between, f"{row['measured']:.4f}", off, inside)
+    to.print(table)
+    cost, tokens = found["core_minutes"], found["tokens"]
+    to.print(
+        f"Training took {cost['trained']:.2f} core-minutes, at most {cost['planned']:.2f} were planned; "
+        f"{tokens['trained']:,} tokens, {tokens['planned']:,} planned.",
+        markup=False,
+        soft_wrap=True,
+    )
