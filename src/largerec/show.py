@@ -19,8 +19,7 @@ SHOWN = ("recall@10", "ndcg@10", "mrr@10")
 
 def console() -> Console:
     """The terminal, or 132 columns where the output goes to a file or a pipe."""
-    to = Console(highlight=False)
-    return to if to.is_terminal else Console(highlight=False, width=132)
+    return Console(highlight=False, width=None if Console().is_terminal else 132)
 
 
 def _number(value: float) -> str:
