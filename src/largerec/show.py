@@ -324,7 +324,11 @@ def scaled(found: dict[str, Any]) -> None:
     for one in found["refused"]:
         to.print(f"no law: {one['why']}", markup=False, soft_wrap=True)
     budget = "" if found["budget_core_minutes"] is None else f" of {found['budget_core_minutes']:g}"
-    to.print(f"Spent {found['spent_core_minutes']:.1f}{budget} core-minutes. Files: {found['dir']}", markup=False, soft_wrap=True)
+    to.print(
+        f"Spent {found['spent_core_minutes']:.1f}{budget} core-minutes. Files: {found['dir']}, page: {found['report']}",
+        markup=False,
+        soft_wrap=True,
+    )
     if found["left_out"]:
         left = (
             f"Left out for the budget ({len(found['left_out'])}): {', '.join(found['left_out'])}. A larger one goes on from here."
