@@ -3,8 +3,8 @@
     python benchmarks/transfer.py
 
 HSTU of two blocks on a generated log of which every event is read once, at rates that are a factor of two apart; the loss is the
-cross-entropy over the catalogue on the grid's validation targets. The place of the optimum is that of the parabola through the
-best rate and its neighbours, over log2 of the rate. Each run is written at once; a second call makes what is missing.
+cross-entropy over the catalogue on the grid's validation targets. High rates form a plateau, so that the place of a curve is told
+by its flank: the lowest rate within .1 nats of the best. Each run is written at once; a second call makes what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from quality import processor
 
 from largerec.progress import Progress
@@ -58,16 +57,16 @@ def loss_of(recipe: Recipe, data: GridPart) -> float:
     return float(judge(trainer.engine, data.row_N)[0].mean())
 
 
-def optimum(losses: dict[float, float]) -> tuple[float, float]:
-    """Rate and loss of the lowest point of the parabola through the best rate and its neighbours; at an edge the best itself."""
-    rates = sorted(losses)
-    best = min(range(len(rates)), key=lambda at: losses[rates[at]])
-    if best in (0, len(rates) - 1):
-        return rates[best], losses[rates[best]]
-    near = rates[best - 1 : best + 2]
-    a, b, c = np.polyfit([math.log2(rate) for rate in near], [losses[rate] for rate in near], 2)
-    at = -b / (2 * a)
-    return float(2**at), float(a * at**2 + b * at + c)
+def flank(losses: dict[float, float], above: float = 0.1) -> float | None:
+    """The lowest rate whose loss is at most so much above the best, between two rates by a straight line over log2; None where
+    the lowest rate of all is good enough already."""
+    rates, wanted = sorted(losses), min(losses.values()) + above
+    at = next(at for at, rate in enumerate(rates) if losses[rate] <= wanted)
+    if at == 0:
+        return None
+    low, high = rates[at - 1], rates[at]
+    part = (losses[low] - wanted) / (losses[low] - losses[high])
+    return float(2 ** (math.log2(low) + part * (math.log2(high) - math.log2(low))))
 
 
 def main() -> None:
@@ -85,12 +84,13 @@ def main() -> None:
                 head = {"date": datetime.now(UTC).date().isoformat(), "hardware": processor()}
                 document = head | {"command": "python benchmarks/transfer.py", "irreducible": data.irreducible} | document
                 RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print("| rule | width | best rate | loss there |\n|---|---|---|---|")
+    print(f"| rule | width | {' | '.join(f'{rate:g}' for rate in RATES)} | within .1 from |\n{'|---' * (len(RATES) + 3)}|")
     for rule in RULES:
         for width in WIDTHS:
             own = {p["rate"]: p["loss"] for p in document["points"] if (p["rule"], p["width"]) == (rule, width)}
-            rate, loss = optimum(own)
-            print(f"| {rule} | {width} | {rate:.4f} | {loss:.4f} |")
+            from_rate = flank(own)
+            shown = "below .001" if from_rate is None else f"{from_rate:.4f}"
+            print(f"| {rule} | {width} | {' | '.join(f'{own[rate]:.3f}' for rate in RATES)} | {shown} |")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from largerec.accounting import (
 from largerec.batches import Batch
 from largerec.heads import HeadOptions, ItemHead
 from largerec.kernels import cpu
-from largerec.models import FAMILIES, Backbone, build_model, non_embedding_parameters
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import Backbone, build_model, non_embedding_parameters
 from largerec.objectives import Objective, SoftmaxOptions
 from largerec.ranking import TaskHeads, add_tasks
 from largerec.recipe import Recipe, recipe_from

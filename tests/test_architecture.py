@@ -26,15 +26,16 @@ LEVELS = (
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
     " tasks lists sequences random_log features feature_tables batches layers fields item_tables",
     "tokenizers models mixture heads item_vectors",
-    "objectives contrastive optim ranking choice averaging grid",
+    "objectives contrastive optim ranking hard_negatives choice averaging grid",
     "recipe",
-    "bundle accounting progress split_log transfer",
+    "bundle forgetting accounting progress split_log transfer",
     "engine",
     "evaluate evaluate_tasks evaluate_lists evaluate_exposure evaluate_random",
     "train",
     "learner",
     "experiments ensemble tune order cures",
     "scaling update report serve doctor estimate show show_scaling",
+    "compare_tasks",
     "bench compare ablate",
     "cli cli_data",
 )

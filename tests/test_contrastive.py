@@ -22,7 +22,8 @@ from largerec.batches import Batch, BatchOptions, TrainingBatches
 from largerec.contrastive import Contrast, ContrastiveOptions, SameTarget, edited, info_nce
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
-from largerec.models import FAMILIES, build_model
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import build_model
 from largerec.objectives import Objective
 from largerec.progress import Progress
 from largerec.sequences import SplitOptions, build_sequences

@@ -31,7 +31,7 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import RECENT_HOURS
 from largerec.experiments import run
 from largerec.metrics import HISTORY_BINS
-from largerec.models import FAMILIES, ModelOptions, build_model, non_embedding_parameters
+from largerec.models import FAMILIES, RETRIEVING, ModelOptions, build_model, non_embedding_parameters
 from largerec.models.dial import TARGETS
 from largerec.optim import derived_learning_rate
 from largerec.options import Options
@@ -211,7 +211,7 @@ def test_the_known_files_are_named_in_order() -> None:
 def size_rows() -> list[list[str]]:
     """What the table of docs/sizes.md must hold, from models without memory."""
     rows = []
-    for family, (options, _) in FAMILIES.items():
+    for family, (options, _) in RETRIEVING.items():
         for size, target in TARGETS.items():
             resolved = options(size=size).resolved()
             with torch.device("meta"):

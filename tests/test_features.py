@@ -222,6 +222,20 @@ def test_columns_are_read_by_event_user_and_item(tmp_path: Path) -> None:
     assert again == features and again.digest() == features.digest()
 
 
+def test_a_side_may_have_none_and_the_clock_may_be_all(tmp_path: Path) -> None:
+    log = write_log(tmp_path)
+    for options in ("features.context=['hour', 'weekday']", "features.user=['age']", "features.item=['tags']"):
+        recipe = recipe_of(Path("unused"), log, options)
+        events = load_log(recipe.data)
+        sequences = build_sequences(events, recipe.split, recipe.tasks)
+        ids = AtomicTokenizer.fit(sequences, events.items).vocabulary["item_id"]
+        found = build_features(events, sequences, ids, recipe.features, recipe.tasks, None, recipe.data.path)
+        rows, at = FeatureRows(found), np.array([0, 1, -1])
+        of_event = rows.of(at, at, at)
+        assert of_event["code"].shape == (3, len(found.layout().field_S)) and (of_event["code"] > 0).any(1).all()
+        assert rows.of_candidates({}, 0, at)["code"].shape == of_event["code"].shape
+
+
 def test_what_comes_after_training_changes_nothing(tmp_path: Path) -> None:
     features, sequences, _ = features_of(write_log(tmp_path))
     log = pl.read_csv(tmp_path / "events.csv", schema_overrides={"slot": pl.String}).with_row_index("row")

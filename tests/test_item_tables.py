@@ -22,7 +22,8 @@ from largerec.item_tables import HashedRows, ItemTable, LowRankRows, SideOptions
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.layers import INITIAL_STD
 from largerec.metrics import summarise
-from largerec.models import FAMILIES, build_model, non_embedding_parameters
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import build_model, non_embedding_parameters
 from largerec.objectives import Objective, SoftmaxOptions
 from largerec.recipe import recipe_from
 from largerec.train import train

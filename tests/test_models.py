@@ -16,7 +16,8 @@ from largerec.batches import Batch, BatchOptions, TokenRows, TrainingBatches, pa
 from largerec.errors import LargeRecError
 from largerec.heads import HeadOptions, ItemHead
 from largerec.layers import dropout
-from largerec.models import FAMILIES, Backbone, ModelOptions, build_model, non_embedding_parameters
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import Backbone, ModelOptions, build_model, non_embedding_parameters
 from largerec.models.dial import DEPTHS, TARGETS, Size
 from largerec.objectives import Objective, SoftmaxOptions
 from largerec.optim import OptimOptions, build_optimizer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from largerec.models import FAMILIES, build_model
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import build_model
 from largerec.optim import OptimOptions, RowOptimizer, build_optimizer, derived_learning_rate, learning_rate_at
 
 

@@ -31,7 +31,8 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, evaluate, popularity_scorers
 from largerec.evaluate_tasks import predict_tasks
 from largerec.heads import HeadOptions, ItemHead
-from largerec.models import FAMILIES, build_model
+from largerec.models import RETRIEVING as FAMILIES
+from largerec.models import build_model
 from largerec.ranking import RankingOptions, TaskHeads, add_tasks
 from largerec.report import report
 from largerec.sequences import TRAIN, SplitOptions, build_sequences

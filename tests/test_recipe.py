@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from largerec import recipe as recipe_module
 from largerec.errors import LargeRecError
-from largerec.models import FAMILIES
+from largerec.models import RETRIEVING as FAMILIES
 from largerec.optim import derived_learning_rate
 from largerec.recipe import Recipe, TrainOptions, apply_overrides, load_recipe, recipe_from
 

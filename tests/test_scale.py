@@ -263,6 +263,9 @@ def test_a_run_that_the_budget_ended_is_taken_up(tmp_path: Path) -> None:
     (whole,) = [point for point in read_points(finished_grid()[0]) if point.name == run.name]
     assert timeless([again]) == timeless([dataclasses.replace(whole, held_out=False)])
     assert made(run, grid_part(), [], quiet=True) == again, "killed before its point was written"
+    Bundle(run.recipe.run.dir).write_json("result.json", {"name": "another"})
+    with pytest.raises(LargeRecError, match="no grid's"):
+        made(run, grid_part(), [], quiet=True)
 
 
 # --- the whole
@@ -286,7 +289,8 @@ def test_predictions_stand_before_the_runs_they_are_about() -> None:
     assert not list(folder.glob("runs/*-u0.2-*/model.safetensors")), "what is large goes once a point is written"
 
 
-def test_the_same_command_makes_nothing_again_and_a_larger_grid_goes_on(tmp_path: Path) -> None:
+def test_the_same_command_makes_nothing_again_and_a_larger_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUALITIES", ())  # laws of the loss alone, which are quicker
     folder = tmp_path / "grid"
     some = grid_recipe(folder, widths=[8, 48], users=[0.2, 1.0])
     module.scale(some, quiet=True)
@@ -299,6 +303,11 @@ def test_the_same_command_makes_nothing_again_and_a_larger_grid_goes_on(tmp_path
     for changed in ({"targets": 50}, {"checks": 3}):
         with pytest.raises(LargeRecError, match="another recipe"):
             module.scale(grid_recipe(folder, **changed), quiet=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(LargeRecError, match="holds no grid"):
+        module.scale(grid_recipe(tmp_path / "notes"), quiet=True)
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
 
 def test_a_killed_grid_goes_on_to_the_same_points(tmp_path: Path) -> None:
@@ -331,6 +340,7 @@ def test_what_the_budget_leaves_out_is_said_and_a_larger_one_makes_it(tmp_path: 
     """With speeds that are no machine's, so that the plan is the same on all."""
     rate = {"tokens_per_second": 40.0, "validation_seconds": 0.0, "beginning_seconds": 0.0, "cores": 1.0}
     monkeypatch.setattr(schedule, "measured_rate", lambda run, data: rate)
+    monkeypatch.setattr(module, "QUALITIES", ())
     folder = tmp_path / "grid"
     document = module.scale(grid_recipe(folder), "1.6 core-minutes", quiet=True)
     names = {point["name"] for point in document["points"]}

@@ -183,3 +183,17 @@ def test_what_is_no_prediction_is_refused() -> None:
         m.auc([0.1, math.nan], [1, 0])
     with pytest.raises(LargeRecError, match="no event"):
         m.summarise(np.empty((0, 2)), [], [], seed=0)
+
+
+def test_a_user_s_own_earlier_share_ranks_within_the_user_against_itself() -> None:
+    """Coins of each user's own: the share so far says who likes much (AUC above 1/2), but within a user a like stands before the
+    events that know of it, so its GAUC is below 1/2, while the true rate, the same for all of a user's events, has 1/2."""
+    rng = np.random.default_rng(0)
+    users, events = 500, 40
+    rate_U = rng.beta(0.5, 20, users)
+    label_UE = (rng.random((users, events)) < rate_U[:, None]).astype(float)
+    share_UE = (np.cumsum(label_UE, 1) - label_UE + 0.5) / (np.arange(events) + 20)
+    user_N = np.repeat(np.arange(users), events)
+    assert m.auc(share_UE.ravel(), label_UE.ravel()) > 0.65
+    assert m.gauc(share_UE.ravel(), label_UE.ravel(), user_N) < 0.3
+    assert m.gauc(np.repeat(rate_U, events), label_UE.ravel(), user_N) == 0.5

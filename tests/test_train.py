@@ -21,7 +21,7 @@ from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
 from largerec.metrics import summarise
-from largerec.models import FAMILIES
+from largerec.models import RETRIEVING as FAMILIES
 from largerec.optim import derived_learning_rate, learning_rate_at
 from largerec.progress import Progress
 from largerec.split_log import commit_of

@@ -160,12 +160,14 @@ TASKS = ["tasks.early.where=item_id < 'i15'", "batch.actions=interleaved"]
 )
 def test_equal_weights_change_nothing_but_the_last_bits(tmp_path: Path, overrides: list[str]) -> None:
     plain = written(tmp_path / "plain", None, *overrides)
-    three = written(tmp_path / "three", [3.0] * 720, *overrides)
+    three = written(tmp_path / "three", [3.0, 3.0001] * 360, *overrides)
+    alike = written(tmp_path / "alike", [3.0] * 720, *overrides)
     losses = []
-    for name in ("plain", "three"):
+    for name in ("plain", "three", "alike"):
         lines = (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()
         losses.append([entry["loss"] for line in lines if "loss" in (entry := json.loads(line))])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0] != losses[1]
+    assert losses[0] == losses[2] and plain["validation"] == alike["validation"], "weights that are all alike are none"
     assert plain["train_tokens"] == three["train_tokens"]
     assert plain["data"] != three["data"], "another log, for whoever resumes"
 

@@ -28,7 +28,8 @@ def weightless_model(recipe: Recipe, n_items: int, layout: FieldLayout | None = 
     """The recipe's model with every shape and no numbers (torch's device ``meta``): free to build at any size. ``layout``: of the
     recipe's features, where it has some."""
     with torch.device("meta"):
-        model = build_model(recipe.model, n_items, recipe.batch.positions)
+        classes_A = tuple(task.n_classes for task in recipe.tasks.values())
+        model = build_model(recipe.model, n_items, recipe.batch.positions, layout, classes_A)
         if recipe.batch.actions is not None:
             add_tasks(model, recipe.tasks, recipe.ranking, recipe.batch.actions, layout, recipe.features.where)
         ItemHead.of(recipe.head, model)  # a mixture of logits has weights, which become the model's

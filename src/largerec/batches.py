@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -71,9 +72,10 @@ class Batch:
     With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
-    the loss, where a log weighs its events; one of weight 0 is no target.
+    the loss, where a log weighs its events and not all alike; one of weight 0 is no target.
 
-    ``features``: of the event that a token carries; with summed actions, of the one that it is asked about.
+    ``asked_T``: tokens whose state will be read, where it is not all; a ranker leaves out the others. ``features``: of the event
+    that a token carries; with summed actions, of the one that it is asked about.
     """
 
     item_T: torch.Tensor
@@ -90,6 +92,7 @@ class Batch:
     label_TA: torch.Tensor | None = None
     task_label_TA: torch.Tensor | None = None
     weight_T: torch.Tensor | None = None
+    asked_T: torch.Tensor | None = None
     past: int = 0
 
     @property
@@ -158,6 +161,11 @@ class TokenRows:
     weight_M: np.ndarray | None = None
     known: KnownOfEvents | None = None
 
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all weights that are not 0 are equal, so that the mean needs none."""
+        return self.weight_M is not None and len(np.unique(self.weight_M[self.weight_M > 0])) <= 1
+
     @property
     def tokens_per_event(self) -> int:
         return 2 if self.actions == "interleaved" else 1
@@ -195,7 +203,7 @@ class TokenRows:
         label_TA = batch.task_label_TA
         return replace(
             batch,
-            weight_T=weight_T,
+            weight_T=None if self.alike else weight_T,
             loss_mask_T=batch.loss_mask_T & (weight_T > 0),
             task_label_TA=None if label_TA is None else label_TA.masked_fill((weight_T == 0)[:, None], UNKNOWN),
         )

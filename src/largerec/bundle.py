@@ -34,18 +34,20 @@ CHOICE = "choice.json"
 RANDOM = "random.parquet"
 NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
+FORGOTTEN = "forgotten.json"  # marks a run that was trained on someone who was to be forgotten
 OWN_FILES = re.compile(
-    r"(recipe|lineage|result|features|choice)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
+    r"(recipe|lineage|result|features|choice|forgotten)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
     r"|(vocabulary|histories|random|ranks-\w+|predictions-\w+|lists-\w+)\.parquet"
     r"|report\.html"
 )
 TENSORBOARD_FILE = re.compile(r"events\.out\.tfevents.*")
-FEATURE_FILES = ("features.json", *(f"features-{side}.parquet" for side in SIDES))
+FEATURE_TABLES = tuple(f"features-{side}.parquet" for side in SIDES)
 BEGINNING = (
     "vocabulary.parquet",
     "histories.parquet",
     "lineage.json",
-    *FEATURE_FILES,
+    "features.json",
+    *FEATURE_TABLES,
 )  # written before recipe.json, which makes a folder a run
 
 
@@ -218,6 +220,16 @@ class Bundle:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
         if lineage.get("words_hash", words) != words:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on items with other words. {advice}")
+
+    def forgotten(self) -> str | None:
+        """A warning where the run, or a member of it, was trained on someone who was to be forgotten since; else None."""
+        marked = [one.path for one in self.member_bundles() if one.file(FORGOTTEN).is_file()]
+        if not marked:
+            return None
+        return (
+            f"{marked[0]} was trained on a person who was to be forgotten since (forgotten.json): the person's rows are gone, "
+            "what the model learned of them is not. Train again on the log as it is now."
+        )
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

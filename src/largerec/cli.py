@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -388,6 +389,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 2, an interruption 130."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for people: no file, no line of source
     try:
         app(standalone_mode=True)
     except LargeRecError as error:

@@ -118,6 +118,21 @@ def data_restore(
     print_json(found) if as_json else show.fields({"dir": found["dir"], **found["version"]["rows"]}, "Restored")
 
 
+@app.command("forget")
+def data_forget(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="an import, a version, a folder of versions, or one above them")],
+    user_id: Annotated[str, typer.Option("--user-id", help="whom to forget")],
+    runs: Annotated[str | None, typer.Option("--runs", metavar="DIR", help="also in the runs below this folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person from every import and version below a folder, removed rows too, and mark runs that were trained on them."""
+    from largerec import show
+    from largerec.forgetting import forget
+
+    found = forget(path, user_id, runs)
+    print_json(found) if as_json else show.forgotten(found)
+
+
 @app.command("list")
 def data_list(as_json: AsJson = False) -> None:
     """List public logs: what they are, their terms, and how to get them."""

@@ -23,6 +23,7 @@ import torch
 
 from largerec import metrics
 from largerec.bundle import Bundle, data_hash, flatten
+from largerec.compare_tasks import draws_of_rows, paired_tasks, task_baselines, task_documents, validation_of
 from largerec.datasets import load_log
 from largerec.doctor import processor
 from largerec.engine import Engine, load
@@ -62,9 +63,14 @@ class Row:
     def query_time(self) -> bool:
         return bool(self.results[0]["query_time"])
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether there are top lists to measure; a family that only ranks has none."""
+        return all(result.get("test") for result in self.results)
+
     def validation(self, metric: str) -> float:
         """Mean over seeds."""
-        return mean(float(result["validation"][metric]) for result in self.results)
+        return mean(validation_of(result, metric) for result in self.results)
 
 
 def compare(
@@ -201,9 +207,7 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
                 f"the override threads={first.threads or other.threads}."
             )
     if "@" not in first.train.metric:
-        raise LargeRecError(
-            f"train.metric={first.train.metric!r} is a task's, and a comparison is of retrieval so far; set train.metric=ndcg@10."
-        )
+        return
     k = int(first.train.metric.partition("@")[2])
     if k not in first.evaluate.k:
         raise LargeRecError(
@@ -331,27 +335,35 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def table(rows: Sequence[Row], recipe: Recipe, against: str | None) -> dict[str, Any]:
     """The document of evaluated rows, split in sections by query time; ``recipe`` says the metric and the evaluation."""
     metric, documents, sections = recipe.train.metric, [], []
-    main = rows[0].results[0]
-    documents += [_untrained(name, baseline, None) for name, baseline in main["baselines"].items()]
+    main = next((row for row in rows if row.retrieves), rows[0]).results[0]
+    listed = metric if "@" in metric else f"ndcg@{10 if 10 in recipe.evaluate.k else recipe.evaluate.k[0]}"
+    documents += [_untrained(name, baseline, None) for name, baseline in main.get("baselines", {}).items()]
+    draws = draws_of_rows({row.name: (row.folders, row.results) for row in rows}, recipe)
     for query_time in (False, True):
         own = [row for row in rows if row.query_time == query_time]
         if not own:
             continue
-        ranks = {row.name: row_ranks(row) for row in own}
+        ranks = {row.name: row_ranks(row) for row in own if row.retrieves}
         chosen = max((row for row in own if not row.members), key=lambda row: row.validation(metric)).name
-        beside = against if against in ranks else chosen
+        beside = against if against in [row.name for row in own] else chosen
         for row in own:
-            document = _document(row, ranks[row.name], recipe) | {"chosen": row.name == chosen}
-            if row.name != beside:
-                document["paired"] = {"against": beside} | paired(ranks[row.name], ranks[beside], metric, recipe)
+            document = _document(row, ranks.get(row.name), recipe) | {"chosen": row.name == chosen}
+            document["tasks"] = task_documents(row.results, draws.get(row.name, {}), recipe.evaluate.level)
+            if row.name != beside and {row.name, beside} <= ranks.keys():
+                document["paired"] = {"against": beside} | paired(ranks[row.name], ranks[beside], listed, recipe)
+            if row.name != beside and {row.name, beside} <= draws.keys():
+                tests = paired_tasks(draws[row.name], draws[beside], recipe.evaluate.level)
+                document["paired_tasks"] = {"against": beside} | tests
             documents.append(document)
         best = own[0].results[0].get("best_possible")
         documents += [_untrained("best possible", best, query_time)] if best else []
         sections.append({"query_time": query_time, "chosen": chosen, "against": beside, "rows": [row.name for row in own]})
     return {
         "metric": metric,
+        "retrieval_metric": listed,
         "protocol": main["protocol"],
-        "targets": main["targets"],
+        "targets": main.get("targets", {"n": 0, "users": 0}),
+        "task_baselines": task_baselines([row.results[0] for row in rows]),
         "level": recipe.evaluate.level,
         "threads": torch.get_num_threads(),
         "recommend": {"users": TIMED_USERS, "k": TIMED_LENGTH, "passes": TIMED_PASSES},
@@ -376,10 +388,9 @@ def _untrained(name: str, found: dict[str, Any], query_time: bool | None) -> dic
     }
 
 
-def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
-    results, options = row.results, recipe.evaluate
-    functions = {"recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
-    values = {f"{kind}@{k}": values_of(ranks, function, k) for k in options.k for kind, function in functions.items()}
+def _document(row: Row, ranks: pl.DataFrame | None, recipe: Recipe) -> dict[str, Any]:
+    """What the table says of a row; without ``ranks``, of a family that only ranks, there is nothing about retrieval."""
+    results = row.results
     found: dict[str, Any] = {
         "name": row.name,
         "model": results[0]["model"],
@@ -387,18 +398,20 @@ def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
         "seeds": sorted({seed for result in results for seed in result.get("seeds", [result["seed"]])}),
         **({"members": list(row.members), "weights": results[0]["weights"]} if row.members else {}),
     }
+    several = len(results) > 1
     for part in ("validation", "test", "test_unmasked"):
-        found[part] = {name: mean(result[part][name] for result in results) for name in results[0][part]}
-    for part in ("validation", "test"):
-        found[f"{part}_spread"] = {
-            name: stdev(result[part][name] for result in results) if len(results) > 1 else None for name in results[0][part]
-        }
-    found["intervals"] = metrics.bootstrap_intervals(
-        values, users_of(ranks), level=options.level, samples=options.bootstrap_samples, seed=recipe.seed
-    )
+        names = results[0].get(part, {}) if ranks is not None else {}
+        found[part] = {name: mean(result[part][name] for result in results) for name in names}
+        if part != "test_unmasked":
+            found[f"{part}_spread"] = {
+                name: stdev(result[part][name] for result in results) if several else None for name in names
+            }
+    if np.isfinite(value := row.validation(recipe.train.metric)):
+        found["validation"][recipe.train.metric] = value
+    found["intervals"] = {} if ranks is None else _intervals(ranks, recipe)
     found |= {name: mean(result[name] for result in results) for name in COSTS}
     found["params_embedding"] = found["params"] - found["params_non_embedding"]
-    found["recommend_ms"] = recommend_ms(load(row.folders[0]))
+    found["recommend_ms"] = None if ranks is None else recommend_ms(load(row.folders[0]))
     found["n_test_evaluations"] = [result["n_test_evaluations"] for result in results]
     kept = (
         "seed",
@@ -413,9 +426,19 @@ def _document(row: Row, ranks: pl.DataFrame, recipe: Recipe) -> dict[str, Any]:
         "slices",
     )
     found["runs"] = [
-        {"dir": str(folder), **{name: result[name] for name in kept}} for folder, result in zip(row.folders, results, strict=True)
+        {"dir": str(folder), **{name: result[name] for name in kept if name in result}}
+        for folder, result in zip(row.folders, results, strict=True)
     ]
     return found
+
+
+def _intervals(ranks: pl.DataFrame, recipe: Recipe) -> dict[str, list[float]]:
+    options = recipe.evaluate
+    functions = {"recall": metrics.recall, "ndcg": metrics.ndcg, "mrr": metrics.mrr}
+    values = {f"{kind}@{k}": values_of(ranks, function, k) for k in options.k for kind, function in functions.items()}
+    return metrics.bootstrap_intervals(
+        values, users_of(ranks), level=options.level, samples=options.bootstrap_samples, seed=recipe.seed
+    )
 
 
 def row_ranks(row: Row) -> pl.DataFrame:

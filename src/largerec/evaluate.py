@@ -306,6 +306,31 @@ def evaluate(
     options = options or recipe.evaluate
     result = bundle.read_json("result.json")  # an unfinished run has none
     engine = load(path)
+    if engine.retrieves:
+        _evaluate_retrieval(engine, bundle, stage, options, result, beside)
+    elif stage == "test":
+        result |= {key: {} for key in ("test", "test_unmasked", "baselines", "intervals", "slices")}
+        result["n_test_evaluations"] = int(result.get("n_test_evaluations", 0)) + 1
+    if recipe.learned_tasks:
+        key = "tasks" if stage == "test" else f"{stage}_tasks"
+        result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
+        bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+    if stage == "test" and bundle.file(RANDOM).is_file():
+        result["random"] = evaluate_random(engine, bundle.read_parquet(RANDOM), options, recipe.seed)
+    bundle.write_json("result.json", result)
+    return result
+
+
+def _evaluate_retrieval(
+    engine: Engine,
+    bundle: Bundle,
+    stage: Stage,
+    options: EvaluateOptions,
+    result: dict[str, Any],
+    beside: str | Path | None,
+) -> None:
+    """Rank the targets of a stage; the ranks go to the bundle, all else into ``result``."""
+    recipe = bundle.recipe()
     known = {} if beside is None or stage != "test" else _known_of(Bundle.open(beside), recipe, result, options)
     found, ranked = evaluate_engine(engine, stage, options, recipe.seed, baselines=not known)
     result[stage] = found["metrics"]
@@ -320,27 +345,19 @@ def evaluate(
         kept = pl.DataFrame(ranked.baselines) if found["baselines"] else Bundle(str(beside)).read_parquet(BASELINE_RANKS)
         bundle.write_parquet(BASELINE_RANKS, kept)
         result |= known
-    if recipe.learned_tasks:
-        key = "tasks" if stage == "test" else f"{stage}_tasks"
-        result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
-        bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
-        if options.conditioned and recipe.ranking.retrieval > 0:
-            name = "conditioned" if stage == "test" else f"{stage}_conditioned"
-            result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
+    if options.conditioned and recipe.learned_tasks and recipe.ranking.retrieval > 0:
+        name = "conditioned" if stage == "test" else f"{stage}_conditioned"
+        result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
     if engine.sequences.lists is not None:
         key = "lists" if stage == "test" else f"{stage}_lists"
         result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"lists-{stage}.parquet", listed)
-    if stage == "test" and bundle.file(RANDOM).is_file():
-        result["random"] = evaluate_random(engine, bundle.read_parquet(RANDOM), options, recipe.seed)
     if options.exposure.by is not None:
         by_whom = {"model": ranked.rank_N, **ranked.baselines}
         result["exposure"] = evaluate_exposure(engine, stage, ranked.row_N, by_whom, options, recipe.seed) | {"stage": stage}
     else:
         result.pop("exposure", None)  # of an earlier evaluation with other options
     bundle.write_parquet(f"ranks-{stage}.parquet", ranks_frame(engine, ranked))
-    bundle.write_json("result.json", result)
-    return result
 
 
 def _known_of(other: Bundle, recipe: Recipe, result: dict[str, Any], options: EvaluateOptions) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def evaluate_random(engine: Engine, table: pl.DataFrame, options: EvaluateOption
         "outside_catalogue": int((token_R < 0).sum()),
         "without_history": int((queries.end_Q == queries.first_Q).sum()),
     }
-    asked = np.flatnonzero(table["positive"].to_numpy() & (queries.end_Q > queries.first_Q))
+    asked = np.flatnonzero(table["positive"].to_numpy() & (queries.end_Q > queries.first_Q) & engine.retrieves)
     if len(asked):
         rank_P = _ranks(engine, queries, token_R, asked)
         values = {

@@ -38,7 +38,8 @@ def run(recipe: Recipe, *, quiet: bool = False) -> dict[str, Any]:
             f"the log changed between the runs below {recipe.run.dir}, so that their rows cannot stand in one table; "
             "pass run.overwrite=true or choose another run.dir."
         )
-    return {"rows": rows_of(results), "examples": examples(load(recipe.run.dir)), "dir": recipe.run.dir, "result": results[0]}
+    shown = [] if recipe.model.ranks_only else examples(load(recipe.run.dir))
+    return {"rows": rows_of(results), "examples": shown, "dir": recipe.run.dir, "result": results[0]}
 
 
 def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def _context(log: EventLog, sequences: Sequences, options: FeatureOptions) -> pl
     _refuse_missing(
         "context", given, log.events.columns, "the log's events", f" Of the time there are also {' and '.join(CLOCK)}."
     )
-    table = log.events.select(given)[sequences.log_row_N]
+    table = log.events.select(given)[sequences.log_row_N] if given else pl.DataFrame()
     return pl.DataFrame(
         [*table.get_columns(), *(s.alias(n) for n, s in clock_columns(dict.fromkeys(clock), sequences.time_N).items())]
     )

@@ -76,11 +76,13 @@ class Backbone(nn.Module):
     input: SequenceInput
     recompute = False
     cached = False
+    ranks_only = False  # see models/ranker.py
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()
         self.task_heads: nn.Module | None = None  # see ranking.py; no family's own
         self.output_table: nn.Module | None = None
+        self.state_width: int | None = None  # where it is not that of the item table
         self.similarity: nn.Module | None = None  # see heads.py; no family's own
 
     def through(self, block: nn.Module, *given: Any) -> torch.Tensor:

@@ -29,13 +29,15 @@ class RankingOptions(Options):
     ``head``: one linear map a task, or a network with one hidden layer. ``balance``: ``fixed`` adds up ``retrieval`` times the
     next-item loss and ``weight`` times each task's ``weight`` times its loss; ``uncertainty`` also learns a variance s of each of
     these losses and uses loss / s + log(s) / 2 (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, section 3.2). A weight of 0
-    leaves a loss out.
+    leaves a loss out. ``hard_negatives``: weight of :mod:`largerec.hard_negatives` beside the next-item loss, which it is a part
+    of when losses are balanced.
     """
 
     head: Literal["linear", "mlp"] = "mlp"
     retrieval: float = Field(1.0, ge=0)
     weight: float = Field(1.0, ge=0)
     balance: Literal["fixed", "uncertainty"] = "fixed"
+    hard_negatives: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> Self:
@@ -64,6 +66,11 @@ class TaskHeads(nn.Module):
         self.heads = nn.ModuleList(self._head(inputs, width, task.n_classes) for task in tasks.values())
         learned = options.balance == "uncertainty"
         self.log_variance = nn.Parameter(torch.zeros(len(self.weights))) if learned else None
+
+    @property
+    def first_condition(self) -> int:
+        """The column of the first task with two labels whose loss has a weight."""
+        return next(column for column, classes in enumerate(self.classes) if classes == 2 and self.weights[1 + column] > 0)
 
     def _head(self, inputs: int, width: int, classes: int) -> nn.Module:
         outputs = 1 if classes == 2 else classes
@@ -153,8 +160,10 @@ def add_tasks(
 
     ``layout``: of the recipe's features, which join the state in the heads or are added to the tokens.
     """
+    layout = None if model.ranks_only else layout  # a ranker has its features as fields
     width = model.item_table_VD.shape[1]
     model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
     if layout is not None and where == "input":
         model.input.features = FeatureVector(layout, width, normalised=False)
-    model.task_heads = TaskHeads(options, tasks, width, actions, layout if where == "heads" else None)
+    in_heads = layout if where == "heads" else None
+    model.task_heads = TaskHeads(options, tasks, model.state_width or width, actions, in_heads)

@@ -185,6 +185,37 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _rankers_rank(self) -> Self:
+        if not self.model.ranks_only:
+            return self
+        name = self.model.name
+        if not self.tasks or self.batch.actions != "interleaved":
+            raise LargeRecError(
+                f'model.name={name!r} only ranks: it needs tasks, such as tasks.click.where="is_click = 1", and '
+                "batch.actions=interleaved."
+            )
+        if self.ranking.retrieval:
+            raise LargeRecError(f"model.name={name!r} only ranks, so there is no loss of the next item; set ranking.retrieval=0.")
+        if self.head != HeadOptions():
+            raise LargeRecError(f"head.* is about scores of the catalogue, and model.name={name!r} only ranks; leave it out.")
+        if self.lists.items is not None or self.evaluate.exposure.by is not None:
+            raise LargeRecError(
+                f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; "
+                "leave lists and evaluate.exposure out."
+            )
+        if self.train.recompute:
+            raise LargeRecError(f"train.recompute works block by block, and {name!r} has no blocks; leave it out.")
+        if self.features.where == "input":
+            raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
+        width = self.model.shape[1]
+        if self.features.any and self.features.width != width:
+            raise LargeRecError(
+                f"the fields of {name!r} have one width, but features.width={self.features.width} and model.width={width}; give "
+                "both the same."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_read_by_tasks(self) -> Self:
         if self.features.any and not self.tasks:
             raise LargeRecError(
@@ -196,6 +227,22 @@ class Recipe(Options):
                 "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
                 "there is none. Choose batch.actions='interleaved' or features.where='heads'."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hard_negatives_are_shown_and_judged(self) -> Self:
+        if not self.ranking.hard_negatives:
+            return self
+        judges = any(self.tasks[name].n_classes == 2 for name in self.learned_tasks)
+        needed = {
+            "split.positives, which says which events are shown and not taken": self.split.positives is not None,
+            "ranking.retrieval above 0, whose loss they join": self.ranking.retrieval > 0,
+            "a task with where and a weight, which judges them": judges,
+            "head.similarity dot or cosine, whose scores are products": self.head.similarity != "mol",
+        }
+        missing = [what for what, there in needed.items() if not there]
+        if missing:
+            raise LargeRecError(f"ranking.hard_negatives needs {'; '.join(missing)}. Give that, or leave hard_negatives out.")
         return self
 
     @model_validator(mode="after")
@@ -291,6 +338,12 @@ class Recipe(Options):
         if family not in FAMILIES:
             raise LargeRecError(f"unknown model family {family!r}{nearest(family, FAMILIES)} Allowed: {', '.join(FAMILIES)}.")
         options, _ = FAMILIES[family]
+        if options.ranks_only != self.model.ranks_only:
+            only = family if options.ranks_only else self.model.name
+            raise LargeRecError(
+                f"{family!r} cannot stand beside {self.model.name!r} by run.compare: {only!r} only ranks, and needs other "
+                "settings: a recipe of its own."
+            )
         ours, theirs = type(self.model).model_fields, options.model_fields
         kept = theirs.keys() - (set() if options.has_heads and self.model.has_heads else {"heads"})
         if "feedforward" in ours.keys() & theirs.keys():  # which counts other matrices where its default or kind is another

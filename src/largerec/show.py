@@ -74,7 +74,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
     to = to or console()
     for example in found["examples"]:
         to.print(_example(example))
-    to.print(metric_table(found["rows"], found["result"]))
+    if found["result"]["test"]:
+        to.print(metric_table(found["rows"], found["result"]))
     if (share := reached(found["result"])) is not None:
         to.print(share)
     if found["result"]["tasks"]:
@@ -87,7 +88,10 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
-    to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+    if found["examples"]:
+        to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
+    else:
+        to.print(f"Next: largerec rank {found['dir']} --user-id USER --items ITEM ITEM")
 
 
 def task_table(result: dict[str, Any]) -> Table:
@@ -197,7 +201,11 @@ def _example(example: dict[str, Any]) -> Table:
 def trained(result: dict[str, Any], path: str) -> None:
     to = console()
     found = "  ".join(f"{name} {_number(result['validation'][name])}" for name in SHOWN if name in result["validation"])
-    to.print(f"validation (seen items masked): {found}")
+    if found:
+        to.print(f"validation (seen items masked): {found}")
+    for task, measured in result.get("validation_tasks", {}).items():
+        kept = [f"{name} {_number(measured[name])}" for name in ("auc", "gauc", "ne") if measured.get(name) is not None]
+        to.print(f"validation of {task}: {'  '.join(kept)}")
     to.print(f"Files: {Path(path)}/. Next: largerec evaluate {path}")
 
 
@@ -205,6 +213,9 @@ def evaluated(result: dict[str, Any]) -> None:
     from largerec.experiments import rows_of  # here, since most of what is printed needs no torch
 
     to = console()
+    if not result["test"]:  # a model that only ranks
+        to.print(task_table(result))
+        return to.print(f"Test evaluations of this run: {result['n_test_evaluations']}.")
     to.print(metric_table(rows_of([result]), result))
     if (share := reached(result)) is not None:
         to.print(share)
@@ -248,10 +259,13 @@ def compared(found: dict[str, Any]) -> None:
     to = console()
     for section in found["sections"]:
         rows = [row for row in found["rows"] if row["query_time"] in (None, section["query_time"])]
-        to.print(_compared_table(rows, section, found))
+        if any(row["test"] for row in rows):
+            to.print(_compared_table([row for row in rows if row["test"]], section, found))
+        if any(row.get("tasks") for row in rows):
+            to.print(_compared_tasks(rows, found))
         to.print(_cost_table([row for row in rows if row["model"]]))
         for row in rows:
-            for name, test in row.get("paired", {}).items():
+            for name, test in {**row.get("paired", {}), **row.get("paired_tasks", {})}.items():
                 if name != "against":
                     interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
                     said = f"{row['name']} minus {section['against']}, {name}: {test['difference']:+.4f} {interval}"
@@ -266,7 +280,7 @@ def compared(found: dict[str, Any]) -> None:
 
 
 def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: dict[str, Any]) -> Table:
-    metric, k = found["metric"], found["metric"].partition("@")[2]
+    metric, k = found["retrieval_metric"], found["retrieval_metric"].partition("@")[2]
     names = list(dict.fromkeys([f"recall@{k}", f"ndcg@{k}", metric]))
     clock = "with query time" if section["query_time"] else "without query time"
     seeds = ", ".join(map(str, found["seeds"]))
@@ -279,10 +293,36 @@ def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: 
     for row in rows:
         name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
         spread = row.get("test_spread", {}).get(metric)
-        validation = _number(row["validation"][metric]) if row["validation"] else "-"
+        validation = _number(row["validation"][metric]) if metric in row["validation"] else "-"
         quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
         table.add_row(name, validation, *quality, "-" if spread is None else _number(spread))
     return table
+
+
+def _compared_tasks(rows: list[dict[str, Any]], found: dict[str, Any]) -> Table:
+    """AUC, GAUC and NE of each task, a line a row; the baselines first."""
+    table = Table(title="tasks, all events of the test part whose label is known", title_justify="left", title_style="bold")
+    table.add_column("row", overflow="fold")
+    learned = [row for row in rows if row.get("tasks")]
+    names = list(dict.fromkeys(name for row in learned for name in row["tasks"]))
+    shown = [
+        (name, metric)
+        for name in names
+        for metric in ("auc", "gauc", "ne", "accuracy")
+        if any(metric in row["tasks"].get(name, {}) for row in learned)
+    ]
+    for name, metric in shown:
+        table.add_column(f"{name} {metric}", justify="right")
+    for label, tasks in found["task_baselines"].items():
+        table.add_row(escape(label), *(_said(tasks.get(name, {}).get(metric)) for name, metric in shown))
+    for row in learned:
+        name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
+        table.add_row(name, *(_said(row["tasks"].get(task, {}).get(metric)) for task, metric in shown))
+    return table
+
+
+def _said(value: float | None) -> str:
+    return "-" if value is None else _number(value)
 
 
 def _cost_table(rows: list[dict[str, Any]]) -> Table:
@@ -292,7 +332,8 @@ def _cost_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(head, justify="right")
     for row in rows:
         sizes = [f"{row['params_embedding']:,.0f}", f"{row['params_non_embedding']:,.0f}", f"{row['train_flops']:.1e}"]
-        table.add_row(escape(row["name"]), *sizes, f"{row['train_seconds']:,.0f}", f"{row['recommend_ms']:.3f}")
+        speed = "-" if row["recommend_ms"] is None else f"{row['recommend_ms']:.3f}"
+        table.add_row(escape(row["name"]), *sizes, f"{row['train_seconds']:,.0f}", speed)
     return table
 
 
@@ -422,6 +463,20 @@ def traced(found: dict[str, Any], most: int = 20) -> None:
     to.print(table)
     if found["rows"] > most:
         to.print(f"... and {found['rows'] - most:,} more; --json has them all.")
+
+
+def forgotten(found: dict[str, Any]) -> None:
+    """Where a person was, and what is left to do."""
+    to = console()
+    for one in found["folders"]:
+        to.print(f"{one['folder']}: {one['rows']:,} rows erased, content {one['content'][:12]}", markup=False, soft_wrap=True)
+    for one in found["runs"]:
+        said = "marked: trained on them, train it again" if one["trained_on"] else "was not trained on them"
+        to.print(f"{one['run']}: {one['rows']:,} rows erased; {said}", markup=False, soft_wrap=True)
+    for path in found["still_named_in"]:
+        to.print(f"still named in {path}: look, and mend it by hand", markup=False, soft_wrap=True)
+    for path in found["sources_to_mend_yourself"]:
+        to.print(f"first read from {path}, which is yours to mend", markup=False, soft_wrap=True)
 
 
 def rows(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:

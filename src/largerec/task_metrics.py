@@ -135,6 +135,58 @@ def resampled_weights(group_N: Ints, samples: int, seed: int) -> Iterator[Floats
         yield drawn_G[group_N].astype(np.float64)
 
 
+Measures = dict[str, Callable[[Floats], float]]
+"""Metrics of one task's predictions, each as a function of how often a prediction counts."""
+
+
+def measures_of(probability_NL: Floats, label_N: Ints, group_N: Ints) -> Measures:
+    """``log_loss`` and ``ne``; of two labels also ``auc`` and ``gauc``, of more ``accuracy``."""
+    loss_N = log_losses(probability_NL, label_N)
+    measures: Measures = {
+        "log_loss": lambda weight_N: float(weight_N @ loss_N / weight_N.sum()),
+        "ne": lambda weight_N: _normalised(loss_N, label_N, weight_N),
+    }
+    if probability_NL.shape[1] == 2:
+        score_N, place_N = probability_NL[:, 1], np.unique(probability_NL[:, 1], return_inverse=True)[1]
+        auc_G, count_G = user_aucs(score_N, label_N, group_N)
+        both_G, first_G = ~np.isnan(auc_G), np.unique(group_N, return_index=True)[1]
+        measures["auc"] = lambda weight_N: _auc_of_places(place_N, label_N.astype(np.float64), weight_N)
+        measures["gauc"] = lambda weight_N: _mean(auc_G[both_G], (count_G * weight_N[first_G])[both_G])
+    else:
+        right_N = (probability_NL.argmax(1) == label_N).astype(np.float64)
+        measures["accuracy"] = lambda weight_N: float(weight_N @ right_N / weight_N.sum())
+    return measures
+
+
+def resampled(measures: Measures, group_N: Ints, samples: int, seed: int) -> dict[str, Floats]:
+    """Each metric of the predictions as they are, and then of every resample of users: [1 + samples].
+
+    The same users are drawn for the same seed, so that what two models say of the same events may be subtracted.
+    """
+    found: dict[str, list[float]] = {name: [measure(np.ones(len(group_N)))] for name, measure in measures.items()}
+    for weight_N in resampled_weights(group_N, samples, seed):
+        for name, measure in measures.items():
+            found[name].append(measure(weight_N))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def paired_difference(a_R1: Floats, b_R1: Floats, level: float) -> dict[str, float] | None:
+    """``difference``, its percentile interval ``low`` and ``high``, and a two-sided ``p_value``, from what :func:`resampled`
+    says of two models on the same events; None where it cannot be said.
+
+    The p-value is twice the smaller share of resamples on either side of zero, one added to both counts (never 0; Davison &
+    Hinkley 1997, section 4.2), and 1 for equal models. An AUC is no mean over events, so signs of users cannot be flipped.
+    """
+    gap_R1 = a_R1 - b_R1
+    drawn_R = gap_R1[1:][np.isfinite(gap_R1[1:])]
+    if not np.isfinite(gap_R1[0]) or not len(drawn_R):
+        return None
+    low, high = _interval(drawn_R, level)
+    less = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
+    p_value = min(1.0, 2 * (1 + less) / (1 + len(drawn_R)))
+    return {"difference": float(gap_R1[0]), "low": low, "high": high, "p_value": p_value}
+
+
 def summarise(
     probability_NL: ArrayLike, label_N: ArrayLike, group_N: ArrayLike, *, level: float = 0.95, samples: int = 1000, seed: int
 ) -> dict[str, Any]:
@@ -153,33 +205,18 @@ def summarise(
         raise LargeRecError("there is no event of which the task's label is known; the split left none.")
     group_N = np.unique(np.asarray(group_N), return_inverse=True)[1]
     _same_length(probabilities=probability_NL, labels=label_N, users=group_N)
-    loss_N = log_losses(probability_NL, label_N)
     binary = probability_NL.shape[1] == 2
     share_L = np.bincount(label_N, minlength=probability_NL.shape[1]) / len(label_N)
     found: dict[str, Any] = {"n": len(label_N), "users": int(group_N.max()) + 1}
     found |= {"rate": float(share_L[1])} if binary else {"rates": share_L.tolist()}
-    measures: dict[str, Callable[[Floats], float]] = {
-        "log_loss": lambda weight_N: float(weight_N @ loss_N / weight_N.sum()),
-        "ne": lambda weight_N: _normalised(loss_N, label_N, weight_N),
-    }
     if binary:
-        score_N, place_N = probability_NL[:, 1], np.unique(probability_NL[:, 1], return_inverse=True)[1]
-        auc_G, count_G = user_aucs(score_N, label_N, group_N)
-        both_G, first_G = ~np.isnan(auc_G), np.unique(group_N, return_index=True)[1]
-        measures["auc"] = lambda weight_N: _auc_of_places(place_N, label_N.astype(np.float64), weight_N)
-        measures["gauc"] = lambda weight_N: _mean(auc_G[both_G], (count_G * weight_N[first_G])[both_G])
+        score_N = probability_NL[:, 1]
+        both_G = ~np.isnan(user_aucs(score_N, label_N, group_N)[0])
         found |= {"gauc_users": int(both_G.sum()), "ece": calibration_error(score_N, label_N)}
         found["reliability"] = metrics.reliability(score_N, label_N, group_N, bins=BINS, level=level, seed=seed)
-    else:
-        right_N = (probability_NL.argmax(1) == label_N).astype(np.float64)
-        measures["accuracy"] = lambda weight_N: float(weight_N @ right_N / weight_N.sum())
-    resampled: dict[str, list[float]] = {name: [] for name in measures}
-    for weight_N in resampled_weights(group_N, samples, seed):
-        for name, measure in measures.items():
-            resampled[name].append(measure(weight_N))
-    whole_N = np.ones(len(label_N))
-    found |= {name: _or_none(measure(whole_N)) for name, measure in measures.items()}
-    said = {name: values for name, values in resampled.items() if found[name] is not None and np.isfinite(values).any()}
+    drawn = resampled(measures_of(probability_NL, label_N, group_N), group_N, samples, seed)
+    found |= {name: _or_none(values[0]) for name, values in drawn.items()}
+    said = {name: values[1:] for name, values in drawn.items() if found[name] is not None and np.isfinite(values[1:]).any()}
     found["intervals"] = {name: _interval(values, level) for name, values in said.items()}
     return found
 
@@ -189,9 +226,9 @@ def _mean(value_G: Floats, weight_G: Floats) -> float:
 
 
 def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value
+    return None if np.isnan(value) else float(value)
 
 
-def _interval(values: list[float], level: float) -> list[float]:
+def _interval(values: Floats, level: float) -> list[float]:
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return [float(low), float(high)]

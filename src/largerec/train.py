@@ -35,6 +35,7 @@ from largerec.evaluate_lists import validate_lists
 from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.feature_tables import build_features
+from largerec.hard_negatives import hard_negative_loss
 from largerec.item_vectors import item_vectors, words_hash
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -234,7 +235,8 @@ class Trainer:
             return loss
         heads = self.model.task_heads
         assert isinstance(heads, TaskHeads)
-        return heads.joint(loss, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
+        hard = hard_negative_loss(heads, part.batch, hidden_TD, queries_TD, table_KD, keys_KD) * part.target_share
+        return heads.joint(loss + hard, heads.losses(hidden_TD, part.batch, table_KD, part.known_A), part.share)
 
     def _diverged(self, what: str, value: float, rate: float) -> Diverged:
         return Diverged(
@@ -305,12 +307,14 @@ class Trainer:
     def judged(self) -> tuple[dict[str, float], float]:
         """What a validation says of the weights at hand, and the number by which they are chosen: higher is better."""
         name = self.options.metric
-        rank_N = measure(self.engine, self.validation_rows).rank_N
-        kind, _, k = name.partition("@")
-        shown = metrics.summarise(rank_N, (10,))
-        if k:
-            functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
-            shown[name] = float(functions[kind](rank_N, int(k)).mean())
+        shown: dict[str, float] = {}
+        if self.engine.retrieves:
+            rank_N = measure(self.engine, self.validation_rows).rank_N
+            kind, _, k = name.partition("@")
+            shown = metrics.summarise(rank_N, (10,))
+            if k:
+                functions = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}
+                shown[name] = float(functions[kind](rank_N, int(k)).mean())
         if self.asked_rows is not None:
             shown |= task_values(self.engine, self.asked_rows)
         return shown, shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
@@ -379,7 +383,8 @@ class Trainer:
         on those that are given."""
         self.bundle.load_weights(self.model)
         self.scorer.prepared()
-        found = measure(self.engine, self.engine.sequences.targets("validation") if row_N is None else row_N)
+        rows = self.engine.sequences.targets("validation") if row_N is None else row_N
+        found = measure(self.engine, rows) if self.engine.retrieves else None
         recipe, state = self.recipe, self.state
         tasks: dict[str, Any] = {}
         if self.asked_rows is not None:
@@ -403,8 +408,8 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "steps": state.step,
             "best_step": state.best_step,
-            "validation": metrics.summarise(found.rank_N, recipe.evaluate.k),
-            "validation_unmasked": metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+            "validation": {} if found is None else metrics.summarise(found.rank_N, recipe.evaluate.k),
+            "validation_unmasked": {} if found is None else metrics.summarise(found.unmasked_N, recipe.evaluate.k),
             **tasks,
             "tasks": {},
             "n_test_evaluations": 0,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from largerec.bundle import NOT_OF_TRAINING, Bundle, flatten
+from largerec.bundle import FEATURE_TABLES, NOT_OF_TRAINING, Bundle, flatten
 from largerec.errors import Diverged, LargeRecError, nearest
 from largerec.experiments import placed
 from largerec.recipe import Range, Recipe, recipe_from
@@ -42,7 +42,7 @@ NOT_TO_TUNE = (
     "train.metric",
     "train.tensorboard",
 )
-LARGE = ("model.safetensors", "state.safetensors", "histories.parquet", "vocabulary.parquet")
+LARGE = ("model.safetensors", "state.safetensors", "histories.parquet", "vocabulary.parquet", *FEATURE_TABLES)
 
 
 Space = Mapping[str, Range | tuple[Any, ...]]

@@ -76,6 +76,11 @@ def _weights(rows: pl.DataFrame) -> Floats:
     return weight_R
 
 
+def _at(events: pl.DataFrame, at_R: Ints) -> pl.Series:
+    """Which events are at these places."""
+    return pl.Series(np.zeros(events.height, dtype=bool)).scatter(at_R, True)
+
+
 def _until(events: pl.DataFrame, at_R: Ints) -> Ints:
     """The latest time that each training row may have and still come before what its user is asked [R].
 
@@ -83,7 +88,7 @@ def _until(events: pl.DataFrame, at_R: Ints) -> Ints:
     """
     table = events.select("user_id", "timestamp").with_row_index("at")
     training = table[at_R]
-    held = table.filter(~pl.Series(np.isin(np.arange(events.height), at_R)))
+    held = table.filter(~_at(events, at_R))
     first = held.sort("timestamp", maintain_order=True).group_by("user_id", maintain_order=True).first()
     joined = training.join(first, on="user_id", how="left", maintain_order="left", suffix="_held")
     later = (pl.col("at") > pl.col("at_held")).cast(pl.Int64)  # a tie would put it behind
@@ -96,7 +101,7 @@ def _until(events: pl.DataFrame, at_R: Ints) -> Ints:
 
 def _spared(events: pl.DataFrame, at_R: Ints, why: pl.Series) -> tuple[pl.Series, Bools]:
     """The reasons, without those for the last row of a user who is asked about and would have none left; and these rows."""
-    asked = events.filter(~pl.Series(np.isin(np.arange(events.height), at_R)))["user_id"].unique()
+    asked = events.filter(~_at(events, at_R))["user_id"].unique()
     table = events.select("user_id", "timestamp")[at_R].with_columns(why).with_row_index("row")
     stranded = table.filter(pl.col("why").is_not_null().all().over("user_id") & pl.col("user_id").is_in(asked.implode()))
     last = stranded.sort("timestamp", maintain_order=True).group_by("user_id").agg(pl.col("row").last())["row"].to_numpy()

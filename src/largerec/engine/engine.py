@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,6 +56,11 @@ class Engine:
         self.rows = TokenRows.of(sequences, self.token_of_item, getattr(scorer, "actions", None), self.features)
         self._row_of_user: dict[Any, int] | None = None
         self._ranker: Ranker | None = None
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the run scores the catalogue; a model that only ranks does not."""
+        return not isinstance(self.scorer, ModelScorer) or not self.scorer.model.ranks_only
 
     @property
     def ranker(self) -> Ranker:
@@ -110,8 +116,7 @@ class Engine:
     def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
         """Ask for users at a moment: the history is what had happened by then, and what has no time."""
         moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-        spans = [self._rows_until(int(row), at) for row in row_U]
-        start_U, end_U = (np.array(ends, dtype=np.int64) for ends in zip(*spans, strict=True))
+        start_U, end_U = np.array([self._rows_until(int(row), at) for row in row_U], dtype=np.int64).reshape(-1, 2).T
         kept_N1 = self.rows.kept_N1
         return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
 
@@ -171,6 +176,11 @@ class Engine:
             LargeRecError: an unknown user, item or task, k below 1, neither or both of users and histories, or ``at`` with
                 histories or of a log without a clock.
         """
+        if not self.retrieves:
+            raise LargeRecError(
+                "this run's model only ranks items that it is given: engine.rank(user, candidates), or `largerec rank RUN "
+                "--user-id U --items A B`. For recommendations train a family that retrieves, such as model.name=hstu."
+            )
         self._check_moment(at, known=histories is None)
         column = None if want is None else self.wanted(want)
         if (users is None) == (histories is None):
@@ -365,7 +375,8 @@ def build_scorer(
 ) -> ModelScorer:
     """A model of the recipe with fresh weights, and its scorer; without a history it counts training targets."""
     batch = recipe.batch
-    model = build_model(recipe.model, tokenizer.size, batch.positions)
+    classes_A = tuple(task.n_classes for task in recipe.tasks.values())
+    model = build_model(recipe.model, tokenizer.size, batch.positions, layout, classes_A)
     if batch.actions is not None:
         add_tasks(model, recipe.tasks, recipe.ranking, batch.actions, layout, recipe.features.where)
     query_time = bool(getattr(recipe.model, "query_time", False))
@@ -379,9 +390,13 @@ def load(path: str | Path) -> Engine:
 
     Raises:
         LargeRecError: the folder is missing, foreign, unfinished or damaged, or a member of an ensemble was trained again.
+
+    Warns (UserWarning) where the run was trained on someone who was to be forgotten since.
     """
     bundle = Bundle.open(path)
     bundle.check_members()
+    if (said := bundle.forgotten()) is not None:
+        warnings.warn(said, stacklevel=2)
     tokenizer, sequences, scorers = bundle.tokenizer(), bundle.sequences(), list[Scorer]()
     for member in bundle.member_bundles():
         if member is not bundle and not member.tokenizer().vocabulary.equals(tokenizer.vocabulary):

@@ -82,6 +82,9 @@ class Ranker:
             first_W = np.concatenate([[0], np.cumsum(2 * length_W + 1)])
             at = first_W[window_Q[asked] - a] + 2 * (queries.end_Q[asked] - start_Q[asked])
             batch = pack_interleaved(queries.rows, ranges(start_W[a:b], length_W), length_W, end_W[a:b])
+            asked_T = torch.zeros(batch.n_tokens, dtype=torch.bool)
+            asked_T[torch.from_numpy(at)] = True
+            batch = replace(batch, asked_T=asked_T)
             parts.append(self.scorer.model(batch).index_select(0, torch.from_numpy(at)))
         return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)))
 
@@ -147,6 +150,7 @@ class Ranker:
                 **copies,
                 offsets_B1=torch.arange(block.n_tokens + 1) * length,
                 features=_copied(history.features, block.features),
+                asked_T=(torch.arange(block.n_tokens * length) + 1) % length == 0,
             )
             parts.append(self.scorer.model(batch)[length - 1 :: length])
         return torch.cat(parts)

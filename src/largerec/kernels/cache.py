@@ -13,24 +13,38 @@ from largerec.kernels.reference import UNKNOWN_TIME_BUCKET, BucketedTime, time_b
 
 
 class BlockCache:
-    """What a block needs of a history: its keys and values [N, H, K], and its times [N] where the block has a time bias."""
+    """What a block needs of a history: its keys and values [N, H, K], and its times [N] where the block has a time bias.
 
-    def __init__(self) -> None:
+    ``last``: nothing after this block reads the history's own states.
+    """
+
+    def __init__(self, last: bool = False) -> None:
+        self.last = last
         self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
         self.time_N: torch.Tensor | None = None
+
+    @property
+    def only_keeps(self) -> bool:
+        """Whether a block may leave out all but the keys and values of a history, since nobody reads what it would make."""
+        return self.last and self.kept is None
 
     def keep(self, k_NHK: torch.Tensor, v_NHK: torch.Tensor, time: BucketedTime | None) -> None:
         self.kept, self.time_N = (k_NHK, v_NHK), None if time is None else time.column_time_T
 
 
 class HistoryCache:
-    """A :class:`BlockCache` for each block. A model's first pass with it fills it; every later one continues from there."""
+    """A :class:`BlockCache` for each block. A model's first pass with it fills it, and what that pass returns is not to be read;
+    every later one continues from there."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, BlockCache] = {}
 
     def __getitem__(self, level: int) -> BlockCache:
-        return self._blocks.setdefault(level, BlockCache())
+        return self.block(level)
+
+    def block(self, level: int, *, last: bool = False) -> BlockCache:
+        """The cache of a block; ``last``: of the last one, which may then only keep."""
+        return self._blocks.setdefault(level, BlockCache(last))
 
 
 def attention_after(

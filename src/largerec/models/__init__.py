@@ -7,10 +7,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from largerec.errors import LargeRecError, nearest
+from largerec.features import FieldLayout
 from largerec.fields import FieldVectors
 from largerec.item_tables import build_table
 from largerec.layers import Backbone
+from largerec.models.dcn_v2 import DCNv2, DCNv2Options
 from largerec.models.dial import ModelOptions
+from largerec.models.din import DIN, DINOptions
+from largerec.models.dlrm import DLRM, DLRMOptions
 from largerec.models.fuxi_alpha import FuXiAlpha, FuXiAlphaOptions
 from largerec.models.fuxi_beta import FuXiBeta, FuXiBetaOptions
 from largerec.models.fuxi_linear import FuXiLinear, FuXiLinearOptions
@@ -18,7 +22,9 @@ from largerec.models.gru4rec import GRU4Rec, GRU4RecOptions
 from largerec.models.hstu import HSTU, HSTUOptions
 from largerec.models.ligr import LiGR, LiGROptions
 from largerec.models.llama import Llama, LlamaOptions
+from largerec.models.ranker import Ranker, RankerInputs, RankerOptions
 from largerec.models.sasrec import SASRec, SASRecOptions
+from largerec.models.wukong import Wukong, WukongOptions
 
 FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "sasrec": (SASRecOptions, SASRec),
@@ -29,7 +35,13 @@ FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "llama": (LlamaOptions, Llama),
     "ligr": (LiGROptions, LiGR),
     "gru4rec": (GRU4RecOptions, GRU4Rec),
+    "din": (DINOptions, DIN),
+    "dcn-v2": (DCNv2Options, DCNv2),
+    "dlrm": (DLRMOptions, DLRM),
+    "wukong": (WukongOptions, Wukong),
 }
+RETRIEVING = {name: family for name, family in FAMILIES.items() if not family[0].ranks_only}
+"""The families that can retrieve; the others only rank given items."""
 
 
 def _options_of_family(given: Any) -> Any:
@@ -46,9 +58,24 @@ def _options_of_family(given: Any) -> Any:
 AnyModelOptions = Annotated[SerializeAsAny[ModelOptions], BeforeValidator(_options_of_family)]
 
 
-def build_model(options: ModelOptions, n_items: int, max_length: int) -> Backbone:
-    """Build a backbone with fresh weights from torch's global random state; side vectors are zero until they are set."""
-    model = FAMILIES[options.name][1](options, n_items, max_length)
+def build_model(
+    options: ModelOptions,
+    n_items: int,
+    max_length: int,
+    layout: FieldLayout | None = None,
+    classes_A: tuple[int, ...] = (),
+) -> Backbone:
+    """Build a backbone with fresh weights from torch's global random state; side vectors are zero until they are set.
+
+    ``layout`` of the features and labels of each task: what a family that only ranks is built for; others are given both by
+    ``ranking.add_tasks``.
+    """
+    family = FAMILIES[options.name][1]
+    if issubclass(family, Ranker):
+        assert isinstance(options, RankerOptions)
+        model: Backbone = family(options, n_items, max_length, RankerInputs(layout, classes_A))
+    else:
+        model = family(options, n_items, max_length)
     given = (options.table, options.side, n_items, options.shape[1])
     if options.table.kind != "full" or options.side.columns:
         model.input.item = build_table(*given)
@@ -67,6 +94,7 @@ def non_embedding_parameters(model: Backbone) -> int:
 __all__ = [
     "FAMILIES",
     "HSTU",
+    "RETRIEVING",
     "AnyModelOptions",
     "Backbone",
     "GRU4Rec",
@@ -77,6 +105,7 @@ __all__ = [
     "Llama",
     "LlamaOptions",
     "ModelOptions",
+    "RankerInputs",
     "SASRec",
     "SASRecOptions",
     "build_model",

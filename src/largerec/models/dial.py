@@ -31,10 +31,12 @@ class ModelOptions(Options):
     """What every family has. ``size`` derives ``depth`` (blocks), ``width`` (D) and ``heads``; each can be set by hand.
 
     ``tied``: items are scored with the table that is their input, or with one of their own. ``table``, ``side``: of either.
-    A family with ``has_heads = False`` has one head by name only, and refuses any other number.
+    A family with ``has_heads = False`` has one head by name only, and refuses any other number. One with ``ranks_only`` predicts
+    tasks of given items and retrieves nothing.
     """
 
     has_heads: ClassVar[bool] = True
+    ranks_only: ClassVar[bool] = False
     name: str = ""  # each family gives its own
     size: Size = "tiny"
     depth: int | None = Field(None, ge=1)

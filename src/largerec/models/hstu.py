@@ -72,9 +72,15 @@ class Block(nn.Module):
         time_T: torch.Tensor,
         cache: BlockCache | None = None,
     ) -> torch.Tensor:
+        time = None if self.time_table_HK is None else BucketedTime(self.time_table_HK, row_time_T, time_T)
+        if cache is not None and cache.only_keeps:
+            _, v_weight, _, k_weight = self.uvqk.weight.chunk(4)
+            normed_TD = self.norm(x_TD)
+            k, v = (F.silu(F.linear(normed_TD, part)).view(len(x_TD), self.heads, -1) for part in (k_weight, v_weight))
+            cache.keep(k, v, time)
+            return x_TD
         u_TD, v_TD, q_TD, k_TD = F.silu(self.uvqk(self.norm(x_TD))).chunk(4, dim=1)
         q, k, v = (x.view(len(x), self.heads, x.shape[1] // self.heads) for x in (q_TD, k_TD, v_TD))
-        time = None if self.time_table_HK is None else BucketedTime(self.time_table_HK, row_time_T, time_T)
         attended_TD = silu_attention(q, k, v, offsets_B1, self.scale, self.position_table_HN, time, cache).flatten(1)
         gated_TD = dropout(u_TD * self.gate_norm(attended_TD), self.dropout, self.training)
         out_TD: torch.Tensor = x_TD + self.out(gated_TD)
@@ -101,7 +107,7 @@ class HSTU(Backbone):
             row_time_T = batch.query_time_T
         x_TD = self.input(batch)
         for level, block in enumerate(self.blocks):
-            kept = None if cache is None else cache[level]
+            kept = None if cache is None else cache.block(level, last=level + 1 == len(self.blocks))
             x_TD = self.through(block, x_TD, batch.offsets_B1, row_time_T, batch.time_T, kept)
         hidden_TD: torch.Tensor = self.norm(x_TD)
         return hidden_TD

@@ -123,7 +123,14 @@ def write_page(target: Path, markup: str) -> None:
 # --- measuring
 
 
+def _of_tasks(runs: Sequence[Run]) -> bool:
+    """Whether a page speaks of tasks alone: a model among its runs only ranks."""
+    return any(run.recipe.model.ranks_only for run in runs)
+
+
 def _group(runs: list[Run], several: bool) -> Group:
+    if _of_tasks(runs):
+        return Group(runs, runs[0].bundle.sequences(), runs[0].recipe.train.metric, [], [], [])
     main, metric, sequences = runs[0], main_metric(runs), None
     paired = []
     if main.evaluated:
@@ -199,6 +206,8 @@ def _event(engine: Engine, row: int) -> dict[str, Any]:
 
 def _sentences(group: Group, several: bool) -> list[str]:
     main = group.runs[0]
+    if _of_tasks(group.runs):
+        return [tasks.sentence(run) for run in group.runs]
     if not several:
         return summary.sentences(main, group.sequences, group.metric, group.paired)
     return summary.side_by_side(group.runs, group.metric, group.paired)
@@ -206,6 +215,8 @@ def _sentences(group: Group, several: bool) -> list[str]:
 
 def _warnings(group: Group, several: bool) -> list[str]:
     """Each warning once, with the names of the runs that it is about where there are several."""
+    if _of_tasks(group.runs):
+        return []
     if not several:
         return summary.warnings(group.runs[0], group.sequences, group.metric)
     about: dict[str, list[str]] = {}
@@ -267,8 +278,8 @@ def _cards(group: Group) -> str:
 
 
 def _sections(group: Group) -> list[tuple[str, str, str]]:
-    main = group.runs[0]
-    metrics = results.metric_table(group.runs, group.metric, group.level)
+    main, of_tasks = group.runs[0], _of_tasks(group.runs)
+    metrics = "" if of_tasks else results.metric_table(group.runs, group.metric, group.level)
     scores = results.calibration(group.calibrated) if group.calibrated else ""
     return [
         (
@@ -283,7 +294,7 @@ def _sections(group: Group) -> list[tuple[str, str, str]]:
         ("lists", f"Choices among shown items, {main.stage} part", lists(group.runs)),
         ("random", "Shown at random", random(group.runs)),
         ("exposure", "As if every item had been shown alike", exposure(group.runs)),
-        ("slices", "Slices", results.slices(group.runs, group.metric)),
+        ("slices", "Slices", "" if of_tasks else results.slices(group.runs, group.metric)),
         ("calibration", "Calibration of the scores", scores),
         ("examples", "Example users", results.examples(group.examples, main.stage, LIST_LENGTH)),
         ("lineage", "Lineage, and how to do it again", lineage(group.runs)),

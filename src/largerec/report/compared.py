@@ -22,6 +22,7 @@ def compared_page(found: Document, to: Path) -> Path:
         sections += [
             (f"metrics{mark}", f"Quality{clock}", _metrics(rows, found)),
             (f"paired{mark}", f"Paired differences{clock}", _paired(rows, found)),
+            (f"tasks{mark}", f"Tasks{clock}", _tasks(rows, found)),
             (f"costs{mark}", f"Costs{clock}", _costs([row for row in rows if row["model"]])),
             (f"tuning{mark}", f"Tuning{clock}", _tuning([row for row in rows if "trials" in row])),
         ]
@@ -46,7 +47,10 @@ def rows_of_section(found: Document, section: Document) -> list[Document]:
 
 
 def _metrics(rows: Sequence[Document], found: Document) -> str:
-    metric = found["metric"]
+    metric = found["retrieval_metric"]
+    rows = [row for row in rows if row["test"]]
+    if not rows:
+        return ""
     k = metric.partition("@")[2]
     names = list(dict.fromkeys([metric, f"recall@{k}", f"ndcg@{k}"]))
     scale = charts.strip_scale([value for row in rows for value in (*row["intervals"].get(metric, []), row["test"][metric])])
@@ -83,8 +87,42 @@ def _paired(rows: Sequence[Document], found: Document) -> str:
         for row in rows
         if "paired" in row
     ]
-    metric = found["metric"] if tests and found["metric"] in tests[0].tests else f"ndcg@{found['metric'].partition('@')[2]}"
+    listed = found["retrieval_metric"]
+    metric = listed if tests and listed in tests[0].tests else f"ndcg@{listed.partition('@')[2]}"
     return paired_table(tests, metric, found["level"]) if tests else ""
+
+
+def _tasks(rows: Sequence[Document], found: Document) -> str:
+    """A table for each task, a row each, the baselines first; and the paired tests of all rows."""
+    learned = [row for row in rows if row.get("tasks")]
+    parts = []
+    for name in dict.fromkeys(name for row in learned for name in row["tasks"]):
+        baselines = [(label, tasks[name]) for label, tasks in found["task_baselines"].items() if name in tasks]
+        named = baselines + [(row["name"], row["tasks"][name]) for row in learned if name in row["tasks"]]
+        shown = [metric for metric in ("auc", "gauc", "ne", "accuracy") if any(metric in one for _, one in named)]
+        cells = []
+        for label, one in named:
+            chosen = any(row["chosen"] and row["name"] == label for row in learned)
+            spread = one.get("spread", {}).get(shown[0])
+            values = [page.with_interval(one.get(metric), one["intervals"].get(metric)) for metric in shown]
+            cells.append(
+                [
+                    page.text(label) + (" (chosen)" if chosen else ""),
+                    *values,
+                    "" if spread is None else f"± {page.number(spread)}",
+                ]
+            )
+        head = ["", *(page.text(metric) for metric in shown), f"{shown[0]} over seeds"]
+        parts.append(f"<h3>{page.text(name)}</h3>" + page.table(head, cells, label=f"The task {name}"))
+    tests = [
+        Paired(row["name"], row["paired_tasks"]["against"], {n: t for n, t in row["paired_tasks"].items() if n != "against"})
+        for row in learned
+        if len(row.get("paired_tasks", {})) > 1
+    ]
+    if tests:
+        metric = found["metric"] if found["metric"] in tests[0].tests else next(iter(tests[0].tests))
+        parts.append(paired_table(tests, metric, found["level"]))
+    return "".join(parts)
 
 
 def _costs(rows: Sequence[Document]) -> str:
@@ -96,7 +134,7 @@ def _costs(rows: Sequence[Document]) -> str:
             f"{row['params_non_embedding']:,.0f}",
             f"{row['train_flops']:.2e}",
             f"{row['train_seconds']:,.0f}",
-            f"{row['recommend_ms']:.3f}",
+            "" if row["recommend_ms"] is None else f"{row['recommend_ms']:.3f}",
             ", ".join(str(run["best_step"]) for run in row["runs"]),
         ]
         for row in rows

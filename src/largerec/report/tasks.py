@@ -18,6 +18,17 @@ def found_tasks(run: Run) -> dict[str, Any]:
     return found
 
 
+def sentence(run: Run) -> str:
+    """What a run that only ranks found, in a sentence."""
+    found, part = found_tasks(run), "test" if run.evaluated else "validation"
+    told = [
+        f"{page.text(name)} with an AUC of {page.number(one['auc'])}" if one.get("auc") is not None else page.text(name)
+        for name, one in found.items()
+    ]
+    said = f"predicts on the {part} part {', '.join(told)}" if told else "has not finished its training"
+    return f"{page.text(run.label)}, which ranks given items and retrieves nothing, {said}."
+
+
 def tasks(runs: Sequence[Run]) -> str:
     """One table and one chart a task, of all runs that have it; nothing where none has."""
     names = list(dict.fromkeys(name for run in runs for name in found_tasks(run)))

@@ -13,7 +13,7 @@ import torch
 
 from largerec import metrics
 from largerec.bundle import Bundle
-from largerec.errors import Diverged
+from largerec.errors import Diverged, LargeRecError
 from largerec.progress import Progress
 from largerec.scaling.data import SEED, GridPart, judge
 from largerec.scaling.points import Point, State, regime_of
@@ -70,7 +70,10 @@ def made(
     """
     bundle = Bundle(run.recipe.run.dir)
     if bundle.file("result.json").is_file():  # killed between the result and the point
-        return Point.from_json(bundle.read_json("result.json")[POINT], str(bundle.file("result.json")))
+        found = bundle.read_json("result.json").get(POINT)
+        if not isinstance(found, dict):
+            raise LargeRecError(f"{bundle.path} holds a finished run that is no grid's; move it away and run the grid again.")
+        return Point.from_json(found, str(bundle.file("result.json")))
     with Progress(quiet=quiet) as progress:
         trainer = GridTrainer(run, data, progress)
 

@@ -48,7 +48,17 @@ def scale(recipe: Recipe, budget: str | None = None, *, quiet: bool = False) -> 
     limit = None if text is None else core_minutes(text)
     place = Bundle(recipe.run.dir)
     place.path.mkdir(parents=True, exist_ok=True)
-    clock, data = Clock(place, limit), GridData.of(recipe)
+    clock = Clock(place, limit)
+    try:
+        return _scaled(recipe, place, clock, quiet=quiet)
+    finally:
+        if place.file("grid.json").is_file():  # else the folder is not ours
+            clock.save()
+
+
+def _scaled(recipe: Recipe, place: Bundle, clock: Clock, *, quiet: bool) -> dict[str, Any]:
+    """The phases: what is fitted to, the laws and what they foretell, what is held out, and the comparison."""
+    data, limit = GridData.of(recipe), clock.budget
     _check_same_grid(recipe, place, data)
     runs, points = with_costs(planned(recipe, data, place.path), data, place), read_points(place.path)
     plan = within_budget(runs, limit, recipe.scale.hold_out, points, clock.core_minutes)
@@ -59,7 +69,6 @@ def scale(recipe: Recipe, budget: str | None = None, *, quiet: bool = False) -> 
     laws, refused = fit_all(fitted, QUALITIES, seed=recipe.seed)
     predictions = predict(place, fitted, plan.held_out, laws, refused, data)
     late += _make(plan.held_out, plan, data, clock, quiet=quiet)
-    clock.save()
     return _written(recipe, place, plan, laws, predictions, late, clock)
 
 
@@ -104,7 +113,7 @@ def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
     own |= {"scale.hopeless": recipe.scale.hopeless, "seed": recipe.seed}
     own = json.loads(json.dumps(own))
     if not place.file("grid.json").is_file():
-        if any(file.name != "spent.json" for file in place.path.iterdir()):
+        if any(place.path.iterdir()):
             raise LargeRecError(f"run.dir={str(place.path)!r} is not empty and holds no grid; choose another folder.")
         return place.write_json("grid.json", own)
     old = place.read_json("grid.json")

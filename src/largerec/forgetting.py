@@ -1,0 +1,273 @@
+"""Erasure: one person out of every import and version of a log, and out of the tables of runs, which are marked.
+
+What a model learned cannot be taken out of its weights; a run that was trained on the person says so until it is trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from largerec import manifest
+from largerec.bundle import FORGOTTEN, Bundle, data_hash
+from largerec.columns import TimeKind
+from largerec.curate import versions
+from largerec.curate.versions import ROW, Version
+from largerec.errors import LargeRecError
+from largerec.events import EventLog
+from largerec.sequences import TRAIN
+
+TEXT = (".json", ".jsonl", ".csv", ".tsv", ".html", ".toml", ".md", ".txt", ".inter", ".item")
+
+
+def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> dict[str, Any]:
+    """Remove a person from every import and version below a folder, removed rows too, and mark the runs below another.
+
+    Each folder is written anew beside itself and takes its own place; its manifest gets the new hashes and says when so many rows
+    were forgotten, not whose. A run whose histories have the person, or whose data hash is that of such a run, loses the
+    person's rows of its tables and its report, and is marked where it was trained on them. Call it again after a kill.
+
+    Args:
+        folder: an import, a version, a folder of versions, or one above them.
+        user_id: the id, compared as text.
+        runs: a folder with runs anywhere below it.
+
+    Raises:
+        LargeRecError: nothing that LargeRec wrote is there, or the person is in none of it.
+    """
+    folder = Path(folder).expanduser().resolve()
+    below = [folder, *([Path(runs).expanduser().resolve()] if runs is not None else [])]
+    for place in below:
+        if not place.is_dir():
+            raise LargeRecError(
+                f"{place}: there is no such folder; give one that `largerec data import` or `largerec curate` wrote."
+            )
+    _remove_leftovers(folder)
+    ours = sorted((path.parent for path in folder.rglob(manifest.MANIFEST)), key=_by_number)
+    ours = [
+        place for place in ours if (document := manifest.read(place)) is not None and document.get("kind") in ("log", "version")
+    ]
+    if not ours:
+        raise LargeRecError(
+            f"{folder}: there is no import and no version of a log below it. A log that LargeRec did not write is yours to "
+            "change: remove the person there, then import or curate it again."
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    contents: dict[Path, str] = {}
+    changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
+    marked = [] if runs is None else _forget_in_runs(below[-1], user_id, now)
+    if not changed and not marked:
+        raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
+    sources = {str(document["source"]) for place in ours if (document := manifest.read(place)) and document.get("source")}
+    return {
+        "folders": changed,
+        "runs": marked,
+        "still_named_in": [str(path) for place in below for path in _naming(place, user_id)],
+        "sources_to_mend_yourself": sorted(
+            source for source in sources if Path(source).expanduser().exists() and not _within(source, ours)
+        ),
+    }
+
+
+def _within(source: str, ours: list[Path]) -> bool:
+    return any(Path(source).expanduser().resolve().is_relative_to(place) for place in ours)
+
+
+def _by_number(place: Path) -> tuple[str, str]:
+    """Versions of a chain in their order, so that parents come first."""
+    return str(place.parent), place.name
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left beside folders that were being replaced: it may still hold the person."""
+    for place in (folder.parent, folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        for path in place.glob(".*"):
+            name = re.fullmatch(r"\.(.+)\.\d+\.(new|old)", path.name)
+            if name is None or not path.is_dir() or (place == folder.parent and name[1] != folder.name):
+                continue
+            if name[2] == "old" and not (place / name[1]).exists():
+                path.rename(place / name[1])  # killed between the two renames: the old one is all there is
+            else:
+                shutil.rmtree(path)
+
+
+# --- imports and versions
+
+
+def _forget_in_folder(place: Path, user_id: str, now: str, contents: dict[Path, str]) -> dict[str, Any] | None:
+    """Write one folder anew without the person; None where nothing of them was there and no parent changed."""
+    document = manifest.read(place)
+    assert document is not None
+    parent = document.get("version", {}).get("parent")
+    moved = parent is not None and contents.get(place.parent / parent["name"], parent["content"]) != parent["content"]
+    if moved:
+        parent["content"] = contents[place.parent / parent["name"]]
+    fresh, old = (place.with_name(f".{place.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    fresh.mkdir()
+    try:
+        rows = (_version if document["kind"] == "version" else _import)(place, fresh, user_id, now, document)
+        if not rows and not moved:
+            return None
+        made = manifest.read(fresh)
+        assert made is not None
+        place.rename(old)
+        fresh.rename(place)
+        shutil.rmtree(old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    contents[place] = made["content"]
+    return {"folder": str(place), "rows": rows, "content_before": document["content"], "content": made["content"]}
+
+
+def _noted(document: dict[str, Any], rows: int, now: str) -> dict[str, Any]:
+    """The facts of a manifest with one more line on what was forgotten; sizes and hashes of files are made anew."""
+    lines = [
+        *document.get("forgotten", []),
+        *([{"when": now, "rows": rows, "content_before": document["content"]}] if rows else []),
+    ]
+    return {name: value for name, value in document.items() if name != "files"} | {"forgotten": lines}
+
+
+def _version(place: Path, fresh: Path, user_id: str, now: str, document: dict[str, Any]) -> int:
+    """A version without the person; returns how many rows went, removed ones among them."""
+    events, removed, changed = (pl.read_parquet(place / f"{name}.parquet") for name in ("events", "removed", "changed"))
+    named = changed.filter((pl.col("column") == "user_id") & ((pl.col("before") == user_id) | (pl.col("after") == user_id)))
+    own = [table.filter(pl.col("user_id").cast(pl.String) == user_id)[ROW] for table in (events, removed)]
+    rows = pl.concat([*own, named[ROW]]).unique()
+    others = ~pl.col(ROW).is_in(rows.implode())
+    items = place / "events.items.parquet"
+    kind: TimeKind = document["time_kind"]
+    log = EventLog(events.filter(others), pl.read_parquet(items) if items.is_file() else None, kind, (), str(place))
+    version = Version(log, removed.filter(others), changed.filter(others))
+    versions.write_tables(fresh, version, _noted(document, rows.len(), now))
+    return rows.len()
+
+
+def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str, Any]) -> int:
+    """An import without the person, its rows that were dropped among them."""
+    gone, files = 0, []
+    tables: dict[str, pl.DataFrame] = {}
+    for name in manifest.listed(place, document):
+        file, to = place / name, fresh / name
+        files.append(to)
+        if name.endswith(".parquet"):
+            table = pl.read_parquet(file)
+            kept = table.filter(pl.col("user_id").cast(pl.String) != user_id) if "user_id" in table.columns else table
+            tables[name] = kept
+            gone += table.height - kept.height
+        elif name.endswith(".inter"):
+            table = pl.read_csv(file, separator="\t", infer_schema=False, quote_char=None)
+            kept = table.filter(pl.col("user_id:token") != user_id)
+            gone += table.height - kept.height
+            kept.write_csv(to, separator="\t", quote_style="never")
+        elif name.endswith(".jsonl"):
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            others = [line for line in lines if not _names(line, user_id)]
+            gone += len(lines) - len(others)
+            to.write_text("".join(others), encoding="utf-8")
+        else:
+            shutil.copyfile(file, to)
+    if not gone:
+        return 0
+    facts = _noted(document, gone, now)
+    if (events := tables.get("events.parquet")) is not None:
+        items = tables.get("events.items.parquet")
+        EventLog(events, items, document["time_kind"], (), str(place)).write(fresh / "events.parquet")
+        facts |= {
+            "events": events.height,
+            "users": events["user_id"].n_unique(),
+            "items": events["item_id"].n_unique(),
+            "content": manifest.content_hash(events, items),
+        }
+    else:  # another format: its content is that of the files
+        facts["content"] = "".join(manifest.file_hash(file)[:32] for file in files[:2])
+    manifest.write(fresh, facts, files)
+    return gone
+
+
+def _names(line: str, user_id: str) -> bool:
+    """Whether a dropped row has the id among its values, or its raw line has it as a word."""
+    content = json.loads(line).get("content")
+    if isinstance(content, dict):
+        return any(str(value) == user_id for value in content.values())
+    return _word(user_id).search(str(content)) is not None
+
+
+def _word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-]){re.escape(text)}(?![\w-])")
+
+
+# --- runs
+
+
+def _forget_in_runs(folder: Path, user_id: str, now: str) -> list[dict[str, Any]]:
+    """Take the person out of the tables of every run below a folder, and mark those that were trained on them."""
+    paths = sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
+    held = {path: own for path in paths if (own := _histories_of(path, user_id)) is not None and own.height}
+    hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
+    found = []
+    for path in paths:
+        bundle = Bundle(path)
+        own, hashed = held.get(path), bundle.read_json("lineage.json").get("data_hash")
+        if own is None and (hashed not in hashes or bundle.file("histories.parquet").is_file()):
+            continue
+        trained = own is None or bool((own["stage"] == TRAIN).any())
+        rows = 0 if own is None else own.height
+        if trained:  # before anything goes: a kill must not leave a run without its mark
+            marks = json.loads(bundle.file(FORGOTTEN).read_text(encoding="utf-8")) if bundle.file(FORGOTTEN).is_file() else []
+            bundle.write_text(FORGOTTEN, json.dumps([*marks, {"when": now, "rows": rows, "data_hash": hashed}], indent=1) + "\n")
+        _forget_in_tables(bundle, user_id)
+        after = data_hash(bundle.sequences()) if own is not None else None
+        found.append({"run": str(path), "trained_on": trained, "rows": rows, "data_hash_before": hashed, "data_hash": after})
+    return found
+
+
+def _histories_of(path: Path, user_id: str) -> pl.DataFrame | None:
+    file = path / "histories.parquet"
+    return pl.read_parquet(file).filter(pl.col("user_id").cast(pl.String) == user_id) if file.is_file() else None
+
+
+def _forget_in_tables(bundle: Bundle, user_id: str) -> None:
+    """Rows of the person out of every table of a run, histories last; its report, which may show them, goes.
+
+    Some tables name nobody, but have a row for each row of another one, or for each user of the histories.
+    """
+    bundle.file("report.html").unlink(missing_ok=True)
+    files = sorted(bundle.path.glob("*.parquet"), key=lambda file: file.name == "histories.parquet")
+    others: dict[str, pl.Series] = {}
+    for file in files:
+        table = pl.read_parquet(file)
+        if "user_id" in table.columns and not file.name.startswith("features-"):
+            others[file.name] = table["user_id"].cast(pl.String) != user_id
+    beside = {"ranks-baselines.parquet": others.get("ranks-test.parquet")}
+    if (kept := others.get("histories.parquet")) is not None:
+        users = pl.read_parquet(bundle.file("histories.parquet"))["user_id"].unique(maintain_order=True)
+        beside |= {"features-context.parquet": kept, "features-user.parquet": users.cast(pl.String) != user_id}
+    for name, mask in beside.items():
+        file = bundle.file(name)
+        if mask is not None and file.is_file() and (table := pl.read_parquet(file)).height == mask.len():
+            bundle.write_parquet(name, table.filter(mask))
+    for name, kept in others.items():
+        if not kept.all():
+            bundle.write_parquet(name, pl.read_parquet(bundle.file(name)).filter(kept))
+
+
+# --- what is left
+
+
+def _naming(folder: Path, user_id: str) -> Iterator[Path]:
+    """Text files that still have the id as a word; a number is not looked for, since it may mean anything there."""
+    if user_id.isdigit():
+        return
+    word = _word(user_id)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in TEXT and word.search(path.read_text(encoding="utf-8", errors="replace")):
+            yield path

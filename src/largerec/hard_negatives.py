@@ -1,0 +1,83 @@
+"""Hard negatives of retrieval that ranking points at: what a user was shown and did not take.
+
+After the ranking-driven enhancer of UniGRF (Zhang et al. 2025, arXiv 2504.16454), whose hard negatives are items that retrieval
+puts high and ranking low. Here they are events of the same window that ``split.positives`` says are no targets, so that the
+user really saw them. At each target, with scores s of retrieval and p the head's probability of the first learned condition::
+
+    log(1 + sum over the user's negatives e of (1 - p_e) exp(s_e - s_target))
+
+A negative counts where retrieval scores it high, and the less the more likely the head finds it. No gradient goes to the head.
+T tokens, P targets, E negatives, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from largerec.batches import Batch
+from largerec.ranking import TaskHeads
+
+BLOCK = 2048
+"""Tokens of whole windows whose targets and negatives meet at a time."""
+
+
+def hard_negative_loss(
+    heads: TaskHeads,
+    batch: Batch,
+    hidden_TD: torch.Tensor,
+    queries_PD: torch.Tensor,
+    table_KD: torch.Tensor,
+    keys_KD: torch.Tensor,
+) -> torch.Tensor:
+    """Mean over the targets of a batch, times ``ranking.hard_negatives``; 0 where that is 0.
+
+    ``queries_PD``: of the tokens of ``loss_mask_T``, as the item head prepares them; ``keys_KD``: the item table likewise.
+    """
+    weight = heads.options.hard_negatives
+    assert batch.loss_mask_T is not None and batch.target_T is not None
+    if weight == 0 or not len(queries_PD):
+        return queries_PD.new_zeros(())
+    shown_T = ~batch.loss_mask_T
+    if heads.actions == "interleaved":
+        assert batch.action_T is not None
+        shown_T = shown_T & batch.action_T
+    if batch.weight_T is not None:
+        shown_T = shown_T & (batch.weight_T > 0)  # an event of weight 0 was taken out, not disliked
+    at_E, at_P = shown_T.nonzero()[:, 0], batch.loss_mask_T.nonzero()[:, 0]
+    log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E)
+    user_T = torch.repeat_interleave(torch.arange(len(batch.lengths_B)), batch.lengths_B)
+    total = queries_PD.new_zeros(())
+    for first, last in _blocks(batch.offsets_B1):
+        own_E, own_P = (at_E >= first) & (at_E < last), (at_P >= first) & (at_P < last)
+        e, p, query_PD = at_E[own_E], at_P[own_P], queries_PD[own_P].float()
+        target_P, item_E = batch.target_T[p], batch.target_T[e]
+        ahead_P1 = (query_PD * F.embedding(target_P, keys_KD)).sum(1, keepdim=True)
+        gap_PE = query_PD @ F.embedding(item_E, keys_KD).T - ahead_P1 + log_dislike_E[own_E]
+        none_PE = (user_T[p][:, None] != user_T[e]) | (target_P[:, None] == item_E)
+        zero_P1 = gap_PE.new_zeros(len(p), 1)
+        total = total + torch.logsumexp(torch.cat([zero_P1, gap_PE.masked_fill(none_PE, float("-inf"))], dim=1), dim=1).sum()
+    return weight * total / len(queries_PD)
+
+
+def _log_dislike(
+    heads: TaskHeads, batch: Batch, hidden_TD: torch.Tensor, table_KD: torch.Tensor, at_E: torch.Tensor
+) -> torch.Tensor:
+    """Logarithm of the probability that the first learned condition does not hold for the events that tokens ask for. [E]"""
+    assert batch.target_T is not None
+    column = heads.first_condition
+    said_E = at_E + 1 if heads.actions == "interleaved" else at_E  # with interleaved actions the event's own item token says it
+    with torch.no_grad():
+        item_ED = F.embedding(batch.target_T[at_E], table_KD) if heads.actions == "summed" else None
+        features = {name: value[said_E] for name, value in batch.features.items()}
+        return F.logsigmoid(-heads(hidden_TD[said_E].float(), item_ED, features)[column][:, 0])
+
+
+def _blocks(offsets_B1: torch.Tensor) -> list[tuple[int, int]]:
+    """Tokens of runs of whole windows, about ``BLOCK`` in each."""
+    ends, blocks, first = offsets_B1[1:].tolist(), [], 0
+    for at, end in enumerate(ends):
+        if at + 1 == len(ends) or ends[at + 1] - first > BLOCK:
+            blocks.append((first, end))
+            first = end
+    return blocks

@@ -1,0 +1,94 @@
+"""Hard negatives against a plain loop, what they leave alone, and what they need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny_recipe
+from test_actions import Mode, each_mode, rows_of
+from test_ranking import TASKS, overrides_of
+from torch.nn import functional as F
+
+from largerec import hard_negatives as module
+from largerec.batches import Batch, pack_training
+from largerec.errors import LargeRecError
+from largerec.hard_negatives import hard_negative_loss
+from largerec.ranking import RankingOptions, TaskHeads
+from largerec.train import train
+
+WIDTH = 8
+
+
+def asked(mode: Mode, weight: float = 0.5) -> tuple[TaskHeads, Batch, list[torch.Tensor]]:
+    """Heads, a batch of two users of which some events are no positives, and random states, queries and tables."""
+    torch.manual_seed(0)
+    heads = TaskHeads(RankingOptions(hard_negatives=weight), TASKS, WIDTH, mode)
+    for parameter in heads.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    rows = rows_of(mode)
+    rows = replace(rows, positive_M=np.arange(len(rows.token_M)) % 3 > 0)
+    batch = pack_training(rows, np.array([0, 9]), np.array([8, 14]))
+    assert batch.loss_mask_T is not None and 0 < batch.loss_mask_T.sum() < batch.n_tokens
+    states = [torch.randn(batch.n_tokens, WIDTH), torch.randn(int(batch.loss_mask_T.sum()), WIDTH), torch.randn(15, WIDTH)]
+    return heads, batch, states
+
+
+@each_mode
+@pytest.mark.parametrize("block", [1, 2048])
+def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
+    keys_VD = F.normalize(table_VD, dim=1)
+    assert batch.loss_mask_T is not None and batch.target_T is not None and batch.action_T is not None
+    each, total = 2 if mode == "interleaved" else 1, 0.0
+    targets = batch.loss_mask_T.nonzero()[:, 0].tolist()
+    for query_D, at in zip(queries_PD, targets, strict=True):
+        user = int(torch.searchsorted(batch.offsets_B1, at, right=True)) - 1
+        summed = 1.0
+        for token in range(int(batch.offsets_B1[user]), int(batch.offsets_B1[user + 1])):
+            asks = not batch.loss_mask_T[token] and (each == 1 or batch.action_T[token])
+            if not asks or batch.target_T[token] == batch.target_T[at]:
+                continue
+            state = hidden_TD[[token + each - 1]]
+            p = heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1].item()
+            summed += (1 - p) * math.exp(float(query_D @ (keys_VD[batch.target_T[token]] - keys_VD[batch.target_T[at]])))
+        total += math.log(summed)
+    found = hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, keys_VD)
+    assert total > 1 and float(found) == pytest.approx(0.5 * total / len(targets), rel=1e-5)
+
+
+@each_mode
+def test_gradients_go_to_retrieval_alone(mode: Mode) -> None:
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
+    keys_VD = table_VD.clone().requires_grad_()
+    hidden_TD.requires_grad_(), queries_PD.requires_grad_()
+    hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, keys_VD).backward()  # type: ignore[no-untyped-call]
+    assert keys_VD.grad is not None and queries_PD.grad is not None and hidden_TD.grad is None
+    assert keys_VD.grad.abs().sum() > 0 and all(parameter.grad is None for parameter in heads.parameters())
+
+
+@each_mode
+def test_without_a_weight_or_without_negatives_there_is_nothing(mode: Mode) -> None:
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode, weight=0.0)
+    assert float(hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, table_VD)) == 0
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
+    out = replace(batch, weight_T=torch.zeros(batch.n_tokens))  # all others were curated away
+    assert float(hard_negative_loss(heads, out, hidden_TD, queries_PD, table_VD, table_VD)) == 0
+
+
+@each_mode
+def test_a_run_learns_with_them(mode: Mode, tmp_path: Any) -> None:
+    quick = [*overrides_of(mode), "train.max_steps=4", "train.evaluate_every=4"]
+    plain = train(tiny_recipe(tmp_path / "plain", *quick), quiet=True)
+    hard = train(tiny_recipe(tmp_path / "hard", *quick, "ranking.hard_negatives=0.5"), quiet=True)
+    assert plain["validation"] != hard["validation"] or plain["validation_tasks"] != hard["validation_tasks"]
+
+
+def test_what_they_need_is_said(tmp_path: Any) -> None:
+    with pytest.raises(LargeRecError, match=r"ranking.hard_negatives needs split.positives.*a task with where and a weight"):
+        tiny_recipe(tmp_path, "tasks.cheap.quantiles_of=timestamp", "batch.actions=summed", "ranking.hard_negatives=0.5")
