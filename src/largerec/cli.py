@@ -326,13 +326,13 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Make a grid of small runs, fit scaling laws, predict the largest runs, and make those to check the laws."""
-    from largerec import show
+    from largerec import show_scaling
     from largerec.recipe import load_recipe
     from largerec.scaling import scale as module
 
     found = module.scale(load_recipe(recipe, overrides or []), budget)
     found["report"] = _grid_page(found["dir"])["report"]
-    print_json(found) if as_json else show.scaled(found)
+    print_json(found) if as_json else show_scaling.scaled(found)
 
 
 @app.command()
