@@ -1,4 +1,4 @@
-"""What ``largerec scale`` and ``largerec plan`` print: runs and what was foretold of them; a recipe and whether it kept its word."""
+"""What ``largerec scale`` and ``largerec plan`` print: runs and what was foretold of them; a recipe and what it kept of that."""
 
 from __future__ import annotations
 
