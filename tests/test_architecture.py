@@ -24,7 +24,7 @@ LEVELS = (
     "errors options",
     "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
-    " tasks lists sequences random_log features feature_tables batches layers fields item_tables",
+    " tasks lists sequences random_log features feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking hard_negatives choice averaging grid",
     "recipe",
@@ -33,7 +33,7 @@ LEVELS = (
     "evaluate evaluate_tasks evaluate_lists evaluate_exposure evaluate_random",
     "train",
     "learner",
-    "experiments ensemble tune order cures",
+    "experiments ensemble quantise tune order cures",
     "scaling update report serve doctor estimate show show_scaling",
     "compare_tasks",
     "bench compare ablate",

@@ -82,7 +82,7 @@ def test_the_command_makes_one_and_finds_it_again(both: Path) -> None:
     assert made["validation"] == json.loads((both / "result.json").read_text())["validation"]
     assert ensemble(runs, both.parent / "new") == made and not left.exists()
     refused = CliRunner().invoke(app, ["ensemble", *runs])
-    assert isinstance(refused.exception, LargeRecError) and "say once where" in str(refused.exception)
+    assert isinstance(refused.exception, LargeRecError) and "say once where it goes" in str(refused.exception)
 
 
 def test_members_that_were_trained_again_are_noticed(both: Path, tmp_path: Path) -> None:

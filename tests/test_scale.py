@@ -419,3 +419,22 @@ def test_versions_of_a_log_are_measured_on_the_same_targets(tmp_path: Path) -> N
     assert np.isfinite(point.loss) and point.unique_tokens == less.unique_tokens
     with pytest.raises(LargeRecError, match="must differ"):
         recipe_from({"scale": {"versions": ["a/log.csv", "b/log.csv"]}})
+
+
+def test_a_target_without_a_known_history_is_not_asked(tmp_path: Path) -> None:
+    """Such a user gets the popularity list, whose scores are counts and no logits: a "cross-entropy" in the hundreds."""
+    events = simulate(SimulateOptions(users=160, items=60, events=2000, categories=3)).events.select(
+        "user_id", "item_id", "timestamp"
+    )
+    known, later = events["item_id"][0], [datetime(2024, 3, day, tzinfo=UTC).timestamp() * 1000 for day in (5, 6)]
+    new = pl.DataFrame({"user_id": ["new", "new"], "item_id": ["unheard", known], "timestamp": later})
+    pl.concat([events, new.cast(events.schema)]).write_parquet(tmp_path / "log.parquet")  # type: ignore[arg-type]
+    split = {"protocol": "timeline", "validation_from": "2024-03-01", "test_from": "2024-03-20"}
+    scale = GRID["scale"] | {"targets": 10_000}
+    recipe = recipe_from(GRID | {"data": {"path": str(tmp_path / "log.parquet")}, "split": split, "scale": scale})
+    part = GridData.of(recipe).part(None)
+    sequences = part.split.sequences
+    asked = set(sequences.user_ids.gather(np.searchsorted(sequences.offsets_U1, part.row_N, side="right") - 1))
+    all_rows = sequences.targets("validation")
+    everyone = set(sequences.user_ids.gather(np.searchsorted(sequences.offsets_U1, all_rows, side="right") - 1))
+    assert "new" in everyone and "new" not in asked and len(asked) > 50

@@ -14,7 +14,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from largerec.errors import LargeRecError
 from largerec.features import SIDES, Features
 from largerec.lists import SHOWN
+from largerec.quantised_rows import Bits
 from largerec.recipe import Recipe, recipe_from
 from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
@@ -248,6 +249,17 @@ class Bundle:
         """
         return [Bundle.open(self.path / member) for member in self.members()] or [self]
 
+    def table_bits(self) -> Bits | None:
+        """Bits a number of the item tables of a run that was quantised; None for any other.
+
+        Raises:
+            LargeRecError: recipe.json names a number of bits that there is not.
+        """
+        bits: Bits | None = self.read_json("recipe.json").get("table_bits")
+        if bits not in (None, *get_args(Bits)):
+            raise LargeRecError(f"{self.file('recipe.json')} says table_bits={bits!r}; there are {get_args(Bits)}. Restore it.")
+        return bits
+
     def weights_hash(self) -> str:
         """SHA-256 of the run's weights.
 
@@ -369,6 +381,9 @@ class Bundle:
 
     def write_parquet(self, name: str, frame: pl.DataFrame) -> None:
         self._replace(name, lambda path: frame.write_parquet(path))
+
+    def write_copy(self, name: str, of: Path) -> None:
+        self._replace(name, lambda path: shutil.copyfile(of, path))
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
         whole = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}

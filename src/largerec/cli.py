@@ -155,11 +155,36 @@ def ensemble(
     from largerec import ensemble as module
     from largerec import show
 
+    runs, place = _runs_and_place(arguments, "ensemble RUN RUN run.dir=runs/both")
+    result = module.ensemble(runs, place)
+    print_json(result) if as_json else show.trained(result, place)
+
+
+@app.command()
+def quantise(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RUN run.dir=FOLDER", help="a finished run, and where the smaller one goes")
+    ],
+    bits: Annotated[int, typer.Option(help="of each number of the item tables: 8 or 4")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a finished run with its item tables in 8 or 4 bits a number, and measure it on validation."""
+    from largerec import quantise as module
+    from largerec import show
+
+    runs, place = _runs_and_place(arguments, "quantise RUN run.dir=runs/small")
+    if len(runs) != 1 or bits not in (8, 4):
+        raise LargeRecError(f"name one run and 8 or 4 bits: largerec quantise RUN run.dir=runs/small --bits 8 (given: {bits}).")
+    result = module.quantise(runs[0], place, 8 if bits == 8 else 4)
+    print_json(result) if as_json else show.trained(result, place)
+
+
+def _runs_and_place(arguments: list[str], example: str) -> tuple[list[str], str]:
+    """The runs, and the one folder that is given as run.dir."""
     places = [given.removeprefix("run.dir=") for given in arguments if given.startswith("run.dir=")]
     if len(places) != 1:
-        raise LargeRecError("say once where the ensemble goes: largerec ensemble RUN RUN run.dir=runs/both.")
-    result = module.ensemble([given for given in arguments if not given.startswith("run.dir=")], places[0])
-    print_json(result) if as_json else show.trained(result, places[0])
+        raise LargeRecError(f"say once where it goes: largerec {example}.")
+    return [given for given in arguments if not given.startswith("run.dir=")], places[0]
 
 
 def _moment(at: str | None) -> datetime | None:

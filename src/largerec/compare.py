@@ -34,7 +34,7 @@ from largerec.experiments import placed, with_compared
 from largerec.item_vectors import words_hash
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page
-from largerec.sequences import build_sequences
+from largerec.sequences import Stage, build_sequences
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import train
 from largerec.tune import Tuned, columns_read, needed_optuna, own_space, promote, tune
@@ -441,14 +441,14 @@ def _intervals(ranks: pl.DataFrame, recipe: Recipe) -> dict[str, list[float]]:
     )
 
 
-def row_ranks(row: Row) -> pl.DataFrame:
-    """The test ranks of a row's runs: the targets' keys, and a column ``rank I`` for its run I.
+def row_ranks(row: Row, stage: Stage = "test") -> pl.DataFrame:
+    """The ranks of a row's runs on one part: the targets' keys, and a column ``rank I`` for its run I.
 
     Raises:
         LargeRecError: the runs were not evaluated on the same targets.
     """
     keys = ["user_id", "item_id", "timestamp"]
-    frames = [Bundle(folder).read_parquet("ranks-test.parquet", [*keys, "rank"]) for folder in row.folders]
+    frames = [Bundle(folder).read_parquet(f"ranks-{stage}.parquet", [*keys, "rank"]) for folder in row.folders]
     for folder, frame in zip(row.folders, frames, strict=True):
         if not frame.select(keys).equals(frames[0].select(keys)):
             raise LargeRecError(

@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from largerec.errors import LargeRecError
-from largerec.layers import init_linear, init_weight
+from largerec.layers import Backbone, init_linear, init_weight
 from largerec.options import Options
+from largerec.quantised_rows import Bits, QuantisedRows
 
 
 class TableOptions(Options):
@@ -134,6 +135,23 @@ class ItemTable(nn.Module):
     def weight(self) -> torch.Tensor:
         weight_VD: torch.Tensor = self(torch.arange(self.n_items))
         return weight_VD
+
+
+def quantise_tables(model: Backbone, bits: Bits) -> None:
+    """Put quantised rows in place of the free rows of a model's item tables; it can then be used and not trained."""
+    holders: list[tuple[nn.Module, str]] = [(model.input, "item"), (model, "output_table")]
+    for holder, name in holders:
+        table = getattr(holder, name)
+        if isinstance(table, ItemTable):
+            holder, name, table = table, "row", table.row
+        if isinstance(table, nn.Embedding):
+            setattr(holder, name, QuantisedRows.of(table.weight.detach(), bits))
+
+
+def table_bytes(model: Backbone) -> int:
+    """What the item tables take, with side vectors and what makes rows of them."""
+    tables = [table for table in (model.input.item, model.output_table) if table is not None]
+    return sum(x.numel() * x.element_size() for table in tables for x in table.state_dict().values())
 
 
 def build_table(table: TableOptions, side: SideOptions, n_items: int, width: int) -> nn.Module:

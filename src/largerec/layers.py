@@ -97,10 +97,14 @@ class Backbone(nn.Module):
     @property
     def item_table_VD(self) -> torch.Tensor:
         """The table that scores are made with: the input's own, unless the tables are not tied."""
-        table = self.input.item if self.output_table is None else self.output_table
-        weight_VD = table.weight
+        weight_VD = self.scored_table.weight
         assert isinstance(weight_VD, torch.Tensor)
         return weight_VD
+
+    @property
+    def scored_table(self) -> nn.Module:
+        """The same as a module, which gives rows [K, D] of items [K]."""
+        return self.input.item if self.output_table is None else self.output_table
 
     def set_side(self, side_VF: torch.Tensor) -> None:
         """Give the item tables the vectors of what items are; a bundle's weights have them."""

@@ -19,8 +19,7 @@ SHOWN = ("recall@10", "ndcg@10", "mrr@10")
 
 def console() -> Console:
     """The terminal, or 132 columns where the output goes to a file or a pipe."""
-    to = Console(highlight=False)
-    return to if to.is_terminal else Console(highlight=False, width=132)
+    return Console(highlight=False, width=None if Console().is_terminal else 132)
 
 
 def _number(value: float) -> str:
@@ -88,10 +87,8 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(exposure_table(found["result"]["exposure"]))
     to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
-    if found["examples"]:
-        to.print(f"Next: largerec recommend {found['dir']} --user-id {found['examples'][0]['user_id']} -k 10")
-    else:
-        to.print(f"Next: largerec rank {found['dir']} --user-id USER --items ITEM ITEM")
+    asked = f"--user-id {found['examples'][0]['user_id']} -k 10" if found["examples"] else "--user-id USER --items ITEM ITEM"
+    to.print(f"Next: largerec {'recommend' if found['examples'] else 'rank'} {found['dir']} {asked}")
 
 
 def task_table(result: dict[str, Any]) -> Table:

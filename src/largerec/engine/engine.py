@@ -29,6 +29,7 @@ from largerec.engine.shown import choose
 from largerec.errors import LargeRecError, nearest
 from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
+from largerec.item_tables import quantise_tables
 from largerec.models import build_model
 from largerec.ranking import add_tasks
 from largerec.recipe import Recipe
@@ -403,6 +404,8 @@ def load(path: str | Path) -> Engine:
             raise LargeRecError(f"{member.path} has another catalogue than its ensemble {bundle.path}; make the ensemble again.")
         features = member.features()
         scorer = build_scorer(member.recipe(), tokenizer, sequences, None if features is None else features.layout())
+        if (bits := member.table_bits()) is not None:
+            quantise_tables(scorer.model, bits)
         member.load_weights(scorer.model)
         scorers.append(scorer.prepared())
     choice = choice_from_json(bundle.read_json(CHOICE), str(bundle.file(CHOICE))) if bundle.file(CHOICE).is_file() else None

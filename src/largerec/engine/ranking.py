@@ -62,7 +62,7 @@ class Ranker:
         with torch.no_grad():
             if self.heads.actions == "summed":
                 state_QD = self.scorer.hidden(asked)
-                item_QD = self.scorer.model.item_table_VD[torch.from_numpy(token_Q[some])]
+                item_QD = self.scorer.model.scored_table(torch.from_numpy(token_Q[some]))
                 predicted = self.heads.probabilities(state_QD.float(), item_QD, features)
             else:
                 predicted = self.heads.probabilities(self._item_states(asked).float(), None, features)
@@ -111,7 +111,7 @@ class Ranker:
                 if empty:
                     return [share_L.repeat(len(item_C), 1) for share_L in self.shares]
                 state_CD = self.scorer.hidden(query).float().expand(len(item_C), -1)
-                return self.heads.probabilities(state_CD, self.scorer.model.item_table_VD[item_C], features)
+                return self.heads.probabilities(state_CD, self.scorer.model.scored_table(item_C), features)
             single = replace(self._alone(item_C, int(query.time_Q[0])), features=dict(features or {}))
             if empty:
                 return self.heads.probabilities(self.scorer.model(single).float(), None, features)

@@ -16,11 +16,14 @@ from largerec.batches import Actions, TokenRows, pack_histories, ranges
 from largerec.errors import LargeRecError
 from largerec.heads import ItemHead
 from largerec.models import Backbone
+from largerec.quantised_rows import QuantisedRows
 
 SCORE_BLOCK = 16_000_000
 CACHE_BLOCK = 1_000_000
 """Scores are made in large blocks, for the matrix product, and read in small ones that stay in the cache (five times faster)."""
 TOKEN_BLOCK = 16_384
+KEY_BLOCK = 16_384
+"""Rows of a quantised table that are whole at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,27 @@ class ModelScorer:
         self.size = len(counts_V)
         self.popularity = PopularityScorer(counts_V)
         self._keys_VD: torch.Tensor | None = None
+        self._ready = False
 
     def prepared(self) -> ModelScorer:
-        """Put the model in evaluation mode and read its item table anew; call it after the weights changed."""
+        """Put the model in evaluation mode and read its item table anew; call it after the weights changed.
+
+        A quantised table stays as it is, and its rows are made anew in blocks whenever all items are scored.
+        """
         self.model.eval()
+        self._ready, small = True, any(isinstance(part, QuantisedRows) for part in self.model.scored_table.modules())
         with torch.no_grad():
-            self._keys_VD = self.head.keys(self.model.item_table_VD.detach()).float()
+            self._keys_VD = None if small else self.head.keys(self.model.item_table_VD.detach()).float()
         return self
+
+    def _scored(self, query_QD: torch.Tensor) -> torch.Tensor:
+        if self._keys_VD is not None:
+            return self.head.scores(query_QD, self._keys_VD)
+        score_QV = query_QD.new_empty(len(query_QD), self.size)
+        blocks = zip(torch.split(score_QV, KEY_BLOCK, dim=1), torch.split(torch.arange(self.size), KEY_BLOCK), strict=True)
+        for block_QC, item_C in blocks:
+            block_QC.copy_(self.head.scores(query_QD, self.head.keys(self.model.scored_table(item_C)).float()))
+        return score_QV
 
     def hidden(self, queries: Queries) -> torch.Tensor:
         """Hidden state [Q, D] at the end of each (non-empty) history.
@@ -130,9 +147,9 @@ class ModelScorer:
                 kept = Queries(queries.rows, queries.first_Q[some], queries.end_Q[some], queries.time_Q[some])
                 scores_QV[torch.from_numpy(some)] = self.scores(kept)
             return scores_QV
-        assert self._keys_VD is not None, "prepared() was not called"
+        assert self._ready, "prepared() was not called"
         with torch.no_grad():
-            return self.head.scores(self.head.queries(self.hidden(queries)).float(), self._keys_VD)
+            return self._scored(self.head.queries(self.hidden(queries)).float())
 
 
 def shared_windows(start_Q: np.ndarray, end_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -75,7 +75,7 @@ class GridData:
     @classmethod
     def of(cls, recipe: Recipe) -> GridData:
         """Read a recipe's log and its versions once, and draw as many targets as its grid asks for: such that every version has
-        them, and has seen their items in training.
+        them and has seen, in training, their items and something of their histories.
 
         Raises:
             LargeRecError: the recipe's loss or tasks fit no grid, the data is wrong, or no target is left.
@@ -102,7 +102,8 @@ def _targets(logs: list[tuple[SplitLog, np.ndarray]], most: int) -> list[np.ndar
     for split, tokens in others:
         shared = shared.join(_askable(split, tokens).drop("row"), on=KEYS, how="semi", maintain_order="left")
     if not shared.height:
-        said = "no validation target is an item that training has seen" + (", in all versions alike" if others else "")
+        said = "no validation target, after a history, is an item that training has seen"
+        said += ", in all versions alike" if others else ""
         raise LargeRecError(f"{said}, so that no loss can be measured.")
     if shared.height > most:
         shared = shared[np.sort(np.random.default_rng(SEED).choice(shared.height, most, replace=False))]
@@ -117,11 +118,15 @@ KEYS = ["user_id", "item_id", "timestamp"]
 
 
 def _askable(split: SplitLog, token_of_item: np.ndarray) -> pl.DataFrame:
-    """Validation targets of items that training has seen, by what they are: ``KEYS`` and ``row``; of equal ones the first."""
+    """Validation targets that a model answers with probabilities: of items that training has seen, after a history that holds one
+    (others get the popularity list). ``KEYS`` and ``row``; of equal ones the first."""
     sequences = split.sequences
+    known_N = token_of_item[sequences.item_N] >= 0
+    known_N1 = np.concatenate([[0], np.cumsum(known_N)])
     row_N = sequences.targets("validation")
-    row_N = row_N[token_of_item[sequences.item_N[row_N]] >= 0]
     user_N = np.searchsorted(sequences.offsets_U1, row_N, side="right") - 1
+    asked_N = known_N[row_N] & (known_N1[row_N] > known_N1[sequences.offsets_U1[user_N]])
+    row_N, user_N = row_N[asked_N], user_N[asked_N]
     values = (sequences.user_ids.gather(user_N), sequences.item_ids.gather(sequences.item_N[row_N]), sequences.time_N[row_N])
     frame = pl.DataFrame(dict(zip(KEYS, values, strict=True)) | {"row": row_N})
     return frame.unique(KEYS, keep="first", maintain_order=True)
