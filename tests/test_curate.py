@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from largerec import manifest
 from largerec.bundle import data_hash
 from largerec.cli import app
-from largerec.columns import UNTIMED
+from largerec.columns import UNTIMED, ColumnOptions
 from largerec.curate import curate, versions
 from largerec.curate.plan import Plan, plan_from, plan_of
 from largerec.curate.taking import stage_column, take
@@ -207,6 +207,20 @@ def test_all_versions_are_asked_the_same_and_train(tmp_path: Path) -> None:
     assert data_hash(plain) == data_hash(results[0][1]), "version 0 is the log and its split"
 
 
+def test_a_version_reads_back_as_it_was_though_a_further_column_has_a_known_name(tmp_path: Path) -> None:
+    log = chain_log(users=20)
+    further = log.events.with_columns(stars=pl.lit(4.0), rating=pl.lit(1.5), action=pl.lit("tap"), kind=pl.lit("buy"))
+    further.write_parquet(tmp_path / "log.parquet")
+    columns = ColumnOptions(value="stars", behavior="kind")
+    found = curate(DataOptions(path=str(tmp_path / "log.parquet"), columns=columns), plan_of(["duplicates"]))
+    for one in found["versions"]:
+        events = load_log(DataOptions(path=str(Path(found["dir"]) / one["version"]))).events
+        assert (
+            events["value"].to_list() == [4.0] * 240 and set(events["behavior"]) == {"buy"} and set(events["action"]) == {"tap"}
+        )
+        assert events.columns == [*log.events.columns, "behavior", "value", "rating", "action", "stage", "source_row"]
+
+
 def test_a_changed_version_is_noticed(tmp_path: Path) -> None:
     found = curate(written(small(), tmp_path), plan_of(["duplicates"]))
     events = Path(found["log"]) / "events.parquet"
@@ -238,6 +252,24 @@ def test_a_user_who_is_asked_about_keeps_a_row_that_is_not_learned_from() -> Non
     assert rows["source_row"].to_list() == [198, 199, 200], "the last training row"
     assert facts["rows"] == {"in": 258, "out": 61, "removed": 197, "changed": 0, "kept_as_history": 1, "weight_0": 1}
     assert facts["reasons"] == {"its user behaves as a program: fast, regular, narrow": 197}
+
+
+# --- core-sets
+
+
+def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
+    """Two kinds of users: many who all do the same, and a few who each do something else, early."""
+    crowd = [(f"c{u}", f"i{n}", START_MS + 10**9 + u * 100 + n) for u in range(40) for n in range(10)]
+    odd = [(f"o{u}", f"x{u}-{n}", START_MS + u * 100 + n) for u in range(8) for n in range(10)]
+    before = source(log_of(crowd + odd))
+    chosen = {}
+    for method in ("diverse", "informative", "random", "recent"):
+        (step,) = steps_of({"name": "core-set", "budget": 0.25, "method": method}).step
+        after, _ = take(before, step, 0, "01-one")
+        live = after.log.events.filter((pl.col("stage") == "train") & (pl.col("train_weight") > 0))
+        assert live.height == 96 and live["user_id"].n_unique() == 12, "a quarter of 384 training rows, by whole users"
+        chosen[method] = live["user_id"].unique().str.starts_with("o").sum()
+    assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
 
 
 # --- tracing and restoring

@@ -10,7 +10,7 @@ import polars as pl
 
 from largerec import manifest
 from largerec.badrows import OnBadRows, told_dropped, write_dropped
-from largerec.columns import ALIASES, AskedKind, ColumnOptions, TimeUnit, Untimed, find_columns
+from largerec.columns import ALIASES, CANONICAL, AskedKind, ColumnOptions, TimeUnit, Untimed, find_columns
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import FaultOptions, with_faults
@@ -252,6 +252,9 @@ def _with_defaults(options: DataOptions, source: Path, table: RawTable) -> tuple
     columns, given = dict(table.columns), options.columns
     where, time_kind = options.where, options.time_kind
     notes: tuple[str, ...] = ()
+    if source.name == "events.parquet" and manifest.read(source.parent) is not None:
+        # Our own file: the schema's columns have the schema's names, though a further one may be called "rating" or "action".
+        columns |= {role: name for role, name in zip(ALIASES, CANONICAL, strict=True) if name in table.frame.columns}
     if source.name == ORDERED_ML1M and given.time is None and options.time_kind != "timestamp" and "pos" in table.frame.columns:
         # The known ordered file of MovieLens-1M: its rank as the time, its unranked rows left out.
         columns["time"], time_kind, where = "pos", "order", options.where or "pos >= 0"

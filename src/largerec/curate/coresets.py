@@ -44,21 +44,22 @@ class Units:
 
 
 def within_budget(units: Units, order_W: Ints, budget: float) -> Bools:
-    """Units in order until ``budget`` of the events is reached, the unit that would pass it left out; at least one."""
+    """Units in order until ``budget`` of all events is reached, the unit that would pass it left out; at least one."""
     order_W = order_W[units.live_W[order_W] > 0]
     total = np.cumsum(units.live_W[order_W])
     chosen_W = np.zeros(len(units), dtype=bool)
     if len(total):
-        chosen_W[order_W[: max(1, int(np.searchsorted(total, budget * total[-1] * (1 + 1e-12), side="right")))]] = True
+        most = budget * int(units.live_W.sum()) * (1 + 1e-12)
+        chosen_W[order_W[: max(1, int(np.searchsorted(total, most, side="right")))]] = True
     return chosen_W
 
 
-def random_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+def random_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
     """A permutation."""
     return random.permutation(len(units))
 
 
-def recent_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
     """The units whose last event is latest, first; ties by number."""
     last_W = np.full(len(units), np.iinfo(np.int64).min)
     np.maximum.at(last_W, units.unit_N, log.time_N)
@@ -85,7 +86,7 @@ def described(log: Ordered, units: Units, random: np.random.Generator) -> Floats
     return unit_WD
 
 
-def diverse_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+def diverse_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
     """Like k-centre: centres are found farthest-first (Gonzalez 1985), then units are taken in turn from their neighbourhoods.
 
     Plain farthest-first up to a large budget would take the outliers first and cost W times as many centres. Here at most 256
@@ -109,12 +110,12 @@ def diverse_order(log: Ordered, units: Units, random: np.random.Generator) -> In
     return by_centre[np.lexsort((centre_W[by_centre], turn))]
 
 
-def informative_order(log: Ordered, units: Units, random: np.random.Generator) -> Ints:
+def informative_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
     """The unit that adds most to what is known of transitions an event, then the next, given those already taken.
 
     What is known is the sum over pairs of an item and the one after it of the square root of how often the pair was taken: the
     feature-based submodular function of Wei, Iyer & Bilmes (2014), which a greedy choice serves to within 1 - 1/e. Gains only
-    shrink, so a unit is looked at again only when it comes up (Minoux 1978).
+    shrink, so a unit is looked at again only when it comes up (Minoux 1978). It ends where the budget is passed.
     """
     inside = np.flatnonzero(log.follows_N & (np.diff(units.unit_N, prepend=-1) == 0))
     pair = log.item_N[inside - 1].astype(np.int64) * len(log.item_ids) + log.item_N[inside]
@@ -130,10 +131,11 @@ def informative_order(log: Ordered, units: Units, random: np.random.Generator) -
         pairs, counts = own[unit]
         return float((np.sqrt(taken_P[pairs] + counts) - np.sqrt(taken_P[pairs])).sum() / size_W[unit])
 
-    heap = [(-gain(unit), unit) for unit in range(len(units))]
+    heap = [(-gain(unit), unit) for unit in np.flatnonzero(units.live_W > 0).tolist()]
     heapq.heapify(heap)
     order: list[int] = []
-    while heap:
+    left = budget * int(units.live_W.sum())
+    while heap and left >= 0:
         _, unit = heapq.heappop(heap)
         now = gain(unit)
         if heap and -now > heap[0][0]:
@@ -141,10 +143,11 @@ def informative_order(log: Ordered, units: Units, random: np.random.Generator) -
             continue
         order.append(unit)
         taken_P[own[unit][0]] += own[unit][1]
+        left -= int(units.live_W[unit])
     return np.array(order, dtype=np.int64)
 
 
-Order = Callable[[Ordered, Units, np.random.Generator], Ints]
+Order = Callable[[Ordered, Units, np.random.Generator, float], Ints]  # with the budget, beyond which no order is asked for
 ORDERS: dict[str, Order] = {
     "diverse": diverse_order,
     "informative": informative_order,

@@ -143,7 +143,7 @@ class CoreSetStep(Options):
         log = training.ordered
         live_N = training.weight_R[log.row_N] > 0
         units = coresets.Units.of(log, live_N, self.window if self.unit == "windows" else None)
-        order_W = coresets.ORDERS[self.method](log, units, training.random(f"{self.name} {self.method}"))
+        order_W = coresets.ORDERS[self.method](log, units, training.random(f"{self.name} {self.method}"), self.budget)
         chosen_W = coresets.within_budget(units, order_W, self.budget)
         kept_R = training.of_rows(chosen_W[units.unit_N] & live_N)
         why = f"not in the {self.method} core-set of {self.budget:.0%} by {self.unit}"
