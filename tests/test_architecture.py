@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "largerec"
 LEVELS = (
     "errors options",
     "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
-    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults audit curate"
+    "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
     " tasks lists sequences random_log features feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking hard_negatives choice averaging grid",
@@ -34,7 +34,7 @@ LEVELS = (
     "train",
     "learner",
     "experiments ensemble quantise tune order cures",
-    "scaling update report serve doctor estimate show show_scaling",
+    "scaling update report serve doctor estimate show show_scaling show_ablated",
     "compare_tasks",
     "bench compare ablate",
     "cli cli_data",

@@ -21,7 +21,8 @@ import torch
 import typer
 from pydantic.fields import FieldInfo
 
-from largerec import columns, objectives
+from largerec import columns, cures, objectives
+from largerec.ablate import AblateOptions, AblationPlan
 from largerec.batches import Batch
 from largerec.cli import app
 from largerec.curate.plan import STEPS, plan_from
@@ -30,6 +31,7 @@ from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import RECENT_HOURS
 from largerec.experiments import run
+from largerec.learner import LearnerOptions
 from largerec.metrics import HISTORY_BINS
 from largerec.models import FAMILIES, RETRIEVING, ModelOptions, build_model, non_embedding_parameters
 from largerec.models.dial import TARGETS
@@ -82,6 +84,8 @@ def flat(text: str) -> str:
 
 def shown_default(field: FieldInfo) -> str:
     """A default as TOML writes it."""
+    if field.is_required():
+        return "needed"
     value = field.default
     if value is None:
         return "not set"
@@ -305,6 +309,22 @@ def test_every_option_of_a_plan_is_listed_with_its_default() -> None:
     assert [step.name for step in plan_from(tomllib.loads(shown)).step] == ["duplicates", "core-set"]
 
 
+def test_every_option_of_an_ablation_and_of_a_trained_step_is_listed() -> None:
+    text = sections(text_of("ablate.md"))
+    given = {tuple(row[:3]) for row in table_rows(text["A plan"])}
+    assert given == {(f"`ablate.{name}`", default, kind) for name, default, kind in leaves(AblateOptions)}
+    listed = table_rows(text["Steps that train a model"])
+    steps = {f"`{group.model_fields['name'].default}`": list(leaves(group)) for group in cures.STEPS}
+    assert [row[0] for row in listed if len(row) == 3] == list(steps)
+    own = {step: [row for row in rows if row[0] != "name" and "." not in row[0]] for step, rows in steps.items()}
+    wanted = {(step, f"`{name}`", *rest) for step, rows in own.items() for name, *rest in rows}
+    assert {tuple(row[:4]) for row in listed if len(row) == 5} == wanted
+    small = {(f"`learner.{name}`", *rest) for name, *rest in leaves(LearnerOptions)}
+    assert {tuple(row[:3]) for row in listed if len(row) == 4} == small
+    (shown,) = fences(text_of("ablate.md"), "toml")
+    assert [one.name for one in AblationPlan.model_validate(tomllib.loads(shown)).version] == ["rules", "rules-denoise"]
+
+
 # --- links, commands, examples
 
 
@@ -346,7 +366,7 @@ def assert_command(words: list[str]) -> None:
         assert verb in command.commands, f"`largerec` has no verb {verb!r}"
         command = command.commands[verb]
     flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
-    unknown = {word for word in words if word.startswith("-") and word.partition("=")[0] not in flags}
+    unknown = {word for word in words if word.startswith("-") and word != "-" and word.partition("=")[0] not in flags}
     assert not unknown, f"`largerec {command.name}` has no {unknown}"
     overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
     if words and words[0].endswith(".toml") and (ROOT / words[0]).is_file():

@@ -75,7 +75,10 @@ def test_estimates_by_hand() -> None:
     assert effective_size(weight_N) == pytest.approx(36 / 18.5)
     assert found["intervals"]["plain"] == pytest.approx([0.5, 0.5]), "both users have a mean of one half"
     np.testing.assert_allclose(inverse_weights(np.array([0.5, 0.1]), np.array([0.5, 0.25])), [2 / 3, 10 / 3])
-    np.testing.assert_allclose(popularity_propensities(np.array([0, 3, 15]), 0.5), [0.25, 0.5, 1])
+    known_V = popularity_propensities(np.array([0, 4, 16]), 0.5)
+    np.testing.assert_allclose(known_V, [20 / (4 / 0.5 + 16 / 1), 0.5, 1])
+    weight_V = inverse_weights(known_V, np.repeat(known_V, [0, 4, 16]))
+    assert weight_V[0] == pytest.approx(1), "an item that training never saw counts as an average event"
 
 
 def test_a_weight_counts_an_event_that_often() -> None:

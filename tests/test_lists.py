@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from largerec.engine import PopularityScorer, load
 from largerec.engine.shown import shown_scores, touched, touched_in
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.evaluate_lists import AGAINST, baseline_scores, context_of, rank_lists
+from largerec.evaluate_lists import AGAINST, asked_lists, baseline_scores, context_of, rank_lists, task_scores
 from largerec.events import EventLog
 from largerec.list_metrics import chosen_ranks, list_values
 from largerec.lists import ListOptions
@@ -300,6 +301,30 @@ def test_scores_are_those_of_the_catalogue_unmasked(listed_run: Path) -> None:
         PopularityScorer(np.arange(5)), engine.queries_at(found.lists.row_L[:1]), np.array([4, -1, 2]), np.array([0, 3])
     )
     assert empty.tolist() == [4, -np.inf, 2]
+
+
+@pytest.mark.parametrize("mode", ["interleaved", "summed"])
+def test_tasks_score_shown_items_as_rank_serves_them(mode: str, tmp_path: Path) -> None:
+    listed_log().events.write_parquet(tmp_path / "log.parquet")
+    split = ["split.protocol=timeline", "split.validation_from=50%", "split.test_from=75%", "lists.items=shown_items"]
+    task = ["tasks.low.where=item_id < 15", f"batch.actions={mode}", "train.max_steps=4", "features.context=['hour']"]
+    train(tiny_recipe(tmp_path / "run", *split, *task, f"data.path={tmp_path / 'log.parquet'}"), quiet=True)
+    engine = load(tmp_path / "run")
+    asked = asked_lists(engine, 2)
+    score_S = task_scores(engine, asked)["task low"]
+    assert np.isneginf(score_S).any() and np.isfinite(score_S).any()
+    for at in range(0, len(asked), 9):
+        own = slice(*asked.offsets_L1[at : at + 2])
+        item_S, row = asked.item_S[own], int(asked.row_L[at])
+        known = (item_S >= 0) & (engine.token_of_item[item_S] >= 0)
+        user = engine.sequences.user_ids[int(np.searchsorted(engine.sequences.offsets_U1, row, side="right") - 1)]
+        moment = datetime.fromtimestamp((int(engine.sequences.time_N[row]) - 1) / 1000, UTC)  # just before it happens
+        candidates = engine.sequences.item_ids.gather(item_S[known])
+        said = pl.DataFrame({"item_id": candidates}).join(
+            engine.rank(user, candidates.to_list(), at=moment), on="item_id", how="left"
+        )
+        np.testing.assert_allclose(score_S[own][known], said["low"], atol=1e-4)
+        assert np.isneginf(score_S[own][~known]).all()
 
 
 def test_baselines_are_the_rules_they_are_named_for(listed_run: Path) -> None:

@@ -15,7 +15,8 @@ from largerec.models import RETRIEVING as FAMILIES
 from largerec.optim import derived_learning_rate
 from largerec.recipe import Recipe, TrainOptions, apply_overrides, load_recipe, recipe_from
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").rglob("*.toml"))
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if path.parent.name != "ablate")
 SMALL = 'name = "small one"\nseed = 3\n[model]\nname = "sasrec"\nsize = "nano"\n[train]\nmax_epochs = 2\n'
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from runs import tiny_recipe
 
+from largerec.ablate import load_ablation
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
 from largerec.item_tables import SideOptions
@@ -21,7 +22,8 @@ from largerec.tasks import TaskOptions
 from largerec.train import train
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.toml"))
+PLANS = sorted((FOLDER / "ablate").glob("*.toml"))
+RECIPES = sorted(set(FOLDER.rglob("*.toml")) - set(PLANS))
 ZOO = sorted((FOLDER / "zoo").glob("*.toml"))
 
 
@@ -49,6 +51,7 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         changes["split"] = recipe.split.model_copy(update=moments)
     if recipe.tasks:  # of the generated log's own columns
         changes["tasks"] = {name: TaskOptions(where="behavior = 'buy'") for name in recipe.tasks}
+    if recipe.split.positives is not None:  # likewise
         changes["split"] = changes.get("split", recipe.split).model_copy(update={"positives": "behavior != 'view'"})
     if recipe.lists.items:  # text of one id is a list of one item
         changes["lists"] = ListOptions(items="item_id", choice=recipe.lists.choice)
@@ -61,6 +64,13 @@ def small(recipe: Recipe, folder: Path) -> Recipe:
         own: dict[str, Any] = {"context": {"hour": "auto"}, "user": {"user_id": "auto"}, "item": {"category": "auto"}}
         changes["features"] = recipe.features.model_copy(update=own)
     return recipe.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=place_of)
+def test_every_plan_of_an_ablation_fits(path: Path) -> None:
+    """Its recipe is there, its steps are known, and rows that train a model say so by name."""
+    plan, recipe = load_ablation(path)
+    assert recipe.evaluate.k and len(plan.version) >= 3 and len(plan.ablate.seeds) >= 2
 
 
 def test_there_are_recipes() -> None:

@@ -119,6 +119,15 @@ def test_every_form_fits_what_it_made(name: str) -> None:
     assert np.abs(found.residual_n).max() < 1e-3
 
 
+def test_large_forms_take_no_cut_from_the_others(noisy: list[Point]) -> None:
+    """The Performance Law has seven parameters; of few cells it cannot be told, and the others are judged as without it."""
+    fit = [point for point in noisy if not point.held_out and point.size != "base"][:22:2]
+    law = laws.fit_law(fit, "ndcg@10", loss=laws.fit_law(fit))
+    assert law.measured.cells == 11
+    assert all(trial.cells >= 7 for trial in law.choice.trials)
+    assert not any(trial.form.name.startswith("performance") for trial in law.choice.trials)
+
+
 def test_one_wild_run_does_not_move_the_law(noisy: list[Point]) -> None:
     spoilt = [replace(point, loss=point.loss * 1.3) if point.name == "hstu-tiny-800000-seed-1" else point for point in noisy]
     at = [fit_form(forms.CHINCHILLA, Measured.of([p for p in ps if not p.held_out], "loss")) for ps in (noisy, spoilt)]

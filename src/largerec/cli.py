@@ -7,7 +7,7 @@ import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # Spinning OpenMP threads make small steps many times slower as soon as the machine does anything else; before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -98,14 +98,19 @@ def report(
 
 
 def _report_grid(paths: list[str], to: str | None, as_json: bool) -> None:
+    if len(paths) > 1:
+        raise LargeRecError("a page about a grid is of that grid alone; name one folder of a `largerec scale`.")
+    found = _grid_page(paths[0], to)
+    print_json(found) if as_json else print(f"Report: {found['report']}")
+
+
+def _grid_page(folder: str, to: str | None = None) -> dict[str, Any]:
+    """Write the page of a grid: its document, with where the page is as ``report``."""
     from largerec.report.scaling import scaling_page
     from largerec.scaling.overview import overview
 
-    if len(paths) > 1:
-        raise LargeRecError("a page about a grid is of that grid alone; name one folder of a `largerec scale`.")
-    found = overview(paths[0])
-    target = str(scaling_page(found, Path(to or f"{paths[0]}/report.html")))
-    print_json({"report": target, **found}) if as_json else print(f"Report: {target}")
+    found = overview(folder)
+    return {"report": str(scaling_page(found, Path(to or f"{folder}/report.html"))), **found}
 
 
 @app.command()
@@ -137,6 +142,26 @@ def compare(
 
     found = module.from_arguments(arguments, seeds, to, against=against, trials=trials, ensemble=with_ensemble)
     print_json(found) if as_json else show.compared(found)
+
+
+@app.command()
+def ablate(
+    path: Annotated[str, typer.Argument(metavar="DATA", help="a log, the folder of a known set, or - for the recipe's own")],
+    overrides: Overrides = None,
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="PLAN", help="a TOML file: a recipe, and versions with their steps")
+    ] = "",
+    to: Annotated[str | None, typer.Option("--out", metavar="FILE", help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what cures are worth: one recipe on a log as it is and on each version of it, paired, at equal steps."""
+    from largerec import ablate as module
+    from largerec import show_ablated
+
+    if not plan:
+        raise LargeRecError("largerec ablate needs --plan PLAN, a TOML file as docs/ablate.md shows.")
+    found = module.from_arguments(path, plan, overrides or [], to)
+    print_json(found) if as_json else show_ablated.ablated(found)
 
 
 @app.command()
@@ -307,6 +332,7 @@ def curate(
     as_json: AsJson = False,
 ) -> None:
     """Cure the training rows of a log by the steps of a plan: each makes a version, and nothing is overwritten."""
+    import largerec.cures  # noqa: F401  makes the steps that train a model known to plans
     from largerec import curate as module
     from largerec import show
     from largerec.curate.plan import Plan, load_plan, plan_of
@@ -346,12 +372,13 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Make a grid of small runs, fit scaling laws, predict the largest runs, and make those to check the laws."""
-    from largerec import show
+    from largerec import show_scaling
     from largerec.recipe import load_recipe
     from largerec.scaling import scale as module
 
     found = module.scale(load_recipe(recipe, overrides or []), budget)
-    print_json(found) if as_json else show.scaled(found)
+    found["report"] = _grid_page(found["dir"])["report"]
+    print_json(found) if as_json else show_scaling.scaled(found)
 
 
 @app.command()

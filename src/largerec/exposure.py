@@ -31,10 +31,11 @@ ESTIMATORS = ("plain", "ips", "clipped", "snips")
 class ExposureOptions(Options):
     """Estimates of the metrics as they would be if every item were shown alike, beside the plain ones.
 
-    ``by``: where propensities come from. "column": the log's own column ``propensity``. "popularity": ``((training events of the
-    item + 1) / (those of the most popular + 1)) ** power`` (Saito et al. 2020, "Unbiased recommender learning from
-    missing-not-at-random implicit feedback", section 5). "position": of choices among shown items, each place's share of the
-    training choices. ``clip``: the largest weight of the clipped estimate, where 1 is the mean.
+    ``by``: where propensities come from. "column": the log's own column ``propensity``. "popularity": ``(training events of the
+    item / those of the most popular) ** power`` (Saito et al. 2020, "Unbiased recommender learning from missing-not-at-random
+    implicit feedback", section 5); an item without any, of which it says nothing, counts as an average event. "position": of
+    choices among shown items, each place's share of the training choices. ``clip``: the largest weight of the clipped estimate,
+    where 1 is the mean.
     """
 
     by: Literal["popularity", "column", "position"] | None = None
@@ -43,9 +44,17 @@ class ExposureOptions(Options):
 
 
 def popularity_propensities(count_V: Ints, power: float) -> Floats:
-    """Propensities of items from their training events, in (0, 1]; 1 for the most popular. [V]"""
-    found: Floats = ((count_V + 1.0) / (count_V.max(initial=0) + 1.0)) ** power
-    return found
+    """Propensities of items from their training events, in (0, 1]; 1 for the most popular. [V]
+
+    An item without training events gets the one whose weight is that of an average training event: popularity says nothing of
+    it, and the smallest propensity would let new items decide the estimate.
+    """
+    seen_V = count_V > 0
+    if not seen_V.any():
+        return np.ones(len(count_V))
+    found_V: Floats = np.where(seen_V, count_V / count_V.max(), 1.0) ** power
+    found_V[~seen_V] = count_V.sum() / (count_V[seen_V] / found_V[seen_V]).sum()
+    return found_V
 
 
 def position_propensities(place_L: Ints, places: int) -> Floats:

@@ -149,7 +149,7 @@ def _bots(sound: pl.DataFrame, options: FaultOptions, time_kind: TimeKind, sourc
     item_BK = rng.integers(0, items.len(), (bots, BOT_ITEMS))
     pause = BOT_PAUSE_MS if time_kind == "timestamp" else 1
     return sound[copied_M].with_columns(
-        _new_ids(users, bots).gather(bot_M).alias("user_id"),
+        fresh_ids(users, bots).gather(bot_M).alias("user_id"),
         items.gather(item_BK[bot_M, turn_M % BOT_ITEMS]).alias("item_id"),
         pl.col("timestamp") + pl.Series(turn_M * pause),
         *_common_behaviour(sound),
@@ -165,7 +165,7 @@ def _common_behaviour(sound: pl.DataFrame) -> list[pl.Expr]:
     return [pl.lit(names[0], dtype=pl.String).alias("behavior")]
 
 
-def _new_ids(users: pl.Series, count: int) -> pl.Series:
+def fresh_ids(users: pl.Series, count: int) -> pl.Series:
     """Ids that no user has, of the same type: the next integers, or "bot 0" and so on."""
     if users.dtype.is_integer():
         highest = int(users.cast(pl.Int64).max() or 0)  # type: ignore[arg-type]

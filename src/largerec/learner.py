@@ -65,10 +65,14 @@ def training_rows(sequences: Sequences) -> tuple[Sequences, np.ndarray]:
         time_N=sequences.time_N[rows_M],
         stage_N=sequences.stage_N[rows_M],
         behaviour_N=None if behaviour_N is None else behaviour_N[rows_M],
+        weight_N=None if sequences.weight_N is None else sequences.weight_N[rows_M],
         tasks=(),
         label_NA=None,
         edges={},
         positive_N=None,
+        lists=None,
+        log_row_N=None,
+        propensity_N=None,
     )
     return only, rows_M
 
@@ -86,6 +90,7 @@ def backwards(sequences: Sequences) -> tuple[Sequences, np.ndarray]:
         item_N=sequences.item_N[turned_M],
         time_N=sequences.time_N[turned_M],
         behaviour_N=None if behaviour_N is None else behaviour_N[turned_M],
+        weight_N=None if sequences.weight_N is None else sequences.weight_N[turned_M],
     )
     return turned, turned_M
 
@@ -115,7 +120,9 @@ class Learner:
         self.options, self.seed = options or LearnerOptions(), seed
         self.options = options = self.options
         self.sequences = sequences
-        tokenizer = AtomicTokenizer.fit(sequences)
+        # The catalogue is of all rows, so that rows and tokens are numbered alike; items that are only held out are never
+        # learned.
+        tokenizer = AtomicTokenizer.fit(replace(sequences, stage_N=np.zeros_like(sequences.stage_N)))
         self.token_of_item = tokenizer.encode(sequences.item_ids)
         batch = BatchOptions(max_length=options.max_length, tokens=options.tokens, window="all")
         self.batches = TrainingBatches(sequences, self.token_of_item, batch, seed)
@@ -168,11 +175,10 @@ class Learner:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             loss_T = self.loss(batch)
-            if weigh is None:
-                total = loss_T.mean()
-            else:
-                weight_T = weigh(loss_T.detach(), batch.target_row_T, epoch)
-                total = (loss_T * weight_T).sum() / weight_T.sum().clamp_min(1e-9)
+            weight_T = torch.ones_like(loss_T) if batch.weight_T is None else batch.weight_T.to(loss_T.dtype)
+            if weigh is not None:
+                weight_T = weight_T * weigh(loss_T.detach(), batch.target_row_T, epoch)
+            total = (loss_T * weight_T).sum() / weight_T.sum().clamp_min(1e-9)
             if not math.isfinite(float(total.detach())):
                 raise Diverged(f"the small model's loss is {float(total.detach())} at step {self.step}; lower its learning_rate.")
             total.backward()  # type: ignore[no-untyped-call]
@@ -197,42 +203,66 @@ class Learner:
 
     # --- what it says of events
 
-    def states(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(training rows [C], state before each as a query of the item table [C, D]) in blocks, each row that has a history once.
+    def states(self, wanted_M: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """(rows [C], state before each as a query of the item table [C, D]) in blocks, each wanted row with a history once.
 
         A long user is read in windows that overlap by half, so that each event has at least half a window of history or
         all of it.
         """
-        assert (self.sequences.stage_N == TRAIN).all(), "losses are asked of sequences of training rows alone"
         self.model.eval()
-        start_W, end_W, fresh_W = overlapping_windows(self.batches.first_U, self.batches.end_U - 1, self.options.max_length)
+        offsets_U1 = self.sequences.offsets_U1
+        start_W, end_W, fresh_W = overlapping_windows(offsets_U1[:-1], offsets_U1[1:] - 1, self.options.max_length)
         with torch.no_grad():
             for a, b in token_blocks(end_W - start_W):
                 batch = pack_training(self.batches.rows, start_W[a:b], end_W[a:b])
                 row_C = ranges(start_W[a:b] + 1, end_W[a:b] - start_W[a:b])
-                new_C = torch.from_numpy(row_C > np.repeat(fresh_W[a:b], end_W[a:b] - start_W[a:b]))
-                yield row_C[new_C.numpy()], self.head.queries(self.model(batch).float())[new_C]
+                new_C = row_C > np.repeat(fresh_W[a:b], end_W[a:b] - start_W[a:b])
+                new_C &= wanted_M[row_C] if wanted_M is not None else True
+                if new_C.any():
+                    yield row_C[new_C], self.head.queries(self.model(batch).float())[torch.from_numpy(new_C)]
 
     def keys(self) -> torch.Tensor:
         """The item table as scores use it [V, D]."""
         with torch.no_grad():
             return self.head.keys(self.model.item_table_VD.detach()).float()
 
-    def log_probabilities(self) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(rows [C], log P of every item of the catalogue before each [C, V]) in blocks of bounded size."""
+    def log_probabilities(self, wanted_M: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """(rows [C], log P of every item of the catalogue before each [C, V]) in bounded blocks; of all or of wanted rows."""
         keys_VD = self.keys()
         rows = max(1, SCORE_CELLS // self.size)
-        for row_C, query_CD in self.states():
+        for row_C, query_CD in self.states(wanted_M):
             for start in range(0, len(row_C), rows):
                 yield row_C[start : start + rows], torch.log_softmax(query_CD[start : start + rows] @ keys_VD.T, 1)
 
     def losses(self) -> Floats:
         """-log P of every training event given its history, in nats [M]; NaN where it has none (a user's first)."""
-        found_M = np.full(len(self.batches.rows.token_M), np.nan)
+        return self.ranks_and_losses()[1]
+
+    def ranks_and_losses(self) -> tuple[Floats, Floats]:
+        """Rank in the whole catalogue (inf without a history) and -log P (NaN without one) of every training event [M each]."""
         token_M = torch.from_numpy(self.batches.rows.token_M)
+        rank_M, loss_M = np.full(len(token_M), np.inf), np.full(len(token_M), np.nan)
         for row_C, log_CV in self.log_probabilities():
-            found_M[row_C] = -log_CV.gather(1, token_M[row_C][:, None])[:, 0].double().numpy()
-        return found_M
+            own_C1 = log_CV.gather(1, token_M[row_C][:, None])
+            loss_M[row_C] = -own_C1[:, 0].double().numpy()
+            rank_M[row_C] = 1 + (log_CV > own_C1).sum(1).numpy()
+        return rank_M, loss_M
+
+    def misses_of_rows(self, row_A: np.ndarray) -> Iterator[torch.Tensor]:
+        """The summed 1 - P of some rows (held-out ones too), in blocks, each with its gradient; rows need a history."""
+        rows = self.batches.rows
+        user_A = np.searchsorted(self.sequences.offsets_U1, row_A, side="right") - 1
+        start_A = np.maximum(self.sequences.offsets_U1[user_A], row_A - self.options.max_length)
+        assert (row_A > start_A).all(), "a row has no history"
+        for a, b in token_blocks(row_A - start_A):
+            batch = pack_training(rows, start_A[a:b], row_A[a:b])
+            assert batch.target_T is not None
+            last = batch.offsets_B1[1:] - 1
+            queries = self.head.queries(self.model(batch).float()[last])
+            chosen = torch.softmax(queries @ self.head.keys(self.model.item_table_VD).T, 1).gather(
+                1, batch.target_T[last][:, None]
+            )
+            yield (1 - chosen).sum()
 
 
 def overlapping_windows(first_U: np.ndarray, last_U: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

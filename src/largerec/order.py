@@ -60,6 +60,7 @@ def held_out(sequences: Sequences, most: int = MOST_EVENTS, seed: int = 0) -> Se
         time_N=only.time_N[kept_M],
         stage_N=stage_M,
         behaviour_N=None if behaviour_N is None else behaviour_N[kept_M],
+        weight_N=None,
         targets_per_user="all",
     )
 

@@ -26,7 +26,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}".removeprefix("0")
 
 
-def _with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
+def with_interval(name: str, found: dict[str, Any], intervals: dict[str, list[float]]) -> str:
     if found.get(name) is None:
         return "-"
     low, high = intervals.get(name, (float("nan"), float("nan")))
@@ -49,7 +49,7 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     table.add_column(f"{unmasked} unmasked", justify="right")
     table.add_column("train s", justify="right")
     for row in rows:
-        cells = [_with_interval(name, row["test"], row["intervals"]) for name in names]
+        cells = [with_interval(name, row["test"], row["intervals"]) for name in names]
         seconds = f"{row['train_seconds']:.0f}" if row.get("train_seconds") is not None else "-"
         table.add_row(row["name"], *cells, _number(row["unmasked"][unmasked]), seconds)
     return table
@@ -99,7 +99,7 @@ def task_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name in ("task", "predicted by") else "right")
     for task, found in result["tasks"].items():
         for label, row in (*found["baselines"].items(), (result["model"], found)):
-            cells = [_with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
+            cells = [with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
             table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
     return table
@@ -114,7 +114,7 @@ def list_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "ranked by" else "right")
     for part, before in (("baselines", ""), ("scores", f"{result['model']}: ")):
         for name, row in found[part].items():
-            cells = [_with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
+            cells = [with_interval(one, row, row["intervals"]) for one in ("mrr", "ndcg", "hit@1")]
             test = row.get("mrr_against")
             said = f"{test['difference']:+.4f}, p = {test['p_value']:.4f}" if test else ""
             table.add_row(escape(before + name), *cells, said)
@@ -128,7 +128,7 @@ def exposure_table(found: dict[str, Any]) -> Table:
     for name in ("of", "by", "metric", "plain", "ips", "clipped", "snips", "events", "worth"):
         table.add_column(name, justify="left" if name in ("of", "by", "metric") else "right")
     for part, who, metric, row, about in exposure_rows(found):
-        cells = [_with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
+        cells = [with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
         table.add_row(part, who, metric, *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}")
     return table
 
@@ -157,7 +157,7 @@ def random_table(result: dict[str, Any]) -> Table:
     for name in ("of", "shown", "events", "metric", "value"):
         table.add_column(name, justify="left" if name in ("of", "shown", "metric") else "right")
     for of, how, events, metric, row in random_rows(result):
-        table.add_row(of, how, f"{events:,}", metric, _with_interval(metric, row, row["intervals"]))
+        table.add_row(of, how, f"{events:,}", metric, with_interval(metric, row, row["intervals"]))
     return table
 
 
@@ -291,7 +291,7 @@ def _compared_table(rows: list[dict[str, Any]], section: dict[str, Any], found: 
         name = f"[bold]{escape(row['name'])}[/bold] (chosen)" if row["chosen"] else escape(row["name"])
         spread = row.get("test_spread", {}).get(metric)
         validation = _number(row["validation"][metric]) if metric in row["validation"] else "-"
-        quality = [_with_interval(one, row["test"], row["intervals"]) for one in names]
+        quality = [with_interval(one, row["test"], row["intervals"]) for one in names]
         table.add_row(name, validation, *quality, "-" if spread is None else _number(spread))
     return table
 
@@ -332,42 +332,6 @@ def _cost_table(rows: list[dict[str, Any]]) -> Table:
         speed = "-" if row["recommend_ms"] is None else f"{row['recommend_ms']:.3f}"
         table.add_row(escape(row["name"]), *sizes, f"{row['train_seconds']:,.0f}", speed)
     return table
-
-
-def scaled(found: dict[str, Any]) -> None:
-    """The points of a grid, what its laws foretold of the held-out runs, and what was measured."""
-    to = console()
-    points = Table(title=f"{found['name']}: {len(found['points'])} runs", title_justify="left", title_style="bold")
-    points.add_column("run", overflow="fold")
-    for head in ("parameters", "tokens", "FLOPs", "loss", "ndcg@10", "core-minutes"):
-        points.add_column(head, justify="right")
-    for point in sorted(found["points"], key=lambda point: float(point["flops"] or 0)):
-        loss = (
-            point["state"] if point["loss"] is None else f"{point['loss']:.4f}" + ("" if point["state"] == "finished" else " *")
-        )
-        counts = [f"{point['params']:,}", f"{point['tokens']:,}", f"{point['flops']:.1e}", loss]
-        quality = f"{point['metrics']['ndcg@10']:.4f}" if point["metrics"] else "-"
-        name = point["name"] + (" (held out)" if point["held_out"] else "")
-        points.add_row(escape(name), *counts, quality, f"{point['seconds'] * point['cores'] / 60:.2f}")
-    to.print(points)
-    if found["checks"]:
-        table = Table(title="held-out runs: foretold and measured", title_justify="left", title_style="bold")
-        for head in ("run", "quantity", "foretold", "interval", "measured", "off by", "inside"):
-            table.add_column(head, justify="left" if head in ("run", "quantity") else "right", overflow="fold")
-        for one in found["checks"]:
-            between = f"{one['low']:.4f} - {one['high']:.4f}"
-            numbers = [f"{one['value']:.4f}", between, f"{one['measured']:.4f}", f"{100 * one['error']:+.1f} %"]
-            table.add_row(escape(one["name"]), one["quantity"], *numbers, "yes" if one["inside"] else "no")
-        to.print(table)
-    for one in found["refused"]:
-        to.print(f"no law: {one['why']}", markup=False, soft_wrap=True)
-    budget = "" if found["budget_core_minutes"] is None else f" of {found['budget_core_minutes']:g}"
-    to.print(f"Spent {found['spent_core_minutes']:.1f}{budget} core-minutes. Files: {found['dir']}", markup=False, soft_wrap=True)
-    if found["left_out"]:
-        left = (
-            f"Left out for the budget ({len(found['left_out'])}): {', '.join(found['left_out'])}. A larger one goes on from here."
-        )
-        to.print(left, markup=False, soft_wrap=True)
 
 
 def frame(found: pl.DataFrame) -> None:
@@ -411,9 +375,8 @@ def audited(found: dict[str, Any]) -> None:
         mended = f"\n{one['cure']}" + (f"\n$ {one['command']}" if one["command"] else "")
         count = f"{one['count']:,} {one['unit']}\n{100 * one['share']:.3g} %"
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
-    to.print(table if found["findings"] else "Nothing was found.")
-    if "order" in found:
-        to.print(found["order"]["said"], markup=False)
+    order = [escape(found["order"]["said"])] if "order" in found else []
+    to.print(table if found["findings"] else "Nothing was found.", *order, sep="\n")
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:
@@ -433,8 +396,8 @@ def curated(found: dict[str, Any]) -> None:
         table.add_row(escape(name), f"{one['stages'].get('train', 0):,}", *done, escape("\n".join(notes)))
     console().print(table)
     held = {stage: count for stage, count in found["versions"][-1]["stages"].items() if stage != "train"}
-    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items())
-    console().print(f"Untouched in every version: {said or 'nothing is evaluated'} rows.", markup=False)
+    said = ", ".join(f"{count:,} {stage}" for stage, count in held.items()) or "nothing is evaluated"
+    console().print(f"Untouched in every version: {said} rows.", markup=False)
     console().print(f"Train on it: data.path={found['log']} split.protocol=given", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What ``largerec plan`` prints: the recipe that is proposed and what it promises, or whether a run kept that."""
+"""What ``largerec scale`` and ``largerec plan`` print: runs and what was foretold of them; a recipe and what it kept of that."""
 
 from __future__ import annotations
 
@@ -15,6 +15,46 @@ def _table(title: str, *heads: str) -> Table:
     for at, head in enumerate(heads):
         table.add_column(escape(head), justify="right" if at else "left", overflow="fold")
     return table
+
+
+def scaled(found: dict[str, Any]) -> None:
+    """The points of a grid, what its laws foretold of the held-out runs, and what was measured."""
+    to = console()
+    points = Table(title=f"{found['name']}: {len(found['points'])} runs", title_justify="left", title_style="bold")
+    points.add_column("run", overflow="fold")
+    for head in ("parameters", "tokens", "FLOPs", "loss", "ndcg@10", "core-minutes"):
+        points.add_column(head, justify="right")
+    for point in sorted(found["points"], key=lambda point: float(point["flops"] or 0)):
+        loss = (
+            point["state"] if point["loss"] is None else f"{point['loss']:.4f}" + ("" if point["state"] == "finished" else " *")
+        )
+        counts = [f"{point['params']:,}", f"{point['tokens']:,}", f"{point['flops']:.1e}", loss]
+        quality = f"{point['metrics']['ndcg@10']:.4f}" if point["metrics"] else "-"
+        name = point["name"] + (" (held out)" if point["held_out"] else "")
+        points.add_row(escape(name), *counts, quality, f"{point['seconds'] * point['cores'] / 60:.2f}")
+    to.print(points)
+    if found["checks"]:
+        table = Table(title="held-out runs: foretold and measured", title_justify="left", title_style="bold")
+        for head in ("run", "quantity", "foretold", "interval", "measured", "off by", "inside"):
+            table.add_column(head, justify="left" if head in ("run", "quantity") else "right", overflow="fold")
+        for one in found["checks"]:
+            between = f"{one['low']:.4f} - {one['high']:.4f}"
+            numbers = [f"{one['value']:.4f}", between, f"{one['measured']:.4f}", f"{100 * one['error']:+.1f} %"]
+            table.add_row(escape(one["name"]), one["quantity"], *numbers, "yes" if one["inside"] else "no")
+        to.print(table)
+    for one in found["refused"]:
+        to.print(f"no law: {one['why']}", markup=False, soft_wrap=True)
+    budget = "" if found["budget_core_minutes"] is None else f" of {found['budget_core_minutes']:g}"
+    to.print(
+        f"Spent {found['spent_core_minutes']:.1f}{budget} core-minutes. Files: {found['dir']}, page: {found['report']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if found["left_out"]:
+        left = (
+            f"Left out for the budget ({len(found['left_out'])}): {', '.join(found['left_out'])}. A larger one goes on from here."
+        )
+        to.print(left, markup=False, soft_wrap=True)
 
 
 def planned(found: dict[str, Any]) -> None:

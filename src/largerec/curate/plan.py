@@ -1,15 +1,19 @@
-"""A plan: which rows are training, and the steps that cure them, as plain data in TOML."""
+"""A plan: which rows are training, and the steps that cure them, as plain data in TOML.
+
+Steps that train a model stand above this package (``largerec.cures``) and join by :func:`register`.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from largerec.curate.cleaning import BotsStep, BurstsStep, ClocksStep, DuplicatesStep, MisclicksStep, SessionsStep
+from largerec.curate.rows import Change, Training
 from largerec.curate.selecting import CoreSetStep, KCoreStep, PopularityStep, RecencyStep
 from largerec.errors import LargeRecError, nearest
 from largerec.options import Options
@@ -23,19 +27,33 @@ STEPS: dict[str, type[Options]] = {
     )
 }  # fmt: skip
 
-AnyStep = (
-    DuplicatesStep
-    | ClocksStep
-    | BotsStep
-    | BurstsStep
-    | MisclicksStep
-    | SessionsStep
-    | KCoreStep
-    | RecencyStep
-    | PopularityStep
-    | CoreSetStep
-)
-Step = Annotated[AnyStep, Field(discriminator="name")]
+TRAINED: dict[str, type[Options]] = {}
+"""Steps that train a model, once the module that has them is imported."""
+
+
+class AnyStep(Protocol):
+    """What every step is: an option group with a name that says what becomes of training rows."""
+
+    @property
+    def name(self) -> str: ...
+
+    def change(self, training: Training) -> Change: ...
+
+    def model_dump(self, *, mode: str = "python", exclude: set[str] | None = None) -> dict[str, Any]: ...
+
+
+def register(*groups: type[Options]) -> None:
+    """Make steps known that stand above this package."""
+    TRAINED.update({group.model_fields["name"].default: group for group in groups})
+
+
+def _of_its_name(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    return (STEPS | TRAINED)[given["name"]].model_validate(given)
+
+
+Step = Annotated[Any, BeforeValidator(_of_its_name)]
 
 
 class Plan(Options):
@@ -70,15 +88,17 @@ def plan_from(document: dict[str, Any], source: str = "plan") -> Plan:
     given = document.get("step", [])
     for number, step in enumerate(given if isinstance(given, list) else [given], 1):
         name = step.get("name") if isinstance(step, dict) else None
-        if name not in STEPS:
-            said = "has no name." if name is None else f"is named {name!r}, which there is not{nearest(str(name), STEPS)}"
-            raise LargeRecError(f"{source}: step {number} {said} Write [[step]] with name = one of {', '.join(STEPS)}.")
+        if name not in (known := STEPS | TRAINED):
+            said = "has no name." if name is None else f"is named {name!r}, which there is not{nearest(str(name), known)}"
+            raise LargeRecError(f"{source}: step {number} {said} Write [[step]] with name = one of {', '.join(known)}.")
     try:
         return Plan.model_validate(document)
     except ValidationError as error:
         lines = [f"{source}: the plan does not fit."]
         for problem in error.errors():
             where = [str(part + 1) if isinstance(part, int) else part for part in problem["loc"]]
+            if len(problem["loc"]) > 2 and problem["loc"][0] == "step":
+                where.insert(2, given[int(problem["loc"][1])]["name"])
             shown = f" (given: {problem['input']!r})" if not isinstance(problem.get("input"), dict) else ""
             lines.append(f"  {' '.join(where)}: {problem['msg']}{shown}")
         raise LargeRecError("\n".join(lines)) from None

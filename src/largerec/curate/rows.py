@@ -67,12 +67,14 @@ class Change:
         why: reasons for which rows go, each with the rows it is said of; the first that holds of a row counts.
         factor_R: what the weight of each row is multiplied by, or None; 0 leaves a row as history only.
         columns: new values of whole columns.
+        added: rows that come in, of new users, with the columns of events (and ``train_weight``); their ``source_row`` is null.
         facts: numbers for the manifest.
     """
 
     why: tuple[tuple[str, Bools], ...] = ()
     factor_R: Floats | None = None
     columns: dict[str, pl.Series] = field(default_factory=dict)
+    added: pl.DataFrame | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def reasons(self, count: int) -> pl.Series:

@@ -135,12 +135,27 @@ def _made(
         "kept_as_history": int(idle_R.sum()),
         "weight_0": int((weight_R[stays.to_numpy()] == 0).sum()),
     }
+    events = events.filter(kept)
+    if change.added is not None and change.added.height:
+        events = with_added(events, change.added)
+        counts["added"] = change.added.height
     made = Version(
-        replace(version.log, events=events.filter(kept)),
+        replace(version.log, events=events),
         pl.concat([version.removed, gone.select(version.removed.columns)]),
         pl.concat([version.changed, *lines]),
     )
     return made, counts
+
+
+def with_added(events: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
+    """Events and new training rows behind them; columns that these have not are null."""
+    assert not added["user_id"].is_in(events["user_id"].implode()).any(), "rows are added for new users alone"
+    if WEIGHT_COLUMN in added.columns and WEIGHT_COLUMN not in events.columns:
+        events = events.with_columns(pl.lit(1.0).alias(WEIGHT_COLUMN))
+    if WEIGHT_COLUMN in events.columns and WEIGHT_COLUMN not in added.columns:
+        added = added.with_columns(pl.lit(1.0).alias(WEIGHT_COLUMN))
+    added = added.with_columns(pl.lit("train").alias(STAGE_COLUMN), pl.lit(None, pl.Int64).alias(ROW))
+    return pl.concat([events, added.cast({n: t for n, t in events.schema.items() if n in added.columns})], how="diagonal")
 
 
 def weighed(events: pl.DataFrame, at_R: Ints, weight_R: Floats) -> pl.DataFrame:

@@ -27,6 +27,7 @@ from largerec.sequences import STAGE_COLUMN, STAGE_NAMES, WEIGHT_COLUMN
 FORMAT = 1
 ROW = "source_row"
 SOURCE_WEIGHT = "source_weight"  # train_weight as the log came with it
+MADE = "regenerated"  # true in rows that a step made, null in others
 BOOKKEEPING = (ROW, STAGE_COLUMN, WEIGHT_COLUMN, SOURCE_WEIGHT)
 WHEN = ("version", "step", "why")  # columns that removed.parquet has beside those of the events
 CHANGED = {ROW: pl.Int64, "version": pl.String, "step": pl.String, "column": pl.String, "before": pl.String, "after": pl.String}
@@ -54,7 +55,7 @@ class Version:
     def evaluation_hash(self) -> str:
         """A SHA-256 of all rows that are not training: the same in every version of a chain."""
         rows = self.log.events.filter(~self.is_training)
-        return manifest.content_hash(rows.drop(WEIGHT_COLUMN, strict=False))
+        return manifest.content_hash(rows.drop(WEIGHT_COLUMN, MADE, strict=False))
 
 
 def first_version(log: EventLog, stage: pl.Series) -> Version:

@@ -20,6 +20,7 @@ HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
 SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
 WIDEST = 4.0
+USUAL = 5  # parameters of the larger usual forms
 SAME = 1.15  # amounts of data of one cell differ by at most so much
 DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
 
@@ -196,8 +197,9 @@ def choose(
     foretold from the same smaller runs, not with measured ones.
     """
     fitting = [form for form in forms if admitted(form, measured, regime, has_loss=loss is not None)]
-    cuts = _cuts(measured, max((len(form.parameters) for form in fitting), default=0))
-    if not fitting or not cuts:
+    cuts = _cuts(measured, [len(form.parameters) for form in fitting])
+    fitting = [form for form in fitting if cuts and len(form.parameters) < len(cuts[0])]
+    if not fitting:
         return None
     judges = [_Judge(form, share, measured, tuple(cuts), loss) for form in fitting for share in SHARES]
     judged = [(judge, judge.errors()) for judge in judges]
@@ -217,14 +219,17 @@ def choose(
     return Choice(best.form, best.share, widen, tuple(sorted(trials, key=lambda trial: trial.error)))
 
 
-def _cuts(measured: Measured, parameters: int) -> list[Floats]:
-    """Cells that stay, for each share that is hidden, the fewest first: more of them than the largest form has parameters."""
-    order, found = np.argsort(measured.flops_C, kind="stable"), []
-    for share in HIDDEN:
-        left = measured.cells - max(1, round(share * measured.cells))
-        if left > parameters and left >= FEWEST_CELLS - 2:
-            found.append(order[:left])
-    return found or ([order[:-1]] if len(order) - 1 > parameters else [])
+def _cuts(measured: Measured, parameters: Sequence[int]) -> list[Floats]:
+    """Cells that stay, for each share that is hidden, the fewest first.
+
+    Every form is judged on the same cuts, so a cut must leave more cells than the forms have parameters: those of up to five
+    decide which cuts there are, and a larger form that is too large for them is not tried. Where no share can be hidden the
+    largest cell alone is.
+    """
+    order, usual = np.argsort(measured.flops_C, kind="stable"), max((one for one in parameters if one <= USUAL), default=0)
+    lefts = [measured.cells - max(1, round(share * measured.cells)) for share in HIDDEN]
+    found = [order[:left] for left in lefts if left > usual and left >= FEWEST_CELLS - 2]
+    return found or [order[:-1]]
 
 
 @dataclass(frozen=True)

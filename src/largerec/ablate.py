@@ -1,0 +1,389 @@
+"""What a cure is worth: the same recipe on a log as it is and on each of its versions, paired.
+
+Every row has the same recipe, seeds, number of training steps and test targets; only the training rows differ. Labelled faults
+may be put into the training rows first: then the log without them is a row too, and it is said what the faults cost and which
+share of that each version wins back. Runs are bundles in ``FOLDER/NAME/seed-S``: the same command takes up where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from largerec import cures, metrics
+from largerec.batches import TrainingBatches
+from largerec.bundle import data_hash
+from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
+from largerec.curate import curate
+from largerec.curate.plan import Plan, Step, plan_from
+from largerec.curate.taking import stage_column
+from largerec.datasets import DataOptions, load_log
+from largerec.doctor import processor
+from largerec.errors import LargeRecError
+from largerec.events import EventLog
+from largerec.experiments import placed
+from largerec.faults import FaultOptions
+from largerec.faulty import with_training_faults
+from largerec.item_vectors import words_hash
+from largerec.manifest import content_hash
+from largerec.options import Options
+from largerec.paired import Paired
+from largerec.recipe import Recipe, apply_overrides, load_recipe
+from largerec.report.ablated import ablated_page
+from largerec.sequences import STAGE_COLUMN, SplitOptions, build_sequences
+from largerec.tokenizers import AtomicTokenizer
+
+assert cures.STEPS, "plans know the steps that train"
+
+RAW, CLEAN = "raw", "clean"
+FOLDER = "runs/ablate"
+UNBOUNDED = 1_000_000
+KEYS = ["user_id", "item_id", "timestamp"]
+
+
+class AblateOptions(Options):
+    """How versions are compared.
+
+    ``recipe``: of every row, a path from the plan's folder. ``seeds``: of every row. ``steps``: of every training; as many as the
+    recipe takes on the raw log when not given. ``validations``: at equal steps of every training; the best weights are kept.
+    ``faults``: put into the training rows first, by their own seed, as ``data.faults`` puts them into a log.
+    """
+
+    recipe: str
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int | None = Field(None, ge=1)
+    validations: int = Field(8, ge=1)
+    level: float = Field(0.95, gt=0, lt=1)
+    bootstrap_samples: int = Field(2000, ge=100)
+    faults: FaultOptions = FaultOptions()
+
+    @model_validator(mode="after")
+    def _seeds_are_seeds(self) -> Self:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise LargeRecError(f"ablate.seeds is {list(self.seeds)}; give at least one, each once, 0 or more.")
+        return self
+
+
+class VersionOptions(Options):
+    """A row: a name, and the steps that make it of the raw log."""
+
+    name: str
+    step: tuple[Step, ...]
+
+
+class AblationPlan(Options):
+    """``seed``: of what the steps draw. ``version``: the rows beside the raw log."""
+
+    seed: int = Field(0, ge=0)
+    ablate: AblateOptions
+    version: tuple[VersionOptions, ...]
+
+    @model_validator(mode="after")
+    def _rows_have_names_of_their_own(self) -> Self:
+        names = [one.name for one in self.version]
+        if not names:
+            raise LargeRecError("an ablation needs at least one [[version]] with a name and its steps.")
+        for name in names:
+            if not NAME.fullmatch(name) or name in (RAW, CLEAN, "logs", "versions") or names.count(name) > 1:
+                raise LargeRecError(
+                    f"version name {name!r}: names are given once, of letters, digits, '.', '_' and '-', and not {RAW} or "
+                    f"{CLEAN}."
+                )
+        return self
+
+
+def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> tuple[AblationPlan, Recipe]:
+    """Read a plan and its recipe; ``key=value`` overrides change the recipe, those that begin with ``ablate.`` the plan.
+
+    Raises:
+        LargeRecError: a file is missing, is no TOML, or does not fit.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LargeRecError(f"there is no plan {str(path)!r}; give a TOML file as docs/ablate.md shows.") from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LargeRecError(f"{path} is no TOML plan: {error}. docs/ablate.md shows one.") from None
+    own = [override for override in overrides if override.startswith("ablate.")]
+    document = apply_overrides(document, own)
+    for version in document.get("version", []):
+        plan_from({"step": version.get("step", [])}, f"{path}, version {version.get('name', '?')!r}")
+    try:
+        plan = AblationPlan.model_validate(document)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        raise LargeRecError("\n".join([f"{path}: the plan does not fit.", *lines])) from None
+    except LargeRecError as error:
+        raise LargeRecError(f"{path}: {error}") from None
+    recipe = load_recipe(path.parent / plan.ablate.recipe, [one for one in overrides if one not in own])
+    if "@" not in recipe.train.metric or int(recipe.train.metric.partition("@")[2]) not in recipe.evaluate.k:
+        raise LargeRecError(f"{path}: train.metric={recipe.train.metric!r} must be of retrieval, with its k in evaluate.k.")
+    return plan, recipe
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row before it is trained: a log with its split, what made it, and the seconds that took."""
+
+    name: str
+    log: str
+    seconds: float
+    facts: dict[str, Any]
+
+
+def ablate(plan: AblationPlan, recipe: Recipe, folder: str | Path = FOLDER, *, quiet: bool = False) -> dict[str, Any]:
+    """Make the versions, train and evaluate each with every seed, and compare them. Returns the document of docs/ablate.md.
+
+    Raises:
+        LargeRecError: the log, a step or the recipe does not fit, another log was ablated in the folder, or a version is not
+            asked the same targets.
+    """
+    folder = Path(folder)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    arms = [*base_logs(plan, recipe, folder), *(version_arm(one, plan, folder) for one in plan.version)]
+    raw = next(arm for arm in arms if arm.name == RAW)
+    steps = plan.ablate.steps or recipe_steps(recipe, raw)
+    rows: dict[str, Row] = {}
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {arm.name: [] for arm in arms}
+    made = {arm.name: _hashes(recipe, arm) for arm in arms}
+    for seed in plan.ablate.seeds:
+        for arm in arms:
+            path = folder / arm.name / f"seed-{seed}"
+            first = found[arm.name][0][0] if found[arm.name] else None
+            run = recipe_of(recipe, arm, path, seed, steps, plan.ablate.validations)
+            data, words = made[arm.name]
+            found[arm.name].append((path, finished_run(run, data, words=words, beside=first, quiet=quiet)))
+    rows = {name: Row(name, tuple(p for p, _ in runs), tuple(r for _, r in runs)) for name, runs in found.items()}
+    return {"dir": str(folder), "steps": steps, **table(rows, arms, plan, recipe)}
+
+
+def from_arguments(
+    path: str, plan_path: str, overrides: Sequence[str], to: str | None = None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """``largerec ablate DATA --plan PLAN``: :func:`ablate` with its page ``ablate.html`` and ``ablate.json``; ``to``: a further
+    file.
+
+    ``DATA`` is a path, or ``-`` for what the recipe says. The folder is ``run.dir``, or ``runs/ablate/PLAN``.
+
+    Raises:
+        LargeRecError: as :func:`ablate`, or an override is not for an ablation.
+    """
+    for override in overrides:
+        if override.startswith(("seed=", "run.overwrite=", "run.compare=", "split.", "train.max_", "train.patience")):
+            key = override.partition("=")[0]
+            raise LargeRecError(
+                f"{override!r} is not for an ablation: seeds and steps are the plan's (ablate.seeds, ablate.steps), the split is "
+                f"the recipe's, and no run is replaced. Leave {key} out."
+            )
+    chosen = [] if path == "-" else [f"data.path={path}"]
+    plan, recipe = load_ablation(plan_path, [*overrides, *chosen])
+    given = apply_overrides({}, [one for one in overrides if one.startswith("run.dir=")]).get("run", {}).get("dir")
+    folder = Path(given or f"{FOLDER}/{Path(plan_path).stem}")
+    command = ["largerec ablate", "-" if path == "-" else "<data>", f"--plan {plan_path}", *overrides]
+    found = {"name": Path(plan_path).stem, "date": datetime.now(UTC).date().isoformat(), "hardware": processor()}
+    found |= {"command": " ".join(command)} | ablate(plan, recipe, folder, quiet=quiet)
+    found["report"] = str(ablated_page(found, folder / "ablate.html"))
+    for target in (folder / "ablate.json", *([Path(to)] if to else [])):
+        write_json(target, found)
+    return found
+
+
+# --- logs
+
+
+def base_logs(plan: AblationPlan, recipe: Recipe, folder: Path) -> list[Arm]:
+    """The log with its split written into it, training rows first: ``raw``, and with faults ``clean`` before it.
+
+    Raises:
+        LargeRecError: the folder holds the ablation of another log.
+    """
+    log = load_log(recipe.data)
+    stage = stage_column(log, recipe.split)
+    order = pl.concat([(stage == "train").arg_true(), (stage != "train").arg_true()])
+    clean = EventLog(log.events.with_columns(stage.alias(STAGE_COLUMN))[order], log.items, log.time_kind, log.notes, log.source)
+    logs = {RAW: clean}
+    if plan.ablate.faults.any:
+        logs = {CLEAN: clean, RAW: with_training_faults(clean, plan.ablate.faults)}
+    return [Arm(name, str(_kept(one, folder / "logs" / f"{name}.parquet")), 0.0, _counts(one)) for name, one in logs.items()]
+
+
+def _kept(log: EventLog, path: Path) -> Path:
+    """Write a log beside the hash of its content, or find the same one there."""
+    content, mark = content_hash(log.events, log.items), path.with_suffix(".sha256")
+    if mark.is_file():
+        if mark.read_text(encoding="utf-8").strip() != content:
+            raise LargeRecError(
+                f"{path} is another log than the one that is given now (or has other faults or another split); an ablation goes "
+                "on with what it began. Choose another run.dir, or remove the folder."
+            )
+        return path
+    log.write(path)
+    mark.write_text(content + "\n", encoding="utf-8")
+    return path
+
+
+def _counts(log: EventLog) -> dict[str, Any]:
+    train = log.events.filter(pl.col(STAGE_COLUMN) == "train")
+    return {"training_rows": train.height, "steps": []}
+
+
+def version_arm(version: VersionOptions, plan: AblationPlan, folder: Path) -> Arm:
+    """Take a version's steps on the raw log; versions whose steps begin alike share what they have in common."""
+    seconds, known = folder / "versions" / "seconds.json", dict[str, float]()
+    if seconds.is_file():
+        known = json.loads(seconds.read_text(encoding="utf-8"))
+    source = DataOptions(path=str(folder / "logs" / f"{RAW}.parquet"))
+    total, document = 0.0, dict[str, Any]()
+    for count in range(1, len(version.step) + 1):  # one more step at a time, so that each is timed once
+        started = time.perf_counter()
+        steps = Plan(seed=plan.seed, split=SplitOptions(protocol="given"), step=version.step[:count])
+        document = curate(source, steps, folder / "versions")
+        last = document["versions"][-1]
+        if not last["reused"] or last["version"] not in known:
+            known[last["version"]] = round(time.perf_counter() - started, 2)
+            write_json(seconds, known)
+        total += known[last["version"]]
+    told = [{"step": one["step"], "rows": one["rows"], "facts": one["facts"]} for one in document["versions"][1:]]
+    facts = {"training_rows": document["versions"][-1]["stages"]["train"], "steps": told}
+    return Arm(version.name, document["log"], round(total, 2), facts)
+
+
+# --- runs
+
+
+def recipe_of(recipe: Recipe, arm: Arm, path: Path, seed: int, steps: int, validations: int) -> Recipe:
+    """The recipe on a version: the split that it carries, so many steps whatever its size, validated at equal steps."""
+    split = SplitOptions(protocol="given", positives=recipe.split.positives, targets=recipe.split.targets)
+    train = recipe.train.model_copy(
+        update={
+            "max_epochs": UNBOUNDED,
+            "max_steps": steps,
+            "evaluate_every": max(1, -(-steps // validations)),
+            "patience": UNBOUNDED,
+        }
+    )
+    data = DataOptions(path=arm.log)
+    return placed(recipe, path, seed).model_copy(update={"data": data, "split": split, "train": train, "name": arm.name})
+
+
+def recipe_steps(recipe: Recipe, raw: Arm) -> int:
+    """The steps that the recipe plans on the raw log."""
+    one = recipe_of(recipe, raw, Path("unused"), 0, 1, 1)
+    sequences = build_sequences(load_log(one.data), one.split, one.tasks)
+    token_of_item = AtomicTokenizer.fit(sequences).encode(sequences.item_ids)
+    whole = recipe.train.max_epochs * len(TrainingBatches(sequences, token_of_item, recipe.batch, recipe.seed).windows_of(0))
+    return min(recipe.train.max_steps or whole, whole)
+
+
+def _hashes(recipe: Recipe, arm: Arm) -> tuple[str, str | None]:
+    one = recipe_of(recipe, arm, Path("unused"), 0, 1, 1)
+    log = load_log(one.data)
+    sequences = build_sequences(log, one.split, one.tasks)
+    item_ids = AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
+    return data_hash(sequences), words_hash(log.items, item_ids, recipe.model.side.columns)
+
+
+# --- the table
+
+
+def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, recipe: Recipe) -> dict[str, Any]:
+    """Means, paired gains over ``raw`` with intervals over users and seeds, and verdicts; with faults, costs and shares won back.
+
+    A version helps (or hurts) if its gain's interval at a level corrected for the number of versions (Bonferroni) leaves out 0.
+    """
+    metric, options = recipe.train.metric, plan.ablate
+    values, user_N = _values(rows, metric)
+    tried = max(1, len(plan.version))
+    made = {"samples": options.bootstrap_samples, "seed": recipe.seed}
+    paired = Paired(values, user_N, level=options.level, **made)
+    strict = Paired(values, user_N, level=1 - (1 - options.level) / tried, **made)
+    documents = []
+    for arm in arms:
+        row = rows[arm.name]
+        document: dict[str, Any] = {
+            "name": arm.name,
+            "log": arm.log,
+            **arm.facts,
+            "validation": _mean(row.results, "validation"),
+            "test": _mean(row.results, "test"),
+            metric: paired.of(lambda mean, name=arm.name: mean[name]),  # type: ignore[misc]
+            "seconds": {"cure": arm.seconds, "train": round(float(np.mean([one["train_seconds"] for one in row.results])), 1)},
+            "train_tokens": float(np.mean([one["train_tokens"] for one in row.results])),
+            "runs": [
+                {"dir": str(path), **{name: one[name] for name in ("seed", "steps", "best_step", "train_seconds", "test")}}
+                for path, one in zip(row.folders, row.results, strict=True)
+            ],
+        }
+        if arm.name != RAW:
+            document["gain"] = paired.gain(arm.name, RAW)
+        if arm.name not in (RAW, CLEAN):
+            document["verdict"] = verdict(strict.gain(arm.name, RAW)["difference"])
+            if options.faults.any:
+                document["won_back"] = paired.of(
+                    lambda mean, name=arm.name: (mean[name] - mean[RAW]) / (mean[CLEAN] - mean[RAW])  # type: ignore[misc]
+                )
+        documents.append(document)
+    found: dict[str, Any] = {
+        "metric": metric,
+        "protocol": recipe.split.protocol,
+        "targets": rows[RAW].results[0]["targets"]["n"],
+        "seeds": list(options.seeds),
+        "level": options.level,
+        "versions_tried": tried,
+        "threads": torch.get_num_threads(),
+        "rows": documents,
+    }
+    if options.faults.any:
+        cost = paired.of(lambda mean: 1 - mean[RAW] / mean[CLEAN])
+        found["faults"] = {"put_in": options.faults.model_dump(exclude_defaults=True), "cost": cost}
+    return found
+
+
+def verdict(difference: Mapping[str, float | None]) -> str:
+    """In words, by an interval: helps, hurts, or no sign that it helps."""
+    low, high = difference["low"], difference["high"]
+    if low is not None and low > 0:
+        return "helps"
+    if high is not None and high < 0:
+        return "hurts"
+    return "no sign that it helps"
+
+
+def _mean(results: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
+    return {name: float(np.mean([one[part][name] for one in results])) for name in results[0][part]}
+
+
+def _values(rows: Mapping[str, Row], metric: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The metric of each row, seed and test target [S, N], targets in one order; and the user of each.
+
+    Raises:
+        LargeRecError: two rows were not asked the same targets.
+    """
+    kind, _, k = metric.partition("@")
+    function = {"ndcg": metrics.ndcg, "recall": metrics.recall, "mrr": metrics.mrr}[kind]
+    first, values = None, dict[str, np.ndarray]()
+    for name, row in rows.items():
+        ranks = row_ranks(row)
+        # Users are numbered by their first event, which a cure may take out: the order of targets is by their keys instead.
+        ranks = ranks.with_columns(pl.int_range(pl.len()).over(KEYS).alias("again")).sort([*KEYS, "again"])
+        keys = ranks.select(*KEYS, "again")
+        first = keys if first is None else first
+        if not keys.equals(first):
+            raise LargeRecError(f"{name} was not asked the same test targets as {next(iter(rows))}; a version must keep them.")
+        columns = [one for one in ranks.columns if one.startswith("rank ")]
+        values[name] = np.stack([function(ranks[one].to_numpy(), int(k)) for one in columns])
+    assert first is not None
+    return values, first["user_id"].rank("dense").cast(pl.Int64).to_numpy()

@@ -1,0 +1,187 @@
+"""Ablations: rows are paired and trained alike, faults stay out of the test, nothing is made twice."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import polars as pl
+import pytest
+from logs import random_log
+from runs import TINY
+from test_report import assert_safe
+from typer.testing import CliRunner
+
+from largerec import ablate as module
+from largerec import compare
+from largerec.ablate import ablate, from_arguments, load_ablation, verdict
+from largerec.cli import app
+from largerec.curate.taking import stage_column
+from largerec.datasets import DataOptions, load_log
+from largerec.errors import LargeRecError
+from largerec.events import EventLog
+from largerec.faults import LABEL, FaultOptions
+from largerec.faulty import with_training_faults
+from largerec.sequences import STAGE_COLUMN, SplitOptions
+from largerec.simulate import SimulateOptions, simulate
+
+PLAN = """
+seed = 1
+[ablate]
+recipe = "tiny.toml"
+seeds = [0, 1]
+steps = 24
+validations = 2
+[ablate.faults]
+misclicks = 0.1
+duplicates = 0.1
+bots = 0.05
+[[version]]
+name = "nothing"
+step = [{name = "misclicks", score = 1000.0}]
+[[version]]
+name = "rules"
+step = [{name = "duplicates"}, {name = "bots"}]
+[[version]]
+name = "rules-truncated"
+step = [{name = "duplicates"}, {name = "bots"}, {name = "truncated-loss", learner = {width = 8, heads = 1, epochs = 2}}]
+"""
+
+
+def written(folder: Path, plan: str = PLAN) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
+    (folder / "plan.toml").write_text(plan, encoding="utf-8")
+    return folder / "plan.toml"
+
+
+@functools.cache
+def finished() -> tuple[Path, dict[str, Any]]:
+    """One ablation that the tests of a process share."""
+    folder = Path(mkdtemp(prefix="largerec-ablate-"))
+    found = from_arguments("-", str(written(folder)), [f"run.dir={folder / 'runs'}"], quiet=True)
+    return folder, found
+
+
+def row(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in found["rows"] if one["name"] == name)
+
+
+def test_rows_are_trained_alike_and_asked_alike() -> None:
+    """The same seeds, steps and targets in every row; only training rows differ."""
+    _, found = finished()
+    assert [one["name"] for one in found["rows"]] == ["clean", "raw", "nothing", "rules", "rules-truncated"]
+    for one in found["rows"]:
+        assert [run["seed"] for run in one["runs"]] == [0, 1] and {run["steps"] for run in one["runs"]} == {24}
+        logs = [load_log(DataOptions(path=log)).events for log in (one["log"], row(found, "clean")["log"])]
+        held = [log.filter(pl.col(STAGE_COLUMN) != "train").select("user_id", "item_id", "timestamp", "stage") for log in logs]
+        assert held[0].equals(held[1])
+    assert row(found, "rules")["training_rows"] < row(found, "raw")["training_rows"]
+    assert [one["step"]["name"] for one in row(found, "rules-truncated")["steps"]] == ["duplicates", "bots", "truncated-loss"]
+
+
+def test_a_cure_that_changes_nothing_gains_exactly_nothing_and_is_said_not_to_help() -> None:
+    _, found = finished()
+    nothing = row(found, "nothing")
+    assert nothing["training_rows"] == row(found, "raw")["training_rows"]
+    assert nothing["gain"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert nothing["verdict"] == "no sign that it helps"
+
+
+def test_costs_and_shares_are_of_the_means_that_are_shown() -> None:
+    _, found = finished()
+    clean, raw, rules = (row(found, name)["test"]["ndcg@10"] for name in ("clean", "raw", "rules"))
+    assert found["faults"]["cost"]["value"] == pytest.approx(1 - raw / clean)
+    assert row(found, "rules")["won_back"]["value"] == pytest.approx((rules - raw) / (clean - raw))
+    assert row(found, "rules")["gain"]["relative"]["value"] == pytest.approx(rules / raw - 1)
+    gain = row(found, "rules")["gain"]["difference"]
+    assert gain["low"] < gain["value"] < gain["high"]
+
+
+def test_the_same_command_makes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, found = finished()
+    monkeypatch.setattr(compare, "train", lambda *_a, **_k: pytest.fail("a finished run was made again"))
+    monkeypatch.setattr(compare, "evaluate", lambda *_a, **_k: pytest.fail("the test was looked at again"))
+    again = from_arguments("-", str(folder / "plan.toml"), [f"run.dir={folder / 'runs'}"], quiet=True)
+    assert again == found
+    assert all(json.loads((Path(run["dir"]) / "result.json").read_text())["n_test_evaluations"] == 1
+               for one in again["rows"] for run in one["runs"])  # fmt: skip
+
+
+def test_another_log_in_the_same_folder_is_refused() -> None:
+    folder, _ = finished()
+    plan, recipe = load_ablation(folder / "plan.toml", ["data.simulate.seed=5"])
+    with pytest.raises(LargeRecError, match="another log than the one that is given now"):
+        ablate(plan, recipe, folder / "runs", quiet=True)
+
+
+def test_the_page_and_the_table_say_it() -> None:
+    folder, found = finished()
+    shown = assert_safe((folder / "runs" / "ablate.html").read_text(encoding="utf-8"))
+    assert "no sign that it helps" in shown.words and "The faults cost" in shown.words and "rules-truncated" in shown.words
+    done = CliRunner().invoke(app, ["ablate", "-", "--plan", str(folder / "plan.toml"), f"run.dir={folder / 'runs'}"])
+    assert done.exit_code == 0, done.output
+    assert "no sign that it" in done.output and "The faults cost" in done.output
+    assert json.loads((folder / "runs" / "ablate.json").read_text())["rows"] == json.loads(json.dumps(found["rows"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('name = "rules"', 'name = "raw"'), "version name 'raw'"),
+        (('name = "duplicates"}, {name = "bots"}]', 'name = "dupes"}]'), "version 'rules'"),
+        (("seeds = [0, 1]", "seeds = [0, 0]"), "ablate.seeds"),
+        (("validations = 2", "validation = 2"), "did you mean 'validations'"),
+        (('recipe = "tiny.toml"', 'recipe = "tinny.toml"'), "tinny.toml"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    with pytest.raises(LargeRecError, match=said):
+        load_ablation(written(tmp_path, PLAN.replace(*change, 1)))
+
+
+def test_what_an_ablation_decides_cannot_be_overridden(tmp_path: Path) -> None:
+    with pytest.raises(LargeRecError, match=r"ablate\.steps"):
+        from_arguments("-", str(written(tmp_path)), ["train.max_steps=5"])
+
+
+def test_verdicts_follow_the_interval() -> None:
+    assert verdict({"low": 0.001, "high": 0.01}) == "helps"
+    assert verdict({"low": -0.01, "high": -0.001}) == "hurts"
+    assert verdict({"low": -0.001, "high": 0.01}) == verdict({"low": None, "high": None}) == "no sign that it helps"
+
+
+def test_the_recipes_own_steps_are_counted_on_the_raw_log(tmp_path: Path) -> None:
+    plan, recipe = load_ablation(written(tmp_path), ["train.max_epochs=3"])
+    arms = module.base_logs(plan, recipe, tmp_path / "runs")
+    steps = module.recipe_steps(recipe, arms[-1])
+    assert steps % 3 == 0 and steps > 20
+    assert (
+        module.recipe_steps(recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 7})}), arms[-1]) == 7
+    )
+
+
+# --- faults in training rows
+
+
+def staged(log: EventLog) -> EventLog:
+    stage = stage_column(log, SplitOptions())
+    events = log.events.with_columns(stage.alias(STAGE_COLUMN))
+    return EventLog(events, log.items, log.time_kind, log.notes, log.source)
+
+
+@pytest.mark.parametrize("log", [random_log(users=20, events=400), simulate(SimulateOptions(users=60, items=80, events=900))])
+def test_faults_go_into_training_rows_and_leave_the_split_whole(log: EventLog) -> None:
+    """Evaluation rows stay in place and value; no training row comes to lie behind what its user is asked; bots are new users."""
+    options = FaultOptions(misclicks=0.1, duplicates=0.1, clock_errors=0.3, bots=0.2)
+    before = staged(log)
+    after = with_training_faults(before, options)
+    kept, held = (one.events.filter(pl.col(STAGE_COLUMN) != "train") for one in (after, before))
+    assert kept.drop(LABEL).equals(held.select(kept.drop(LABEL).columns)) and kept[LABEL].null_count() == kept.height
+    assert set(after.events[LABEL].drop_nulls()) == {"misclick", "duplicate", "clock error", "bot"}
+    stage_column(after, SplitOptions(protocol="given"))  # raises where a stage falls within a user
+    bots = after.events.filter(pl.col(LABEL) == "bot")["user_id"]
+    assert not set(bots) & set(log.events["user_id"])
