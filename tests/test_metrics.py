@@ -390,7 +390,9 @@ def test_slices_refuse_uneven_and_negative_rows() -> None:
 
 
 def test_options_default_and_accept_a_list() -> None:
-    assert EvaluateOptions().model_dump() == {"k": (5, 10, 20), "bootstrap_samples": 1000, "level": 0.95}
+    options = EvaluateOptions()
+    assert (options.k, options.bootstrap_samples, options.level) == ((5, 10, 20), 1000, 0.95)
+    assert options.conditioned == 0 and options.exposure.by is None
     assert EvaluateOptions.model_validate({"k": [1, 10]}).k == (1, 10)
 
 

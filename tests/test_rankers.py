@@ -224,6 +224,7 @@ def test_the_commands_speak_of_tasks_alone(tmp_path: Path) -> None:
         (("features.where=input",), "leave features.where out"),
         (("head.similarity=cosine",), "scores of the catalogue"),
         (("train.recompute=true",), "has no blocks"),
+        (("optim.transfer=mup",), "no rules for the layers"),
         (("run.compare=['hstu']",), "'din' only ranks, and needs other"),
         (("features.width=8",), "features.width=8 and model.width=16"),
         (("model.size=small",), "says nothing of 'din'"),

@@ -12,7 +12,7 @@ from test_models import fitting
 
 from largerec.engine import load
 from largerec.errors import LargeRecError
-from largerec.models import FAMILIES
+from largerec.models import RETRIEVING
 from largerec.optim import derived_learning_rate
 from largerec.progress import Progress
 from largerec.recipe import Recipe, recipe_from
@@ -28,7 +28,7 @@ def trainer(folder: Path, width: int, *overrides: str) -> Trainer:
         return Trainer(tiny_recipe(folder / f"w{width}{len(overrides)}", *options), progress)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", RETRIEVING)
 def test_matrices_whose_inputs_grow_are_touched_and_nothing_else(family: str, tmp_path: Path) -> None:
     document = tiny_recipe(tmp_path / "run").to_json()
     document["model"] = {"name": family, "depth": 1, **fitting(family, {"width": 32, "heads": 2})}

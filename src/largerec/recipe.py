@@ -203,6 +203,8 @@ class Recipe(Options):
                 f"lists of shown items and evaluate.exposure are measured beside retrieval, and model.name={name!r} only ranks; "
                 "leave lists and evaluate.exposure out."
             )
+        if self.optim.transfer == "mup":
+            raise LargeRecError(f"optim.transfer='mup' has no rules for the layers of {name!r}; leave it out.")
         if self.train.recompute:
             raise LargeRecError(f"train.recompute works block by block, and {name!r} has no blocks; leave it out.")
         if self.features.where == "input":
