@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from quality import processor
 from rich.console import Console
 from scipy.stats import rankdata
 
@@ -236,7 +235,7 @@ def main() -> None:
         "logs": logs,
         "misclick_oracle": oracles,
         "polars": pl.__version__,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "hardware": processor(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python benchmarks/audit_detectors.py --seeds {' '.join(map(str, given.seeds))} "
         f"--logs {' '.join(given.logs)}",

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from audit_detectors import Observed, auc, scored
+from quality import processor
 from rich.console import Console
 
 from largerec.audit import misclicks
@@ -90,7 +89,7 @@ def main() -> None:
         "misclicks": SHARE,
         "seeds": seeds,
         "worst_share": min(row["share"] for row in seeds.values()),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "hardware": processor(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python benchmarks/denoise_oracle.py --seeds {' '.join(map(str, given.seeds))} --most {given.most}",
     }
