@@ -14,7 +14,7 @@ from logs import chain_log, random_log
 from runs import tiny_recipe
 from typer.testing import CliRunner
 
-from largerec import forgetting, manifest
+from largerec import cures, forgetting, manifest
 from largerec.cli import app
 from largerec.curate import curate, versions
 from largerec.curate.plan import plan_from
@@ -212,9 +212,15 @@ def test_dropped_rows_may_hold_any_character(place: Path) -> None:
 def test_rows_that_a_step_made_go_and_are_counted(tmp_path: Path) -> None:
     chain_log(users=12, length=9).write(tmp_path / "log.parquet")
     learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
-    plan = plan_from({"step": [{"name": "regenerate", "styles": 2, "learner": learner}]})
+    plan = plan_from(
+        {"step": [{"name": "recency", "half_life_days": 1}, {"name": "regenerate", "styles": 2, "learner": learner}]}
+    )
     last = Path(curate(DataOptions(path=str(tmp_path / "log.parquet")), plan)["log"])
-    made = pl.read_parquet(last / "events.parquet")["source_row"].null_count()
+    events = pl.read_parquet(last / "events.parquet")
+    made = events["source_row"].null_count()
+    back = versions.read(Path(restore(last, Named(user_id="u3"))["dir"])).log.events
+    assert back.drop("train_weight").equals(events.drop("train_weight")), "made rows keep their place behind the others"
+    shutil.rmtree(next(last.parent.glob("*-restore-*")))
     found = {Path(one["folder"]).name: one["rows"] for one in forget(last.parent, "u3")["folders"]}
     assert found[last.name] == 9 + made > 9
     left = pl.read_parquet(last / "events.parquet")
