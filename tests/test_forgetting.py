@@ -211,6 +211,7 @@ def test_dropped_rows_may_hold_any_character(place: Path) -> None:
 
 def test_rows_that_a_step_made_go_and_are_counted(tmp_path: Path) -> None:
     chain_log(users=12, length=9).write(tmp_path / "log.parquet")
+    assert cures.STEPS, "plans know the steps that train"
     learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
     plan = plan_from(
         {"step": [{"name": "recency", "half_life_days": 1}, {"name": "regenerate", "styles": 2, "learner": learner}]}
