@@ -24,7 +24,7 @@ from largerec.cures.sequence_denoise import estimated_share
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import LABEL, FaultOptions, with_faults
-from largerec.learner import LearnerOptions
+from largerec.learner import Learner, LearnerOptions
 from largerec.options import Options
 from largerec.sequences import STAGE_COLUMN, WEIGHT_COLUMN, SplitOptions
 from largerec.simulate import SimulateOptions, simulate
@@ -148,6 +148,17 @@ def test_rows_that_are_only_history_stay_out_of_the_loss() -> None:
     assert sequences_of(training).weight_N is None
     weight_N = sequences_of(weighed).weight_N
     assert weight_N is not None and weight_N.sum() == (~noise).sum()
+    masked = Learner(sequences_of(training), TINY).learn(lambda loss, row, epoch: loss.new_tensor(weight_N[row.numpy()]))
+    assert np.array_equal(Learner(sequences_of(weighed), TINY).learn().losses(), masked.losses(), equal_nan=True)
+
+
+def test_what_a_step_made_is_no_question_of_the_personaliser() -> None:
+    rows = [(f"u{n}", item, START_MS + at) for n in range(20) for at, item in enumerate(("a", "b", "c"))]
+    log = log_of(rows)
+    made = replace(log, events=log.events.with_columns(pl.lit(True).alias(MADE)))
+    cures.PersonaliseStep(learner=TINY).change(training_of(log))
+    with pytest.raises(LargeRecError, match="is of the log itself"):
+        cures.PersonaliseStep(by=MADE, learner=TINY).change(training_of(made))
 
 
 # --- parts with known answers

@@ -14,7 +14,7 @@ from logs import chain_log, random_log
 from runs import tiny_recipe
 from typer.testing import CliRunner
 
-from largerec import forgetting, manifest
+from largerec import cures, forgetting, manifest
 from largerec.cli import app
 from largerec.curate import curate, versions
 from largerec.curate.plan import plan_from
@@ -173,6 +173,59 @@ def test_a_run_without_histories_is_known_by_its_data_hash(place: Path) -> None:
     (place / "runs" / "bare" / "histories.parquet").unlink()
     found = {Path(one["run"]).name: one for one in forget(place / "data", PERSON, place / "runs")["runs"]}
     assert found["bare"]["trained_on"] and (place / "runs" / "bare" / "forgotten.json").is_file()
+
+
+def test_a_run_on_sessions_loses_the_person_under_every_id(place: Path) -> None:
+    sessions = next((place / "data").rglob("02-sessions-*"))
+    recipe = tiny_recipe(place / "runs" / "cut", f"data.path={sessions}", "split.protocol=given", "train.max_epochs=1")
+    train(recipe, quiet=True)
+    assert pl.read_parquet(place / "runs" / "cut" / "histories.parquet")["user_id"].str.starts_with(f"{PERSON}~").any()
+    forget(place / "data", PERSON, place / "runs")
+    assert files_that_name(place, PERSON) == []
+
+
+def test_what_else_stands_in_a_folder_stays(place: Path) -> None:
+    own = place / "data" / "import"
+    (own / "notes.txt").write_text("mine")
+    shutil.move(next((place / "data").glob("*.versions")), own / "versions")
+    inside = sorted(path.relative_to(own) for path in own.rglob("*"))
+    found = forget(own, PERSON)
+    assert sorted(path.relative_to(own) for path in own.rglob("*")) == inside and len(found["folders"]) == 7
+    assert (own / "notes.txt").read_text() == "mine" and files_that_name(own, PERSON) == []
+
+
+def test_a_folder_that_a_kill_left_under_its_other_name_is_found(place: Path) -> None:
+    own = place / "data" / "import"
+    own.rename(own.with_name(".import.1.old"))
+    assert len(forget(own, PERSON)["folders"]) == 1
+    assert files_that_name(own, PERSON) == [] and not own.with_name(".import.1.old").exists()
+
+
+def test_dropped_rows_may_hold_any_character(place: Path) -> None:
+    file = place / "data" / "import" / "dropped.jsonl"
+    line = json.dumps({"content": {"user_id": "u3", "item_id": "a\u2028b\x85c"}}, ensure_ascii=False) + "\n"
+    file.write_text(file.read_text(encoding="utf-8") + line, encoding="utf-8")
+    forget(place / "data", PERSON)
+    assert file.read_text(encoding="utf-8").endswith(line) and PERSON not in file.read_text(encoding="utf-8")
+
+
+def test_rows_that_a_step_made_go_and_are_counted(tmp_path: Path) -> None:
+    chain_log(users=12, length=9).write(tmp_path / "log.parquet")
+    assert cures.STEPS, "plans know the steps that train"
+    learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
+    plan = plan_from(
+        {"step": [{"name": "recency", "half_life_days": 1}, {"name": "regenerate", "styles": 2, "learner": learner}]}
+    )
+    last = Path(curate(DataOptions(path=str(tmp_path / "log.parquet")), plan)["log"])
+    events = pl.read_parquet(last / "events.parquet")
+    made = events["source_row"].null_count()
+    back = versions.read(Path(restore(last, Named(user_id="u3"))["dir"])).log.events
+    assert back.drop("train_weight").equals(events.drop("train_weight")), "made rows keep their place behind the others"
+    shutil.rmtree(next(last.parent.glob("*-restore-*")))
+    found = {Path(one["folder"]).name: one["rows"] for one in forget(last.parent, "u3")["folders"]}
+    assert found[last.name] == 9 + made > 9
+    left = pl.read_parquet(last / "events.parquet")
+    assert left.height == 11 * 9 and left["source_row"].null_count() == 0
 
 
 @pytest.mark.parametrize("after", range(0, 15, 2))

@@ -24,15 +24,20 @@ from largerec.train import train
 WIDTH = 8
 
 
-def asked(mode: Mode, weight: float = 0.5) -> tuple[TaskHeads, Batch, list[torch.Tensor]]:
+def asked(
+    mode: Mode, weight: float = 0.5, weight_M: np.ndarray | None = None, kept_B: np.ndarray | None = None
+) -> tuple[TaskHeads, Batch, list[torch.Tensor]]:
     """Heads, a batch of two users of which some events are no positives, and random states, queries and tables."""
     torch.manual_seed(0)
     heads = TaskHeads(RankingOptions(hard_negatives=weight), TASKS, WIDTH, mode)
     for parameter in heads.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
     rows = rows_of(mode)
-    rows = replace(rows, positive_M=np.arange(len(rows.token_M)) % 3 > 0)
-    batch = pack_training(rows, np.array([0, 9]), np.array([8, 14]))
+    rows = replace(rows, positive_M=np.arange(len(rows.token_M)) % 3 > 0, weight_M=weight_M)
+    if kept_B is not None:
+        assert rows.label_MA is not None
+        rows = replace(rows, label_MA=np.maximum(rows.label_MA, 0), positive_M=np.arange(len(rows.token_M)) % 3 == 0)
+    batch = pack_training(rows, np.array([0, 9]), np.array([8, 14]), kept_B)
     assert batch.loss_mask_T is not None and 0 < batch.loss_mask_T.sum() < batch.n_tokens
     states = [torch.randn(batch.n_tokens, WIDTH), torch.randn(int(batch.loss_mask_T.sum()), WIDTH), torch.randn(15, WIDTH)]
     return heads, batch, states
@@ -45,6 +50,7 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
     heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
     keys_VD = F.normalize(table_VD, dim=1)
     assert batch.loss_mask_T is not None and batch.target_T is not None and batch.action_T is not None
+    assert batch.task_label_TA is not None
     each, total = 2 if mode == "interleaved" else 1, 0.0
     targets = batch.loss_mask_T.nonzero()[:, 0].tolist()
     for query_D, at in zip(queries_PD, targets, strict=True):
@@ -52,7 +58,8 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
         summed = 1.0
         for token in range(int(batch.offsets_B1[user]), int(batch.offsets_B1[user + 1])):
             asks = not batch.loss_mask_T[token] and (each == 1 or batch.action_T[token])
-            if not asks or batch.target_T[token] == batch.target_T[at]:
+            unknown = asks and (batch.task_label_TA[token + each - 1] < 0).all()
+            if not asks or unknown or batch.target_T[token] == batch.target_T[at]:
                 continue
             state = hidden_TD[[token + each - 1]]
             p = heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1].item()
@@ -76,9 +83,22 @@ def test_gradients_go_to_retrieval_alone(mode: Mode) -> None:
 def test_without_a_weight_or_without_negatives_there_is_nothing(mode: Mode) -> None:
     heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode, weight=0.0)
     assert float(hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, table_VD)) == 0
-    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
-    out = replace(batch, weight_T=torch.zeros(batch.n_tokens))  # all others were curated away
-    assert float(hard_negative_loss(heads, out, hidden_TD, queries_PD, table_VD, table_VD)) == 0
+    away_M = (np.arange(30) % 3 > 0).astype(np.float32)  # all others were curated away, so that the weights left are alike
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode, weight_M=away_M)
+    assert batch.weight_T is None
+    assert float(hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, table_VD)) == 0
+
+
+def test_in_a_thinned_window_no_event_is_judged_by_the_token_of_another() -> None:
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked("interleaved", kept_B=np.array([6, 4]))
+    assert batch.target_row_T is not None and batch.action_T is not None and batch.loss_mask_T is not None
+    asks_T = batch.action_T & ~batch.loss_mask_T
+    own_T = asks_T & (batch.target_row_T.roll(-1) == batch.target_row_T)
+    assert own_T.any() and (asks_T & ~own_T).any()
+    strange_TD = hidden_TD.clone()
+    strange_TD[1 + (asks_T & ~own_T).nonzero()[:, 0]] += 5.0
+    found = [hard_negative_loss(heads, batch, states, queries_PD, table_VD, table_VD) for states in (hidden_TD, strange_TD)]
+    assert found[0] == found[1] > 0
 
 
 @each_mode

@@ -327,6 +327,18 @@ def test_tasks_score_shown_items_as_rank_serves_them(mode: str, tmp_path: Path) 
         assert np.isneginf(score_S[own][~known]).all()
 
 
+def test_a_run_that_learned_no_task_is_measured_all_the_same(tmp_path: Path) -> None:
+    """``ranking.weight=0`` only reads what was done: its lists and its weighted estimates have no tasks, and no error."""
+    listed_log().events.write_parquet(tmp_path / "log.parquet")
+    split = ["split.protocol=timeline", "split.validation_from=50%", "split.test_from=75%", "lists.items=shown_items"]
+    task = ["tasks.low.where=item_id < 15", "batch.actions=summed", "ranking.weight=0", "train.max_steps=2"]
+    rest = [f"data.path={tmp_path / 'log.parquet'}", f"data.random={tmp_path / 'log.parquet'}", "evaluate.exposure.by=popularity"]
+    train(tiny_recipe(tmp_path / "run", *split, *task, *rest), quiet=True)
+    found = evaluate(tmp_path / "run")
+    assert set(found["lists"]["scores"]) == {"retrieval"} and found["tasks"] == {}
+    assert "tasks" not in found["exposure"] and "tasks" not in found["random"] and "retrieval" in found["random"]
+
+
 def test_baselines_are_the_rules_they_are_named_for(listed_run: Path) -> None:
     engine = load(listed_run)
     found = rank_lists(engine, "test")

@@ -153,7 +153,7 @@ def evaluate_exposure(
         return document | {"lists": _lists(engine, stage, options, seed)}
     propensity_N = row_propensities(sequences, asked)
     document["retrieval"] = _retrieval(sequences, propensity_N, row_N, rank_N, options, seed)
-    if getattr(engine.scorer, "actions", None) is not None and engine.ranker.learned:
+    if engine.predicts:
         rows = asked_rows(sequences, stage)
         found = {"model": predict_tasks(engine, rows), "item rate": item_rates(engine, rows)}
         document["tasks"] = _tasks(sequences, propensity_N, found, options, seed)

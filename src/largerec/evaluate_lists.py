@@ -17,7 +17,6 @@ from largerec import metrics
 from largerec.bundle import CHOICE, Bundle
 from largerec.choice import ChoiceModel, ListContext, fit_choice, out_of_fold
 from largerec.engine import Engine
-from largerec.engine.scoring import ModelScorer
 from largerec.engine.shown import list_context
 from largerec.list_metrics import chosen_ranks, list_values, places
 from largerec.lists import ShownLists
@@ -65,8 +64,7 @@ def task_scores(engine: Engine, lists: ShownLists) -> dict[str, np.ndarray]:
 
     Items outside the catalogue, which it refuses, get -inf.
     """
-    scorer = engine.scorer
-    if not isinstance(scorer, ModelScorer) or scorer.model.task_heads is None:
+    if not engine.predicts:
         return {}
     ranker = engine.ranker
     names = {column: f"task {ranker.names[column]}" for column in ranker.learned}

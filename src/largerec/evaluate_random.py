@@ -16,7 +16,7 @@ from largerec.batches import KnownOfEvents, TokenRows, ranges
 from largerec.bundle import RANDOM, Bundle
 from largerec.datasets import load_random
 from largerec.engine import Engine
-from largerec.engine.scoring import ModelScorer, Queries, mask_seen, query_blocks, ranks
+from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks
 from largerec.metrics import EvaluateOptions
 from largerec.random_log import random_table
 from largerec.recipe import Recipe
@@ -107,7 +107,7 @@ def evaluate_random(engine: Engine, table: pl.DataFrame, options: EvaluateOption
         how: dict[str, Any] = {"level": options.level, "samples": options.bootstrap_samples, "seed": seed}
         means = {name: float(value.mean()) for name, value in values.items()}
         document["retrieval"] = means | {"n": len(asked), "intervals": metrics.bootstrap_intervals(values, user_R[asked], **how)}
-    if isinstance(engine.scorer, ModelScorer) and engine.scorer.model.task_heads is not None and engine.ranker.learned:
+    if engine.predicts:
         document["tasks"] = _tasks(engine, table, queries, token_R, user_R, options, seed)
     return document
 

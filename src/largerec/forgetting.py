@@ -45,12 +45,12 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     """
     folder = Path(folder).expanduser().resolve()
     below = [folder, *([Path(runs).expanduser().resolve()] if runs is not None else [])]
+    _remove_leftovers(folder)  # first: a kill may have left the folder itself under its other name
     for place in below:
         if not place.is_dir():
             raise LargeRecError(
                 f"{place}: there is no such folder; give one that `largerec data import` or `largerec curate` wrote."
             )
-    _remove_leftovers(folder)
     ours = sorted((path.parent for path in folder.rglob(manifest.MANIFEST)), key=_by_number)
     ours = [
         place for place in ours if (document := manifest.read(place)) is not None and document.get("kind") in ("log", "version")
@@ -62,8 +62,9 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     contents: dict[Path, str] = {}
+    # Runs first: only versions know which ids the steps of a chain gave to the person, so they go last.
+    marked = [] if runs is None else _forget_in_runs(below[-1], user_id, _other_ids(ours, user_id), now)
     changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
-    marked = [] if runs is None else _forget_in_runs(below[-1], user_id, now)
     if not changed and not marked:
         raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
     sources = {str(document["source"]) for place in ours if (document := manifest.read(place)) and document.get("source")}
@@ -116,6 +117,7 @@ def _forget_in_folder(place: Path, user_id: str, now: str, contents: dict[Path, 
         rows = (_version if document["kind"] == "version" else _import)(place, fresh, user_id, now, document)
         if not rows and not moved:
             return None
+        _bring_along(place, fresh, document)
         made = manifest.read(fresh)
         assert made is not None
         place.rename(old)
@@ -125,6 +127,23 @@ def _forget_in_folder(place: Path, user_id: str, now: str, contents: dict[Path, 
         shutil.rmtree(fresh, ignore_errors=True)
     contents[place] = made["content"]
     return {"folder": str(place), "rows": rows, "content_before": document["content"], "content": made["content"]}
+
+
+def _bring_along(place: Path, fresh: Path, document: dict[str, Any]) -> None:
+    """Link what else stands in a folder (versions, runs, notes) into the one that replaces it: a kill loses none of it."""
+    own = {manifest.MANIFEST, *manifest.listed(place, document)}
+    for path in sorted(path for path in place.iterdir() if path.name not in own):
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, fresh / path.name, symlinks=True, copy_function=_linked)
+        else:
+            _linked(str(path), str(fresh / path.name))
+
+
+def _linked(source: str, to: str) -> None:
+    try:
+        os.link(source, to, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(source, to, follow_symlinks=False)
 
 
 def _noted(document: dict[str, Any], rows: int, now: str) -> dict[str, Any]:
@@ -137,18 +156,23 @@ def _noted(document: dict[str, Any], rows: int, now: str) -> dict[str, Any]:
 
 
 def _version(place: Path, fresh: Path, user_id: str, now: str, document: dict[str, Any]) -> int:
-    """A version without the person; returns how many rows went, removed ones among them."""
+    """A version without the person; returns how many rows went, removed ones among them.
+
+    Rows that a step made have no number and nothing says of whom; since they may repeat the person's events, they all go.
+    """
     events, removed, changed = (pl.read_parquet(place / f"{name}.parquet") for name in ("events", "removed", "changed"))
     named = changed.filter((pl.col("column") == "user_id") & ((pl.col("before") == user_id) | (pl.col("after") == user_id)))
     own = [table.filter(pl.col("user_id").cast(pl.String) == user_id)[ROW] for table in (events, removed)]
     rows = pl.concat([*own, named[ROW]]).unique()
-    others = ~pl.col(ROW).is_in(rows.implode())
+    others = (~pl.col(ROW).is_in(rows.drop_nulls().implode())).fill_null(rows.is_empty())
+    generated = 0 if rows.is_empty() else events[ROW].null_count() + removed[ROW].null_count()
+    went = rows.drop_nulls().len() + generated
     items = place / "events.items.parquet"
     kind: TimeKind = document["time_kind"]
     log = EventLog(events.filter(others), pl.read_parquet(items) if items.is_file() else None, kind, (), str(place))
     version = Version(log, removed.filter(others), changed.filter(others))
-    versions.write_tables(fresh, version, _noted(document, rows.len(), now))
-    return rows.len()
+    versions.write_tables(fresh, version, _noted(document, went, now))
+    return went
 
 
 def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str, Any]) -> int:
@@ -169,7 +193,8 @@ def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str
             gone += table.height - kept.height
             kept.write_csv(to, separator="\t", quote_style="never")
         elif name.endswith(".jsonl"):
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            # At line feeds alone: values may hold other characters that end a line.
+            lines = [line + "\n" for line in file.read_text(encoding="utf-8").split("\n") if line]
             others = [line for line in lines if not _names(line, user_id)]
             gone += len(lines) - len(others)
             to.write_text("".join(others), encoding="utf-8")
@@ -208,10 +233,30 @@ def _word(text: str) -> re.Pattern[str]:
 # --- runs
 
 
-def _forget_in_runs(folder: Path, user_id: str, now: str) -> list[dict[str, Any]]:
+def _other_ids(ours: list[Path], user_id: str) -> dict[Path, set[str]]:
+    """Ids that steps of each version gave to the person's events (``sessions`` makes users of them)."""
+    found = {}
+    for place in ours:
+        if (place / "changed.parquet").is_file():
+            lines = pl.read_parquet(place / "changed.parquet").filter(pl.col("column") == "user_id")
+            first = lines.group_by(ROW, maintain_order=True).first()  # whose a row was in the log that was read first
+            rows = first.filter(pl.col("before") == user_id)[ROW]
+            found[place] = set(lines.filter(pl.col(ROW).is_in(rows.implode()))["after"])
+    return found
+
+
+def _ids_in(run: Path, user_id: str, other_ids: dict[Path, set[str]]) -> set[str]:
+    """The person's ids in a run: new integers mean them only in a run on the version that gave them."""
+    source = str(json.loads((run / "lineage.json").read_text(encoding="utf-8")).get("source"))
+    known = {one for ids in other_ids.values() for one in ids if one.startswith(f"{user_id}~")}
+    return {user_id, *known, *(one for place, ids in other_ids.items() if _within(source, [place]) for one in ids)}
+
+
+def _forget_in_runs(folder: Path, user_id: str, other_ids: dict[Path, set[str]], now: str) -> list[dict[str, Any]]:
     """Take the person out of the tables of every run below a folder, and mark those that were trained on them."""
     paths = sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
-    held = {path: own for path in paths if (own := _histories_of(path, user_id)) is not None and own.height}
+    ids = {path: _ids_in(path, user_id, other_ids) for path in paths}
+    held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
     hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
     found = []
     for path in paths:
@@ -224,18 +269,18 @@ def _forget_in_runs(folder: Path, user_id: str, now: str) -> list[dict[str, Any]
         if trained:  # before anything goes: a kill must not leave a run without its mark
             marks = json.loads(bundle.file(FORGOTTEN).read_text(encoding="utf-8")) if bundle.file(FORGOTTEN).is_file() else []
             bundle.write_text(FORGOTTEN, json.dumps([*marks, {"when": now, "rows": rows, "data_hash": hashed}], indent=1) + "\n")
-        _forget_in_tables(bundle, user_id)
+        _forget_in_tables(bundle, ids[path])
         after = data_hash(bundle.sequences()) if own is not None else None
         found.append({"run": str(path), "trained_on": trained, "rows": rows, "data_hash_before": hashed, "data_hash": after})
     return found
 
 
-def _histories_of(path: Path, user_id: str) -> pl.DataFrame | None:
+def _histories_of(path: Path, ids: set[str]) -> pl.DataFrame | None:
     file = path / "histories.parquet"
-    return pl.read_parquet(file).filter(pl.col("user_id").cast(pl.String) == user_id) if file.is_file() else None
+    return pl.read_parquet(file).filter(pl.col("user_id").cast(pl.String).is_in(ids)) if file.is_file() else None
 
 
-def _forget_in_tables(bundle: Bundle, user_id: str) -> None:
+def _forget_in_tables(bundle: Bundle, ids: set[str]) -> None:
     """Rows of the person out of every table of a run, histories last; its report, which may show them, goes.
 
     Some tables name nobody, but have a row for each row of another one, or for each user of the histories.
@@ -246,11 +291,11 @@ def _forget_in_tables(bundle: Bundle, user_id: str) -> None:
     for file in files:
         table = pl.read_parquet(file)
         if "user_id" in table.columns and not file.name.startswith("features-"):
-            others[file.name] = table["user_id"].cast(pl.String) != user_id
+            others[file.name] = ~table["user_id"].cast(pl.String).is_in(ids)
     beside = {"ranks-baselines.parquet": others.get("ranks-test.parquet")}
     if (kept := others.get("histories.parquet")) is not None:
         users = pl.read_parquet(bundle.file("histories.parquet"))["user_id"].unique(maintain_order=True)
-        beside |= {"features-context.parquet": kept, "features-user.parquet": users.cast(pl.String) != user_id}
+        beside |= {"features-context.parquet": kept, "features-user.parquet": ~users.cast(pl.String).is_in(ids)}
     for name, mask in beside.items():
         file = bundle.file(name)
         if mask is not None and file.is_file() and (table := pl.read_parquet(file)).height == mask.len():

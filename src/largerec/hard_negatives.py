@@ -1,8 +1,9 @@
 """Hard negatives of retrieval that ranking points at: what a user was shown and did not take.
 
 After the ranking-driven enhancer of UniGRF (Zhang et al. 2025, arXiv 2504.16454), whose hard negatives are items that retrieval
-puts high and ranking low. Here they are events of the same window that ``split.positives`` says are no targets, so that the
-user really saw them. At each target, with scores s of retrieval and p the head's probability of the first learned condition::
+puts high and ranking low. Here they are events of the same window that ``split.positives`` says are no targets and of which some
+label is known, so that the user really saw them. At each target, with scores s of retrieval and p the head's probability of the
+first learned condition::
 
     log(1 + sum over the user's negatives e of (1 - p_e) exp(s_e - s_target))
 
@@ -42,10 +43,9 @@ def hard_negative_loss(
     if heads.actions == "interleaved":
         assert batch.action_T is not None
         shown_T = shown_T & batch.action_T
-    if batch.weight_T is not None:
-        shown_T = shown_T & (batch.weight_T > 0)  # an event of weight 0 was taken out, not disliked
-    at_E, at_P = shown_T.nonzero()[:, 0], batch.loss_mask_T.nonzero()[:, 0]
-    log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E)
+    at_E, said_E = _judged(heads, batch, shown_T.nonzero()[:, 0])
+    at_P = batch.loss_mask_T.nonzero()[:, 0]
+    log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E, said_E)
     user_T = torch.repeat_interleave(torch.arange(len(batch.lengths_B)), batch.lengths_B)
     total = queries_PD.new_zeros(())
     for first, last in _blocks(batch.offsets_B1):
@@ -60,13 +60,29 @@ def hard_negative_loss(
     return weight * total / len(queries_PD)
 
 
+def _judged(heads: TaskHeads, batch: Batch, at_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the tokens that ask for events those whose event can be judged, and the tokens that judge them.
+
+    An event of weight 0 was taken out, not disliked: it has no label left. With interleaved actions the event's own item token
+    judges it, and where a window is thinned (stochastic length) the next token may be of a later event.
+    """
+    assert batch.task_label_TA is not None and batch.target_row_T is not None
+    said_E = at_E + 1 if heads.actions == "interleaved" else at_E
+    kept_E = (batch.task_label_TA[said_E] >= 0).any(1) & (batch.target_row_T[said_E] == batch.target_row_T[at_E])
+    return at_E[kept_E], said_E[kept_E]
+
+
 def _log_dislike(
-    heads: TaskHeads, batch: Batch, hidden_TD: torch.Tensor, table_KD: torch.Tensor, at_E: torch.Tensor
+    heads: TaskHeads,
+    batch: Batch,
+    hidden_TD: torch.Tensor,
+    table_KD: torch.Tensor,
+    at_E: torch.Tensor,
+    said_E: torch.Tensor,
 ) -> torch.Tensor:
     """Logarithm of the probability that the first learned condition does not hold for the events that tokens ask for. [E]"""
     assert batch.target_T is not None
     column = heads.first_condition
-    said_E = at_E + 1 if heads.actions == "interleaved" else at_E  # with interleaved actions the event's own item token says it
     with torch.no_grad():
         item_ED = F.embedding(batch.target_T[at_E], table_KD) if heads.actions == "summed" else None
         features = {name: value[said_E] for name, value in batch.features.items()}

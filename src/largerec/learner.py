@@ -175,7 +175,10 @@ class Learner:
                 group["lr"] = rate
             self.optimizer.zero_grad(set_to_none=True)
             loss_T = self.loss(batch)
-            weight_T = torch.ones_like(loss_T) if batch.weight_T is None else batch.weight_T.to(loss_T.dtype)
+            assert batch.loss_mask_T is not None  # weights that are all 0 or alike come as the mask alone
+            weight_T = batch.loss_mask_T.to(loss_T.dtype)
+            if batch.weight_T is not None:
+                weight_T = weight_T * batch.weight_T.to(loss_T.dtype)
             if weigh is not None:
                 weight_T = weight_T * weigh(loss_T.detach(), batch.target_row_T, epoch)
             total = (loss_T * weight_T).sum() / weight_T.sum().clamp_min(1e-9)

@@ -147,7 +147,8 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     name = f"{number:02d}-restore-{key[:8]}"
     if versions.is_version(folder.parent / name):
         return {**versions.read_manifest(folder.parent / name), "dir": str(folder.parent / name)}
-    events = pl.concat([version.log.events, back.drop(*WHEN)], how="diagonal").sort(ROW)
+    events = pl.concat([version.log.events, back.drop(*WHEN)], how="diagonal")
+    events = events.sort(ROW, nulls_last=True, maintain_order=True)  # rows that a step made have no number and stay behind
     if WEIGHT_COLUMN in events.columns:
         events = events.with_columns(pl.col(WEIGHT_COLUMN).fill_null(1.0))
     said = [f"removed by {line['version']}: {line['why']}" for line in back.select(WHEN).iter_rows(named=True)]

@@ -9,6 +9,7 @@ The mean agreement of a group, drawn to that of all the smaller the group is, be
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,12 +18,13 @@ import torch
 from pydantic import Field
 
 from largerec.curate.rows import Change, Training
+from largerec.curate.versions import MADE
 from largerec.cures.rows import Floats, sequences_of
 from largerec.errors import LargeRecError, nearest
 from largerec.learner import Learner, LearnerOptions
 from largerec.options import Options
 from largerec.order import held_out
-from largerec.sequences import numbered
+from largerec.sequences import TRAIN, Sequences, numbered
 
 STEP = 1e-2  # length of the step along the held-out gradient, as a share of the length of the weights
 
@@ -65,7 +67,7 @@ class PersonaliseStep(Options):
         weight_N = weight_G[group_N] / weight_G[group_N].mean()
         shown = pl.DataFrame({"group": names.cast(pl.String), "weight": weight_G / weight_G[group_N].mean(), "events": count_G})
         facts: dict[str, Any] = {"groups": len(names), "least": float(weight_N.min()), "greatest": float(weight_N.max())}
-        if len(names) <= 50:
+        if len(names) <= 50 and self.by != "user_id":  # a manifest names no person
             facts["weights"] = dict(zip(shown["group"].to_list(), shown["weight"].round(4).to_list(), strict=True))
         return Change(factor_R=training.of_rows(weight_N), facts=facts)
 
@@ -73,16 +75,16 @@ class PersonaliseStep(Options):
         """How much a step down the held-out miss rate lowers the loss of each event, mean over looks [N]; NaN where it is not
         learned."""
         sequences = sequences_of(training)
-        asked = held_out(sequences, most=len(sequences.item_N), seed=training.seed)
+        asked = _asked_of_the_log(training, held_out(sequences, most=len(sequences.item_N), seed=training.seed))
         learner = Learner(asked, self.learner, training.seed)
-        inside = np.flatnonzero(asked.stage_N == 0)
+        inside = np.flatnonzero(asked.stage_N == TRAIN)
         found_N, looks = np.zeros(len(sequences.item_N)), 0
         # Early looks: what is known already has no gradient, and says nothing of who taught it.
         moments = set(np.linspace(0, self.learner.epochs - 1, self.looks + 1)[:-1].round().astype(int).tolist())
         for epoch in range(max(moments) + 1):
             learner.epoch(epoch)
             if epoch in moments:
-                before, after = self._around(learner, np.flatnonzero(asked.stage_N != 0))
+                before, after = self._around(learner, np.flatnonzero(asked.stage_N != TRAIN))
                 found_N += before - after
                 looks += 1
         only_N = np.full(len(found_N), np.nan)
@@ -110,6 +112,22 @@ class PersonaliseStep(Options):
             for p, own in zip(parameters, kept, strict=True):
                 p.copy_(own)
         return before, after
+
+
+def _asked_of_the_log(training: Training, asked: Sequences) -> Sequences:
+    """Held-out events of the log itself: rows that a step made, which would agree with each other, are no questions, nor are rows
+    of weight 0, which are history."""
+    log = training.ordered
+    made_N = np.zeros(len(log), dtype=bool)
+    if MADE in log.events.columns:
+        made_N = log.events[MADE].fill_null(False).to_numpy()[log.row_N]
+    stage_N = asked.stage_N.copy()
+    stage_N[made_N | (training.weight_R[log.row_N] == 0)] = TRAIN
+    if (stage_N == TRAIN).all():
+        raise LargeRecError(
+            "personalise: no user's last training event, of three or more, is of the log itself and has a weight."
+        )
+    return replace(asked, stage_N=stage_N, weight_N=sequences_of(training).weight_N)
 
 
 def shrunk_means(value_N: Floats, group_N: np.ndarray, groups: int, shrink: float) -> Floats:

@@ -31,7 +31,7 @@ from largerec.features import FeatureRows, Features, FieldLayout, context_at
 from largerec.heads import ItemHead
 from largerec.item_tables import quantise_tables
 from largerec.models import build_model
-from largerec.ranking import add_tasks
+from largerec.ranking import TaskHeads, add_tasks
 from largerec.recipe import Recipe
 from largerec.sequences import Sequences
 from largerec.task_metrics import mean_label
@@ -62,6 +62,12 @@ class Engine:
     def retrieves(self) -> bool:
         """Whether the run scores the catalogue; a model that only ranks does not."""
         return not isinstance(self.scorer, ModelScorer) or not self.scorer.model.ranks_only
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the run learned a task; one whose ``ranking.weight`` is 0 only reads what was done."""
+        heads = self.scorer.model.task_heads if isinstance(self.scorer, ModelScorer) else None
+        return isinstance(heads, TaskHeads) and max(heads.weights[1:]) > 0
 
     @property
     def ranker(self) -> Ranker:
