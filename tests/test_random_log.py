@@ -37,7 +37,8 @@ def write_logs(folder: Path) -> tuple[Path, Path]:
     """A generated log with ratings, and a random one over the same weeks, with an unknown user, an unknown item and a null."""
     rng = np.random.default_rng(0)
     log = simulate(WORLD).events
-    log.with_columns(value=pl.Series(rng.integers(1, 6, len(log)).astype(float))).write_parquet(folder / "log.parquet")
+    values, tabs = pl.Series(rng.integers(1, 6, len(log)).astype(float)), pl.Series(np.arange(len(log)) % 4)
+    log.with_columns(value=values, tab=tabs).write_parquet(folder / "log.parquet")
     users = ["nobody", *rng.choice(log["user_id"].unique().sort(), 299)]
     items = [*rng.choice(log["item_id"].unique().sort(), 299), "new"]
     times = rng.integers(int(log["timestamp"].min()), int(log["timestamp"].max()), 300)  # type: ignore[arg-type]
@@ -52,6 +53,7 @@ def recipe_of(folder: Path, mode: str, *more: str) -> Recipe:
     split = [f"split.{name}={value}" for name, value in SPLIT.model_dump(exclude_defaults=True).items()]
     tasks = ["tasks.good.where=value >= 4", "tasks.level.quantiles_of=value", "tasks.level.classes=3"]
     rest = [f"data.path={folder / 'log.parquet'}", f"batch.actions={mode}", "train.max_epochs=1"]
+    rest += ["features.context=['hour', 'tab']", "features.user=['user_id']"]
     return tiny_recipe(folder / f"run-{mode}{len(more)}", *split, *tasks, *rest, *more)
 
 
@@ -126,7 +128,8 @@ def test_rows_are_asked_at_their_moment_as_rank_would_serve_them(folder: Path, m
             end = start + (sequences.time_N[start:last] < row["timestamp"]).sum()
         assert (engine.rows.kept_N1[start], engine.rows.kept_N1[end]) == (queries.first_Q[at], queries.end_Q[at])
         if token_R[at] >= 0:
-            slow = engine.ranker.of_candidates(queries.block(at, at + 1), token_R[at : at + 1], cached=False)
+            user = user_ids.index(row["user_id"]) if row["user_id"] in user_ids else -1
+            slow = engine._probabilities(queries.block(at, at + 1), user, token_R[at : at + 1])
             for fast_NL, one_CL in zip(found, slow, strict=True):
                 np.testing.assert_allclose(fast_NL[at], one_CL[0], atol=1e-5)
 

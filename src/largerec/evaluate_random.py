@@ -57,7 +57,8 @@ def queries_of(engine: Engine, table: pl.DataFrame) -> Queries:
 
 def with_item(queries: Queries, token_R: np.ndarray, length: int, user_R: np.ndarray) -> Queries:
     """The same queries over rows of their own: of each history its last ``length`` events and then the item in question, its
-    labels and context unknown, which is where `Ranker.of_events` looks for it. ``user_R``: rows of the users, -1 unknown."""
+    labels unknown and of its context the clock alone (as `Engine.rank` has it); `Ranker.of_events` looks there. ``user_R``:
+    rows of the users, -1 unknown."""
     rows = queries.rows
     start_R = np.maximum(queries.first_Q, queries.end_Q - length)
     length_R = queries.end_Q - start_R
@@ -69,8 +70,9 @@ def with_item(queries: Queries, token_R: np.ndarray, length: int, user_R: np.nda
         label_MA = np.insert(rows.label_MA[index_T], at_R, UNKNOWN, axis=0)
     known = rows.known
     if known is not None:
-        context_M, user_M = np.insert(known.context_M[index_T], at_R, -1), np.insert(known.user_M[index_T], at_R, user_R)
-        known = KnownOfEvents(known.rows, context_M, user_M)
+        table, context_R = known.rows.with_moments(queries.time_Q)
+        context_M, user_M = np.insert(known.context_M[index_T], at_R, context_R), np.insert(known.user_M[index_T], at_R, user_R)
+        known = KnownOfEvents(table, context_M, user_M)
     own = TokenRows(
         token_M=np.insert(rows.token_M[index_T], at_R, np.maximum(token_R, 0)),
         time_M=np.insert(rows.time_M[index_T], at_R, queries.time_Q),

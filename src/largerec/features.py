@@ -9,6 +9,7 @@ F fields.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -374,6 +375,17 @@ class FeatureRows:
         if not self.codes[side].shape[1]:  # a side without features has no rows either
             return np.empty((len(row_T), 0), dtype=np.int64), np.empty((len(row_T), 0), dtype=np.float32)
         return self.codes[side][row_T], self.numbers[side][row_T]
+
+    def with_moments(self, time_R: np.ndarray) -> tuple[FeatureRows, np.ndarray]:
+        """The same rows and a context row for each of R moments (ms UTC), which knows the clock alone; and where those stand."""
+        clock = clock_columns(dict.fromkeys(CLOCK), time_R)
+        columns = [field.column for _, field in self.features.of_side("context")]
+        table = pl.DataFrame({name: clock.get(name, pl.Series([None] * len(time_R))) for name in columns})
+        other, code, number = copy.copy(self), self.codes["context"], self.numbers["context"]
+        more = self.features.coded("context", table)
+        other.codes = self.codes | {"context": np.concatenate([code[:-1], more[0]])}
+        other.numbers = self.numbers | {"context": np.concatenate([number[:-1], more[1]])}
+        return other, len(code) - 1 + np.arange(len(time_R))
 
     def of_candidates(self, context: Mapping[str, Any], user: int, item_C: np.ndarray) -> dict[str, torch.Tensor]:
         """The same of items that are asked about at one moment: ``context`` has values by column, those left out are missing.
