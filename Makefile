@@ -29,8 +29,9 @@ help: ## list the targets
 demo: $(VENV)/.core ## train, evaluate and recommend on a small generated log; DATA=path takes your own
 	$(BIN)/largerec run recipes/quickstart.toml run.dir=runs/demo run.overwrite=true $(if $(DATA),"data.path=$(DATA)") $(ARGS)
 
+# A file's tests stay in one process, so that what they share is made once.
 test: $(VENV)/.dev ## run all tests on two processes; ARGS="-k name" runs some
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## check formatting and style
 	$(BIN)/ruff format --check .

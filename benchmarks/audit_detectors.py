@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from quality import processor
 from rich.console import Console
 from scipy.stats import rankdata
 
 from largerec.audit import bots, clocks, misclicks, repeats
 from largerec.audit.ordered import Ordered
 from largerec.datasets import DataOptions, load_log
+from largerec.doctor import processor
 from largerec.events import EventLog
 from largerec.faults import LABEL, MISCLICK_MS, FaultOptions, with_faults
 from largerec.oracle import Asking, Histories, next_item_probabilities

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 from audit_detectors import Observed, auc, scored
-from quality import processor
 from rich.console import Console
 
 from largerec.audit import misclicks
 from largerec.curate.rows import Training
 from largerec.cures import SequenceDenoiseStep
+from largerec.doctor import processor
 from largerec.events import EventLog
 from largerec.faults import LABEL, FaultOptions, with_faults
 from largerec.simulate import SimulateOptions, World, log_of_world
