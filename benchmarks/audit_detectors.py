@@ -223,6 +223,15 @@ def table(logs: dict[str, Any], oracles: dict[str, Any]) -> list[str]:
     return lines
 
 
+def keep(found: dict[str, Any], result: Path, *, as_json: bool) -> None:
+    """Print what was found as one JSON document, or else write it to the result file."""
+    if as_json:
+        print(json.dumps(found))
+        return
+    result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    Console().print(f"written to {result}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(REPORTED))
@@ -241,12 +250,7 @@ def main() -> None:
         f"--logs {' '.join(given.logs)}",
     }
     Console().print("\n".join(table(logs, oracles)), markup=False)
-    if given.json:
-        print(json.dumps(found))
-        return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    Console().print(f"written to {RESULT}")
+    keep(found, RESULT, as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ time was mended, those now so near the true one. The result goes to benchmarks/r
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from audit_detectors import FAULTS, LOGS, REPORTED, SHARED
+from audit_detectors import FAULTS, LOGS, REPORTED, SHARED, keep
 from rich.console import Console
 
 from largerec.curate.plan import plan_of
@@ -127,12 +126,7 @@ def main() -> None:
         "command": f"python benchmarks/curate_faults.py --seeds {' '.join(map(str, given.seeds))} --logs {' '.join(given.logs)}",
     }
     Console().print("\n".join(table(logs)), markup=False, soft_wrap=True)
-    if given.json:
-        print(json.dumps(found))
-        return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    Console().print(f"written to {RESULT}")
+    keep(found, RESULT, as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The result goes to benchmarks/results/denoise-oracle.json.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from audit_detectors import Observed, auc, scored
+from audit_detectors import Observed, auc, keep, scored
 from rich.console import Console
 
 from largerec.audit import misclicks
@@ -100,12 +99,7 @@ def main() -> None:
             f"recall {row['removed']['recall']:.3f}",
             markup=False,
         )
-    if given.json:
-        print(json.dumps(found))
-        return
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    Console().print(f"written to {RESULT}")
+    keep(found, RESULT, as_json=given.json)
 
 
 if __name__ == "__main__":

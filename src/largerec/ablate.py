@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from largerec.faults import FaultOptions
 from largerec.faulty import with_training_faults
 from largerec.item_vectors import words_hash
 from largerec.manifest import content_hash
-from largerec.options import Options
+from largerec.options import Options, read_toml
 from largerec.paired import Paired
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.ablated import ablated_page
@@ -110,12 +109,8 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Abla
         LargeRecError: a file is missing, is no TOML, or does not fit.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LargeRecError(f"there is no plan {str(path)!r}; give a TOML file as docs/ablate.md shows.") from None
-    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LargeRecError(f"{path} is no TOML plan: {error}. docs/ablate.md shows one.") from None
+    missing = "; give a TOML file as docs/ablate.md shows."
+    document = read_toml(path, "plan", missing=missing, example="docs/ablate.md shows one.")
     own = [override for override in overrides if override.startswith("ablate.")]
     document = apply_overrides(document, own)
     for version in document.get("version", []):

@@ -20,6 +20,21 @@ MEASURED_SECONDS = 5.0
 MOST_STEPS = 20
 
 
+def training_rate(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> float:
+    """Tokens a second over at most twenty real steps in about so many seconds; a first one warms caches and allocators."""
+    trainer.model.train()
+    tokens, started = 0, 0.0
+    for number, batch in enumerate(chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())):
+        trainer.step(batch)
+        if number == 0:
+            started = time.perf_counter()
+            continue
+        tokens += batch.n_tokens
+        if number >= MOST_STEPS or time.perf_counter() - started > seconds:
+            break
+    return tokens / max(time.perf_counter() - started, 1e-9)
+
+
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Take up to twenty real training steps (about five seconds) in a temporary folder and scale them up.
 
@@ -34,19 +49,8 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     with TemporaryDirectory(prefix="largerec-estimate-") as folder, Progress(quiet=True) as progress:
         moved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": f"{folder}/run"})})
         trainer = Trainer(moved, progress)
-        trainer.model.train()
-        tokens, started = 0, 0.0
-        for number, batch in enumerate(chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())):
-            trainer.step(batch)
-            if number == 0:  # the first step warms caches and allocators
-                started = time.perf_counter()
-                continue
-            tokens += batch.n_tokens
-            if number >= MOST_STEPS or time.perf_counter() - started > MEASURED_SECONDS:
-                break
-        seconds = max(time.perf_counter() - started, 1e-9)
+        rate = training_rate(trainer)
         per_epoch = trainer.batches.tokens_per_epoch
-        rate = tokens / seconds
         at_most = per_epoch / rate * trainer.total_steps / len(trainer.batches.windows_of(0))
         serving = serving_flops(trainer.recipe, trainer.model, trainer.scorer.size, recipe.batch.max_length)
         return {

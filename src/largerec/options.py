@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from largerec.errors import LargeRecError, nearest
+
+
+def read_toml(path: Path, what: str, *, missing: str, example: str) -> dict[str, Any]:
+    """The document of a TOML file that is ``what``, such as a recipe. Errors end with ``missing`` or with ``example``.
+
+    Raises:
+        LargeRecError: the file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LargeRecError(f"there is no {what} {str(path)!r}{missing}") from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LargeRecError(f"{path} is no TOML {what}: {error}. {example}") from None
+
+
+def toml_value(text: str) -> Any:
+    """A value as the command line has it: what TOML reads (numbers, true, lists, quoted text), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 class Options(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
@@ -26,7 +25,7 @@ from largerec.metrics import EvaluateOptions
 from largerec.models import FAMILIES, AnyModelOptions, HSTUOptions
 from largerec.objectives import OBJECTIVES, AnyObjectiveOptions, SampledSoftmaxOptions, SoftmaxOptions
 from largerec.optim import OptimOptions, derived_learning_rate
-from largerec.options import Options
+from largerec.options import Options, read_toml, toml_value
 from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
@@ -363,10 +362,7 @@ def _value(text: str, *, of_text: bool) -> Any:
 
     ``of_text``: the option's value is text, so that 1.10 stays as it was typed; quotes are taken off.
     """
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    value = toml_value(text)
     return text if isinstance(value, date | time) or (of_text and not isinstance(value, str)) else value
 
 
@@ -443,12 +439,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         LargeRecError: the file is missing, is no TOML, or does not fit.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        listed = f" There are: {', '.join(known)}." if known else ""
-        raise LargeRecError(f"there is no recipe {str(path)!r}{nearest(str(path), known)}{listed}") from None
-    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LargeRecError(f"{path} is no TOML recipe: {error}. See recipes/quickstart.toml for one.") from None
+    known = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    listed = f" There are: {', '.join(known)}." if known else ""
+    missing = f"{nearest(str(path), known)}{listed}"
+    document = read_toml(path, "recipe", missing=missing, example="See recipes/quickstart.toml for one.")
     return recipe_from(apply_overrides(document, overrides), str(path))

@@ -5,7 +5,6 @@ Steps that train a model stand above this package (``largerec.cures``) and join 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
@@ -16,7 +15,7 @@ from largerec.curate.cleaning import BotsStep, BurstsStep, ClocksStep, Duplicate
 from largerec.curate.rows import Change, Training
 from largerec.curate.selecting import CoreSetStep, KCoreStep, PopularityStep, RecencyStep
 from largerec.errors import LargeRecError, nearest
-from largerec.options import Options
+from largerec.options import Options, read_toml, toml_value
 from largerec.sequences import SplitOptions
 
 STEPS: dict[str, type[Options]] = {
@@ -112,14 +111,8 @@ def load_plan(path: str | Path) -> Plan:
     Raises:
         LargeRecError: the file is missing, is no TOML, or does not fit.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LargeRecError(
-            f"there is no plan {str(path)!r}; give a TOML file with a [[step]] for each cure (docs/curate.md)."
-        ) from None
-    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LargeRecError(f"{path} is no TOML plan: {error}. docs/curate.md shows one.") from None
+    missing = "; give a TOML file with a [[step]] for each cure (docs/curate.md)."
+    document = read_toml(Path(path), "plan", missing=missing, example="docs/curate.md shows one.")
     return plan_from(document, str(path))
 
 
@@ -144,8 +137,5 @@ def plan_of(steps: Sequence[str]) -> Plan:
 
 def _value(text: str) -> Any:
     """A number or truth value where TOML reads one, else the text."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    value = toml_value(text)
     return value if isinstance(value, bool | int | float) else text

@@ -7,7 +7,7 @@ was off on the largest runs of its own fit when it had not seen them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -324,6 +324,17 @@ def compute_law(points: Sequence[Point], seed: int = 0) -> Fit | None:
     return fit_form(COMPUTE, measured.kept(np.array(kept)), draws=DRAWS, seed=seed) if len(kept) >= 5 else None
 
 
+def predicted_by(laws: Iterable[Law], place: Place) -> Iterator[tuple[Law, Prediction | Refused]]:
+    """What each law of a place's group says of it, be it a refusal."""
+    for law in laws:
+        if law.key != Key(place.family, place.regime, place.history):
+            continue
+        try:
+            yield law, law.predict(place)
+        except Refused as error:
+            yield law, error
+
+
 def law_for(laws: Sequence[Law], place: Place, quantity: str) -> Law | None:
     """The law of a quantity for the group of a place."""
     key = Key(place.family, place.regime, place.history)
@@ -361,16 +372,14 @@ def check(laws: Sequence[Law], points: Sequence[Point]) -> tuple[list[Checked], 
         place = Place.of(point)
         if not point.held_out or point.state != "finished":
             continue
-        for law in laws:
-            if law.key != Key(place.family, place.regime, place.history) or not np.isfinite(value_of(point, law.quantity)):
+        for law, said in predicted_by(laws, place):
+            if not np.isfinite(value_of(point, law.quantity)):
                 continue
-            try:
-                predicted = law.predict(place)
-            except Refused as error:
-                refused.append({"name": point.name, "quantity": law.quantity, "code": error.code, "why": str(error)})
+            if isinstance(said, Refused):
+                refused.append({"name": point.name, "quantity": law.quantity, "code": said.code, "why": str(said)})
                 continue
             factor = point.flops / float(law.measured.flops_C.max())
-            rows.append(Checked(point.name, law.quantity, predicted, value_of(point, law.quantity), factor))
+            rows.append(Checked(point.name, law.quantity, said, value_of(point, law.quantity), factor))
     return rows, refused
 
 

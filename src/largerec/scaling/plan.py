@@ -19,7 +19,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.candidates import MARGIN, Candidate, asked_target, candidates, milliseconds, shapes
 from largerec.scaling.data import GridData, judge
-from largerec.scaling.laws import Law, Refused, fit_all, law_for
+from largerec.scaling.laws import Law, Refused, fit_all, law_for, predicted_by
 from largerec.scaling.points import FILE, Point, read_points
 from largerec.scaling.serving import Serving, Stopwatch, whole_run
 from largerec.scaling.spending import Prices
@@ -219,14 +219,12 @@ def _row(one: Candidate, times: dict[int, Serving]) -> dict[str, Any]:
 
 def _predicted(chosen: Candidate, laws: Sequence[Law]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Predictions of every quantity that has a law, and what laws refused."""
-    place, predicted, unsaid = chosen.place, dict[str, Any](), []
-    for law in laws:
-        if (law.key.family, law.key.regime, law.key.history) != (place.family, place.regime, place.history):
-            continue
-        try:
-            predicted[law.quantity] = law.predict(place).to_json()
-        except Refused as error:
-            unsaid.append({"quantity": law.quantity, "code": error.code, "why": str(error)})
+    predicted, unsaid = dict[str, Any](), []
+    for law, said in predicted_by(laws, chosen.place):
+        if isinstance(said, Refused):
+            unsaid.append({"quantity": law.quantity, "code": said.code, "why": str(said)})
+        else:
+            predicted[law.quantity] = said.to_json()
     return predicted, unsaid
 
 

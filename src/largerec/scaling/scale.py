@@ -23,7 +23,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.choice import Place
 from largerec.scaling.data import GridData
-from largerec.scaling.laws import Law, Refused, check, fit_all, summary
+from largerec.scaling.laws import Law, Refused, check, fit_all, predicted_by, summary
 from largerec.scaling.points import Point, read_points, write_point
 from largerec.scaling.runs import Clock, OutOfBudget, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
@@ -186,15 +186,11 @@ def place_of(run: Planned, data: GridData) -> Place:
 
 
 def _foretold(run: Planned, laws: Sequence[Law], data: GridData) -> dict[str, Any]:
-    place, said = place_of(run, data), dict[str, Any]()
-    for law in laws:
-        if (law.key.family, law.key.regime, law.key.history) != (place.family, place.regime, place.history):
-            continue
-        try:
-            said[law.quantity] = law.predict(place).to_json()
-        except Refused as error:
-            said[law.quantity] = {"refused": str(error), "code": error.code}
-    return {"name": run.name, "flops": run.flops, "params": run.params, "tokens": run.tokens, "predicted": said}
+    told = {
+        law.quantity: {"refused": str(said), "code": said.code} if isinstance(said, Refused) else said.to_json()
+        for law, said in predicted_by(laws, place_of(run, data))
+    }
+    return {"name": run.name, "flops": run.flops, "params": run.params, "tokens": run.tokens, "predicted": told}
 
 
 def checks(predictions: dict[str, Any], points: Sequence[Point]) -> Iterator[dict[str, Any]]:

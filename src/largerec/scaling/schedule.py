@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from largerec.accounting import embedding_parameters, training_flops_per_token, weightless_model
 from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
+from largerec.estimate import training_rate
 from largerec.grid import Cell, cells
 from largerec.models import non_embedding_parameters
 from largerec.progress import Progress
@@ -24,7 +24,7 @@ from largerec.scaling.points import Point, Regime, regime_of
 from largerec.train import Trainer
 
 RATES = "rates.json"
-MEASURED_SECONDS, MOST_STEPS = 1.0, 20
+MEASURED_SECONDS = 1.0
 LARGEST_SHARE = 0.5  # of a budget, for the largest run: the rest is for those that are fitted to
 WARMUP_SHARE = 10  # of a run's steps at most one in so many is warm-up
 
@@ -143,17 +143,7 @@ def measured_rate(run: Planned, data: GridPart) -> dict[str, float]:
         moved = run.recipe.model_copy(update={"run": run.recipe.run.model_copy(update={"dir": f"{folder}/run"})})
         trainer = Trainer(moved, progress, data.split)
         beginning = time.perf_counter() - begun
-        trainer.model.train()
-        tokens, started = 0, 0.0
-        for number, batch in enumerate(chain.from_iterable(trainer.batches.epoch(epoch) for epoch in count())):
-            trainer.step(batch)
-            if number == 0:  # the first step warms caches and allocators
-                started = time.perf_counter()
-                continue
-            tokens += batch.n_tokens
-            if number >= MOST_STEPS or time.perf_counter() - started > MEASURED_SECONDS:
-                break
-        rate = tokens / max(time.perf_counter() - started, 1e-9)
+        rate = training_rate(trainer, MEASURED_SECONDS)
         started = time.perf_counter()
         trainer.scorer.prepared()
         judge(trainer.engine, data.row_N)
