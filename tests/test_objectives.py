@@ -77,9 +77,11 @@ class Largest(TorchDispatchMode):
 # --- the full softmax
 
 
+@pytest.mark.parametrize("block", [1, 7, ITEMS, 10**6])
 @pytest.mark.parametrize("chunk", [1, ITEMS, 5 * ITEMS, TOKENS * ITEMS, 10**6])
-def test_full_softmax_is_the_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_full_softmax_is_the_cross_entropy(monkeypatch: pytest.MonkeyPatch, chunk: int, block: int) -> None:
     monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(objectives, "BLOCK_KEYS", block)
     queries_TD, keys_VD, target_T = inputs()
     wanted = F.cross_entropy(queries_TD @ keys_VD.T, target_T)
     assert_same(full_softmax(queries_TD, keys_VD, target_T), wanted, queries_TD, keys_VD)
@@ -96,7 +98,9 @@ def test_full_softmax_when_one_table_is_on_both_sides(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("low_precision", [False, True])
-def test_full_softmax_of_large_scores_is_finite(low_precision: bool) -> None:
+@pytest.mark.parametrize("block", [7, 10**6])
+def test_full_softmax_of_large_scores_is_finite(monkeypatch: pytest.MonkeyPatch, block: int, low_precision: bool) -> None:
+    monkeypatch.setattr(objectives, "BLOCK_KEYS", block)
     queries_TD, keys_VD, target_T = inputs()
     loss = full_softmax(queries_TD * 1000, keys_VD, target_T, low_precision=low_precision)
     wanted = F.cross_entropy(queries_TD * 1000 @ keys_VD.T, target_T)

@@ -18,7 +18,10 @@ from largerec.heads import ItemHead
 from largerec.kernels import exp_rows_, sampled_loss, softmax_loss
 from largerec.options import Options
 
-CHUNK_ELEMENTS = 4_000_000
+CHUNK_ELEMENTS = 16_000_000
+"""Scores that are held at a time, at most."""
+CHUNK_ROWS, BLOCK_KEYS = 256, 2048
+"""Rows and keys whose scores a cache of 2 MB holds (measured on a Zen 3; docs/log.md, 26 November)."""
 
 
 class SoftmaxOptions(Options):
@@ -104,7 +107,8 @@ class _ChunkedSoftmax(torch.autograd.Function):
     """Mean cross-entropy over all keys; gradients are made chunk by chunk in the forward pass, so no chunk of logits is kept.
 
     With p = exp(logits - max) and s its row sum, the gradient of a row is p / s minus one at the target; the row factor 1 / s is
-    put on the thin [T, D] sides of the two products instead of on the wide [T, V] one.
+    put on the thin [T, D] sides of the two products instead of on the wide [T, V] one. The keys come in blocks whose logits are
+    used while the cache still holds them; each block has a maximum of its own, and what that changes is a row factor too.
     """
 
     @staticmethod
@@ -121,23 +125,37 @@ class _ChunkedSoftmax(torch.autograd.Function):
         queries = queries_TD.detach()
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
-        rows = max(1, CHUNK_ELEMENTS // len(keys))
+        wide = torch.promote_types(kind, torch.float32)
+        blocks = keys.split(BLOCK_KEYS)
+        rows = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // len(keys)))
+        kept = keys.new_empty(min(rows, len(queries)) * len(keys))
         for start in range(0, len(queries), rows):
             part = slice(start, start + rows)
-            q_CD, target_C, gradient_CD = queries[part], target_T[part], query_gradient_TD[part]
-            p_CV = q_CD.to(kind) @ keys.T
-            at_target_C = p_CV.gather(1, target_C[:, None])[:, 0].float()
-            largest_C, sum_C = exp_rows_(p_CV)
-            losses.append(sum_C.log() + largest_C - at_target_C)
-            share_C1 = (1 / sum_C)[:, None]
-            gradient_CD.copy_((p_CV @ keys).float() * share_C1 - keys_VD.detach()[target_C])
+            q_CD, target_C = queries[part], target_T[part]
+            narrow_CD, own_CD = q_CD.to(kind), keys[target_C]
+            p_NCB = [p.view(len(q_CD), -1) for p in kept[: len(q_CD) * len(keys)].split(len(q_CD) * BLOCK_KEYS)]
+            statistics_N2C, products_NCD = [], []
+            for key_BD, p_CB in zip(blocks, p_NCB, strict=True):
+                torch.mm(narrow_CD, key_BD.T, out=p_CB)
+                statistics_N2C.append(torch.stack(exp_rows_(p_CB)))
+                products_NCD.append(p_CB @ key_BD)
+            largest_NC, sum_NC = torch.stack(statistics_N2C, 1)
+            largest_C = largest_NC.amax(0)
+            factor_NC = (largest_NC - largest_C).exp_()
+            sum_C = (sum_NC * factor_NC).sum(0)
+            losses.append(sum_C.log() + largest_C - (narrow_CD.to(wide) * own_CD.to(wide)).sum(1))
+            share_NC1 = (factor_NC / sum_C)[..., None]
+            gradient_CD = query_gradient_TD[part].copy_(-keys_VD.detach()[target_C])
+            for product_CD, share_C1 in zip(products_NCD, share_NC1, strict=True):
+                gradient_CD.addcmul_(product_CD.to(wide), share_C1)
             if weight_T is not None:
                 gradient_CD.mul_(weight_T[part, None])
-                share_C1 = share_C1 * weight_T[part, None]
-            if kind == keys_VD.dtype:
-                key_gradient_VD.addmm_(p_CV.T, q_CD * share_C1)
-            else:
-                key_gradient_VD.add_(p_CV.T @ (q_CD * share_C1).to(kind))
+                q_CD = q_CD * weight_T[part, None]
+            for p_CB, share_C1, key_gradient_BD in zip(p_NCB, share_NC1, key_gradient_VD.split(BLOCK_KEYS), strict=True):
+                if kind == keys_VD.dtype:
+                    key_gradient_BD.addmm_(p_CB.T, q_CD * share_C1)
+                else:
+                    key_gradient_BD.add_(p_CB.T @ (q_CD * share_C1).to(kind))
         key_gradient_VD.index_add_(0, target_T, queries if weight_T is None else queries * weight_T[:, None], alpha=-1)
         total = _total(queries, weight_T)
         ctx.save_for_backward(query_gradient_TD.div_(total), key_gradient_VD.div_(total))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from largerec.bundle import FEATURE_TABLES, NOT_OF_TRAINING, Bundle, flatten
+from largerec.compare_tasks import validation_of
 from largerec.errors import Diverged, LargeRecError, nearest
 from largerec.experiments import placed
 from largerec.recipe import Range, Recipe, recipe_from
@@ -298,7 +299,7 @@ def _outcome(
     try:
         done = bundle.file("result.json").is_file()  # killed between the result and the record
         result = bundle.read_json("result.json") if done else train(trial, quiet=quiet, on_validation=watch)
-        found["value"] = float(result["validation"][metric])
+        found["value"] = validation_of(result, metric)
     except Pruned:
         found["state"] = "pruned"
     except Diverged as error:
