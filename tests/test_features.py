@@ -294,12 +294,13 @@ def test_vectors_are_rows_and_means_of_rows() -> None:
 
 # --- a model that reads them
 
-MODES = (("heads", "interleaved"), ("heads", "summed"), ("input", "interleaved"))
+MODES = (("heads", "interleaved"), ("heads", "summed"), ("input", "interleaved"), ("both", "interleaved"))
 each_way = pytest.mark.parametrize(("where", "mode"), MODES)
 
 
 @pytest.mark.parametrize(
-    ("where", "mode", "numbers"), [(*way, kind) for way, kind in zip(MODES, ("buckets", "standard", "standard"), strict=True)]
+    ("where", "mode", "numbers"),
+    [(*way, kind) for way, kind in zip(MODES, ("buckets", "standard", "standard", "buckets"), strict=True)],
 )
 def test_only_a_feature_decides(tmp_path: Path, where: str, mode: str, numbers: str) -> None:
     log = write_log(tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from runs import TINY, tiny_recipe
+from test_ranking import overrides_of
 
 from largerec import tune as module
 from largerec.bundle import Bundle, flatten
@@ -68,6 +69,14 @@ def test_real_trials_are_recorded_and_the_best_is_taken(tmp_path: Path) -> None:
     assert found.trials[found.best]["value"] == max(trial["value"] for trial in found.trials)
     kept = load_recipe(tmp_path / "tuned.toml")
     assert kept == found.recipe == (with_settings(recipe, found.trials[found.best]["settings"]) if found.best else recipe)
+
+
+def test_trials_are_scored_by_a_task_where_a_task_chooses(tmp_path: Path) -> None:
+    tasks = [*overrides_of("summed"), "train.metric=buy.auc"]
+    found = tune(recipe_of(tmp_path / "unused", *tasks), 2, tmp_path, "hash", quiet=True)
+    for trial in found.trials:
+        result = Bundle(tmp_path / "trials" / f"trial-{trial['number']}").read_json("result.json")
+        assert trial["value"] == result["validation_tasks"]["buy"]["auc"]
 
 
 def test_the_same_trials_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

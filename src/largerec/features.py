@@ -30,6 +30,7 @@ from largerec.options import Options
 
 Side = Literal["context", "user", "item"]
 SIDES: tuple[Side, ...] = ("context", "user", "item")
+Where = Literal["heads", "input", "both"]
 AskedType = Literal["auto", "categorical", "many", "number"]
 CLOCK = ("hour", "weekday")
 """Context features that are made of an event's time (UTC)."""
@@ -56,9 +57,9 @@ class FeatureOptions(Options):
     ``categorical``, ``many`` (several values) or ``number``. ``users``: the file of users; not set: one of a known name beside
     the log. ``known``: context columns whose name sounds like an outcome but which are known before the answer.
 
-    ``where``: features join the hidden state in the task heads, or are added to the tokens. ``width``: of a value's vector.
-    ``numbers``: cut into ``buckets`` at quantiles, or standardised; ``min_count``: a value with fewer training events is
-    unknown.
+    ``where``: features join the hidden state in the task heads, or are added to the tokens (``input``), or ``both``, each with
+    vectors of its own. ``width``: of a value's vector. ``numbers``: cut into ``buckets`` at quantiles, or standardised;
+    ``min_count``: a value with fewer training events is unknown.
     """
 
     context: dict[str, AskedType] = Option({})
@@ -66,7 +67,7 @@ class FeatureOptions(Options):
     item: dict[str, AskedType] = Option({})
     users: str | None = None
     known: tuple[str, ...] = ()
-    where: Literal["heads", "input"] = "heads"
+    where: Where = "heads"
     width: int = Option(16, ge=1)
     numbers: Literal["buckets", "standard"] = "buckets"
     buckets: int = Option(16, ge=2, le=1024)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from largerec.batches import Actions, Batch
 from largerec.errors import LargeRecError
-from largerec.features import FieldLayout
+from largerec.features import FieldLayout, Where
 from largerec.fields import FeatureVector
 from largerec.layers import ActionInput, Backbone, init_linear
 from largerec.options import Options
@@ -154,16 +154,16 @@ def add_tasks(
     options: RankingOptions,
     actions: Actions,
     layout: FieldLayout | None = None,
-    where: Literal["heads", "input"] = "heads",
+    where: Where = "heads",
 ) -> None:
     """Give a model the actions as input and its task heads, from torch's global random state; its file knows of neither.
 
-    ``layout``: of the recipe's features, which join the state in the heads or are added to the tokens.
+    ``layout``: of the recipe's features, which join the state in the heads, are added to the tokens, or both.
     """
     layout = None if model.ranks_only else layout  # a ranker has its features as fields
     width = model.item_table_VD.shape[1]
     model.input.action = ActionInput(tuple(task.n_classes for task in tasks.values()), width)
-    if layout is not None and where == "input":
+    if layout is not None and where != "heads":
         model.input.features = FeatureVector(layout, width, normalised=False)
-    in_heads = layout if where == "heads" else None
+    in_heads = layout if where != "input" else None
     model.task_heads = TaskHeads(options, tasks, model.state_width or width, actions, in_heads)

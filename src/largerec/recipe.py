@@ -206,7 +206,7 @@ class Recipe(Options):
             raise LargeRecError(f"optim.transfer='mup' has no rules for the layers of {name!r}; leave it out.")
         if self.train.recompute:
             raise LargeRecError(f"train.recompute works block by block, and {name!r} has no blocks; leave it out.")
-        if self.features.where == "input":
+        if self.features.where != "heads":
             raise LargeRecError(f"model.name={name!r} has features as fields beside the item; leave features.where out.")
         width = self.model.shape[1]
         if self.features.any and self.features.width != width:
@@ -223,10 +223,10 @@ class Recipe(Options):
                 'features help to predict tasks, and this recipe has none; name one, such as tasks.click.where="is_click = 1". '
                 "(What items are helps retrieval with model.side.columns.)"
             )
-        if self.features.any and self.features.where == "input" and self.batch.actions == "summed":
+        if self.features.any and self.features.where != "heads" and self.batch.actions == "summed":
             raise LargeRecError(
-                "features.where='input' adds features to the token of the event in question, and with batch.actions='summed' "
-                "there is none. Choose batch.actions='interleaved' or features.where='heads'."
+                f"features.where={self.features.where!r} adds features to the token of the event in question, and with "
+                "batch.actions='summed' there is none. Choose batch.actions='interleaved' or features.where='heads'."
             )
         return self
 
