@@ -23,14 +23,14 @@ import torch
 
 from largerec import metrics
 from largerec.bundle import Bundle, data_hash, flatten
-from largerec.compare_tasks import draws_of_rows, paired_tasks, task_baselines, task_documents, validation_of
+from largerec.compare_tasks import draws_of_rows, paired_tasks, task_baselines, task_documents
 from largerec.datasets import load_log
 from largerec.doctor import processor
 from largerec.engine import Engine, load
 from largerec.ensemble import ensemble as make_ensemble
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
-from largerec.experiments import placed, with_compared
+from largerec.experiments import placed, validation_of, with_compared
 from largerec.item_vectors import words_hash
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page

@@ -27,13 +27,6 @@ Draws = dict[str, dict[str, Floats]]
 """task -> metric -> the mean over seeds on all events, and then on each resample of users."""
 
 
-def validation_of(result: Mapping[str, Any], metric: str) -> float:
-    """The value of ``train.metric`` on validation, of retrieval or of a task; lower than any where a run does not have it."""
-    task, dot, name = metric.partition(".")
-    found = result.get("validation_tasks", {}).get(task, {}).get(name) if dot else result["validation"].get(metric)
-    return float("-inf") if found is None else float(found)
-
-
 def predictions_of(folders: Sequence[Path], first: pl.DataFrame | None = None) -> list[pl.DataFrame]:
     """The test predictions of runs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,10 @@ def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]
         history, best = engine.history(user, last=5), engine.recommend([user], k)
         found.append({"user_id": user, "history": history.to_dicts(), "recommendations": best.drop("user_id").to_dicts()})
     return found
+
+
+def validation_of(result: Mapping[str, Any], metric: str) -> float:
+    """The value of ``train.metric`` on validation, of retrieval or of a task; lower than any where a run does not have it."""
+    task, dot, name = metric.partition(".")
+    found = result.get("validation_tasks", {}).get(task, {}).get(name) if dot else result["validation"].get(metric)
+    return float("-inf") if found is None else float(found)

@@ -126,14 +126,15 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
         wide = torch.promote_types(kind, torch.float32)
-        blocks = keys.split(BLOCK_KEYS)
+        blocks = torch.split(keys, BLOCK_KEYS)
         rows = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // len(keys)))
         kept = keys.new_empty(min(rows, len(queries)) * len(keys))
         for start in range(0, len(queries), rows):
             part = slice(start, start + rows)
             q_CD, target_C = queries[part], target_T[part]
             narrow_CD, own_CD = q_CD.to(kind), keys[target_C]
-            p_NCB = [p.view(len(q_CD), -1) for p in kept[: len(q_CD) * len(keys)].split(len(q_CD) * BLOCK_KEYS)]
+            room = torch.split(kept[: len(q_CD) * len(keys)], len(q_CD) * BLOCK_KEYS)
+            p_NCB = [room_CB.view(len(q_CD), -1) for room_CB in room]
             statistics_N2C, products_NCD = [], []
             for key_BD, p_CB in zip(blocks, p_NCB, strict=True):
                 torch.mm(narrow_CD, key_BD.T, out=p_CB)
@@ -151,7 +152,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             if weight_T is not None:
                 gradient_CD.mul_(weight_T[part, None])
                 q_CD = q_CD * weight_T[part, None]
-            for p_CB, share_C1, key_gradient_BD in zip(p_NCB, share_NC1, key_gradient_VD.split(BLOCK_KEYS), strict=True):
+            for p_CB, share_C1, key_gradient_BD in zip(p_NCB, share_NC1, torch.split(key_gradient_VD, BLOCK_KEYS), strict=True):
                 if kind == keys_VD.dtype:
                     key_gradient_BD.addmm_(p_CB.T, q_CD * share_C1)
                 else:

@@ -51,9 +51,7 @@ class RankingOptions(Options):
                 f"ranking.retrieval={self.retrieval} and ranking.weight={self.weight} one of them is left out. Leave start out."
             )
         if self.start and self.hard_negatives:
-            raise LargeRecError(
-                "ranking.hard_negatives are judged by tasks from the beginning; leave ranking.start out."
-            )
+            raise LargeRecError("ranking.hard_negatives are judged by tasks from the beginning; leave ranking.start out.")
         return self
 
 

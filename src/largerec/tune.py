@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from largerec.bundle import FEATURE_TABLES, NOT_OF_TRAINING, Bundle, flatten
-from largerec.compare_tasks import validation_of
 from largerec.errors import Diverged, LargeRecError, nearest
-from largerec.experiments import placed
+from largerec.experiments import placed, validation_of
 from largerec.recipe import Range, Recipe, recipe_from
 from largerec.train import train
 
