@@ -164,7 +164,9 @@ def test_the_rankers_of_kuairand_differ_in_the_model_alone() -> None:
     assert (din.split, din.tasks, din.batch) == (plain.split, plain.tasks, plain.batch)
     unified = load_recipe(FOLDER / "kuairand-unified-features.toml")
     assert unified.features == din.features.model_copy(update={"where": unified.features.where})
-    assert unified.model_copy(update={key: getattr(plain, key) for key in ("features", "name", "run")}) == plain
+    own = ("features", "name", "run", "batch", "train", "tune")
+    assert unified.model_copy(update={key: getattr(plain, key) for key in own}) == plain
+    assert unified.batch.model_copy(update={"tokens": plain.batch.tokens}) == plain.batch
 
 
 def test_compared_runs_have_names_and_folders_of_their_own() -> None:
