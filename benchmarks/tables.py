@@ -29,6 +29,8 @@ TIMELINES = {
 LISTS = {"trivago-lists": "trivago, 25 hotels"}
 # result files of benchmarks/zoo.py -> data; the first was tuned, the others have its settings
 ZOOS = {"zoo-beauty": "Amazon Beauty", "zoo-sports": "Amazon Sports", "zoo-toys": "Amazon Toys"}
+# result files of benchmarks/zoo.py with tasks -> data
+RANKED = {"kuairand-tasks": "KuaiRand"}
 
 # Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
 PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
@@ -184,6 +186,34 @@ def zoo_table(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def tasks_table(document: dict[str, Any], title: str) -> list[str]:
+    """AUC and GAUC of each condition, one row a recipe, the item-rate baseline first; a star where the row the others are held
+    against is better by a paired test at .05, two where it is worse."""
+    rows = trained_rows(document)
+    names = list(rows[0]["tasks"])
+    heads = " | ".join(f"{name.replace('_', ' ')}: AUC | GAUC" for name in names)
+    retrieval = document["retrieval_metric"]
+    lines = [f"| {title}, timeline | {heads} | {retrieval} | minutes |", "|---" * (2 * len(names) + 3) + "|"]
+    for name, tasks in document["task_baselines"].items():
+        cells = [cell for task in names for cell in (four(tasks[task]["auc"]), four(tasks[task]["gauc"]))]
+        lines.append(f"| {name} | {' | '.join(cells)} | | |")
+    for row in rows:
+        tests, cells = row.get("paired_tasks", {}), []
+        for task in names:
+            for metric in ("auc", "gauc"):
+                test = tests.get(f"{task}.{metric}")
+                mark = "" if test is None or test["p_value"] > 0.05 else "\\*" if test["difference"] < 0 else "\\*\\*"
+                cells.append(four(row["tasks"][task][metric]) + mark)
+        own = f"**{row['name']}**" if not tests else row["name"]
+        found = four(row["test"][retrieval]) if row["test"] else "ranks only"
+        lines.append(f"| {own} | {' | '.join(cells)} | {found} | {row['train_seconds'] / 60:.0f} |")
+    return lines
+
+
+def ranked() -> list[str]:
+    return [line for name, title in RANKED.items() if (found := read(name)) is not None for line in tasks_table(found, title)]
+
+
 def zoo() -> list[str]:
     """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first."""
     found = {name: document for name in ZOOS if (document := read(name)) is not None}
@@ -201,4 +231,4 @@ def zoo() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *speed(), "", *zoo()]))
+    print("\n".join([*leave_one_out(), "", *timelines(), "", *lists(), "", *ranked(), "", *speed(), "", *zoo()]))

@@ -1,4 +1,4 @@
-"""Turn a comparison of the recipes in recipes/zoo into a result file, and print its table and which differences are significant.
+"""Turn a comparison of recipes into a result file, and print its table and which differences are significant.
 
     largerec compare recipes/zoo/*.toml data.path=<beauty> run.dir=runs/zoo-beauty threads=1 --seeds 3 --trials 6
     python benchmarks/zoo.py runs/zoo-beauty --name zoo-beauty
@@ -7,6 +7,12 @@ The settings that were chosen on one set, on another one, without a look at its 
 
     largerec compare runs/zoo-beauty/*/tuned.toml data.path=<sports> run.dir=runs/zoo-sports --seeds 3
     python benchmarks/zoo.py runs/zoo-sports --name zoo-sports --settings-of zoo-beauty
+
+One model that retrieves and ranks beside models that only rank:
+
+    largerec compare recipes/kuairand-{din,dcn-v2,dlrm,wukong,unified-features}.toml data.path=<kuairand> train.metric=click.auc \
+        evaluate.conditioned=0 --against kuairand-unified-features run.dir=runs/kuairand-tasks threads=1 --seeds 3 --trials 3
+    python benchmarks/zoo.py runs/kuairand-tasks --name kuairand-tasks
 
 ``largerec compare`` goes on after a kill; this script only reads what it wrote. The result goes to benchmarks/results/NAME.json.
 ``--settings-of`` checks that each row has the settings that the other result file says were chosen.
@@ -21,7 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS, verdict, zoo_table
+from tables import RESULTS, tasks_table, verdict, zoo_table
 
 from largerec.bundle import Bundle, flatten
 from largerec.errors import LargeRecError
@@ -82,7 +88,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{given.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("\n".join([*zoo_table(found), "", verdict(found)]))
+    tasks = any(row.get("tasks") for row in found["rows"])
+    print("\n".join(tasks_table(found, given.name) if tasks else [*zoo_table(found), "", verdict(found)]))
 
 
 if __name__ == "__main__":

@@ -93,3 +93,27 @@ def test_what_is_said_of_differences_is_corrected_for_their_number(scripts: tupl
     assert tables.verdict({"metric": "ndcg@10", "rows": rows[2:3]}) == ""
     rows[1]["paired"]["ndcg@10"]["p_value"] = 0.06
     assert "not told apart: b" in tables.verdict({"metric": "ndcg@10", "rows": rows})
+
+
+def test_rankers_beside_the_model_that_does_both(scripts: tuple[ModuleType, ModuleType]) -> None:
+    _, tables = scripts
+
+    def ranked(name: str, auc: float, p: float | None, **more: Any) -> dict[str, Any]:
+        found = {"name": name, "model": name, "validation": {"a.auc": auc}, "test": {}, "train_seconds": 120.0, **more}
+        found["tasks"] = {"a": {"auc": auc, "gauc": 0.5}}
+        if p is not None:
+            tests = {"a.auc": {"difference": auc - 0.75, "p_value": p}, "a.gauc": {"difference": 0.0, "p_value": 1.0}}
+            found["paired_tasks"] = {"against": "both", **tests}
+        return found
+
+    rows = [ranked("both", 0.75, None, test={"ndcg@10": 0.05}), ranked("worse", 0.7, 0.01), ranked("better", 0.8, 0.04)]
+    rows += [ranked("alike", 0.76, 0.06), {"name": "popularity", "model": None}]
+    baselines = {"item rate": {"a": {"auc": 0.6, "gauc": 0.55}}}
+    document = {"metric": "a.auc", "retrieval_metric": "ndcg@10", "rows": rows, "task_baselines": baselines}
+    assert tables.tasks_table(document, "a log")[2:] == [
+        "| item rate | .6000 | .5500 | | |",
+        "| better | .8000\\*\\* | .5000 | ranks only | 2 |",
+        "| alike | .7600 | .5000 | ranks only | 2 |",
+        "| **both** | .7500 | .5000 | .0500 | 2 |",
+        "| worse | .7000\\* | .5000 | ranks only | 2 |",
+    ]
