@@ -71,7 +71,7 @@ ALL = (
 LEARNS = (
     "tasks.yes.where=answer = 1", "batch.max_length=16", "batch.window=all", "batch.tokens=128", "ranking.retrieval=0",
     'model={name="hstu", depth=1, width=16, heads=1, dropout=0}', "train.metric=yes.auc",
-    "optim={learning_rate=0.01, warmup_steps=5}",
+    "optim={learning_rate=0.01, warmup_steps=5}", 'objective={name="softmax"}',
 )  # fmt: skip
 
 

@@ -223,6 +223,7 @@ def test_the_commands_speak_of_tasks_alone(tmp_path: Path) -> None:
         (("batch.actions=summed",), "batch.actions=interleaved"),
         (("features.where=input",), "leave features.where out"),
         (("head.similarity=cosine",), "scores of the catalogue"),
+        (("objective.label_smoothing=0.1",), "loss of the next item"),
         (("train.recompute=true",), "has no blocks"),
         (("optim.transfer=mup",), "no rules for the layers"),
         (("run.compare=['hstu']",), "'din' only ranks, and needs other"),

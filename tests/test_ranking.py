@@ -348,11 +348,24 @@ def test_a_killed_run_resumes_to_the_same_numbers(mode: Mode, more: str, tmp_pat
 
 
 def test_ranking_alone_is_chosen_by_its_own_metric(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path / "run", *overrides_of("interleaved"), "ranking.retrieval=0", "train.metric=buy.auc")
+    alone = ("ranking.retrieval=0", "train.metric=buy.auc", 'objective={name="softmax"}')
+    recipe = tiny_recipe(tmp_path / "run", *overrides_of("interleaved"), *alone)
     result = train(recipe, quiet=True)
     looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     values = {line["step"]: line["validation"]["buy.auc"] for line in looks if "validation" in line}
     assert result["best_step"] == max(values, key=lambda step: (values[step], -step))
+
+
+@each_mode
+def test_ranking_alone_updates_the_rows_that_it_uses(mode: Mode, tmp_path: Path) -> None:
+    alone = ("ranking.retrieval=0", "train.metric=buy.auc", 'objective={name="softmax"}', "optim.table=lazy-adam")
+    trainer = Trainer(tiny_recipe(tmp_path / "run", *overrides_of(mode), *alone), Progress(quiet=True))
+    batch, before_VD = next(iter(trainer.batches.epoch(0, 0))), trainer.model.item_table_VD.detach().clone()
+    trainer.step(batch)
+    changed_V = (trainer.model.item_table_VD != before_VD).any(1)
+    assert batch.target_T is not None
+    used = {*batch.item_T.tolist(), *batch.target_T.tolist()}
+    assert set(changed_V.nonzero()[:, 0].tolist()) <= used and 0 < changed_V.sum() < len(changed_V)
 
 
 def test_retrieval_alone_reads_actions_and_predicts_none(tmp_path: Path) -> None:
@@ -381,6 +394,7 @@ def test_the_model_finds_who_buys_what(mode: Mode, tmp_path: Path) -> None:
         f"data.path={tmp_path / 'log.csv'}", "tasks.odd.where=value = 1", f"batch.actions={mode}", "batch.tokens=512",
         "batch.max_length=16", "batch.window=all", "model={name=\"hstu\", depth=2, width=32, heads=2, dropout=0}",
         "train.max_epochs=30", "train.metric=odd.auc", "ranking.retrieval=0", "optim={learning_rate=0.01, warmup_steps=5}",
+        'objective={name="softmax"}',
     ]  # fmt: skip
     train(tiny_recipe(tmp_path / "run", *changes), quiet=True)
     assert evaluate(tmp_path / "run")["tasks"]["odd"]["auc"] > 0.95

@@ -180,6 +180,14 @@ def test_a_task_unknown_in_training_is_refused() -> None:
         build_sequences(replace(log, events=late), SplitOptions(), {"t": TaskOptions(where="value > 0")})
 
 
+ALONE = {
+    "tasks": {"a": {"where": "b"}},
+    "batch": {"actions": "summed"},
+    "ranking": {"retrieval": 0},
+    "train": {"metric": "a.auc"},
+}
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -220,6 +228,11 @@ def test_a_task_unknown_in_training_is_refused() -> None:
             {"tasks": {"w": {"quantiles_of": "x"}}, "batch": {"actions": "summed"}, "ranking": {"retrieval": 0}},
             r"ranking.retrieval=0 leaves its loss out; of tasks with two labels, name one with where",
         ),
+        *(
+            (ALONE | {"objective": objective}, "ranking.retrieval=0 leaves that out; leave the group out")
+            for objective in ({"name": "bce"}, {"name": "sampled-softmax"}, {"name": "softmax", "label_smoothing": 0.1})
+        ),
+        (ALONE | {"head": {"similarity": "mol"}}, "head.similarity='mol' is learned by the loss of the next item"),
         (
             {
                 "tasks": {"a": {"where": "b"}},

@@ -247,8 +247,24 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _an_objective_is_of_retrieval(self) -> Self:
+        if self.ranking.retrieval > 0:
+            return self
+        if self.objective != SoftmaxOptions():
+            raise LargeRecError(
+                f"objective.* (name={self.objective.name!r}) is the loss of the next item, and ranking.retrieval=0 leaves that "
+                "out; leave the group out, or raise ranking.retrieval."
+            )
+        if self.head.similarity == "mol":
+            raise LargeRecError(
+                "head.similarity='mol' is learned by the loss of the next item, and ranking.retrieval=0 leaves that out; choose "
+                "dot or cosine, or raise ranking.retrieval."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_need_an_objective_that_uses_few(self) -> Self:
-        if self.optim.table != "adamw" and isinstance(self.objective, SoftmaxOptions):
+        if self.ranking.retrieval > 0 and self.optim.table != "adamw" and isinstance(self.objective, SoftmaxOptions):
             raise LargeRecError(
                 f"optim.table={self.optim.table!r} updates only the rows of items that a step uses, but objective.name='softmax' "
                 "uses every item. Choose objective.name = sampled-softmax, bce or gbce, or optim.table = adamw."

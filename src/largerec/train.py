@@ -189,7 +189,8 @@ class Trainer:
             return parts, None, None
         used: list[torch.Tensor] = []
         for part in parts:
-            negatives = self.objective.draw(len(part.target_T))
+            retrieval = self.recipe.ranking.retrieval > 0
+            negatives = self.objective.draw(len(part.target_T)) if retrieval else part.target_T[:0]
             assert negatives is not None  # a recipe with the full softmax was refused
             assert part.batch.target_T is not None  # all of them: of those that retrieval leaves out, tasks may be asked
             used += [part.batch.item_T, part.batch.target_T, negatives, *(view.item_T for view in part.views)]
