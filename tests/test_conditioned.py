@@ -12,16 +12,18 @@ import polars as pl
 import pytest
 import torch
 from logs import START_MS, log_of
-from runs import tiny_recipe, trained_run
+from runs import copy_of_run, tiny_recipe, trained_run
 from test_actions import Mode, each_mode
-from test_ranking import engine_of
+from test_ranking import engine_of, overrides_of
 from typer.testing import CliRunner
 
+from largerec.bundle import Bundle
 from largerec.cli import app
 from largerec.engine import conditioned as module
 from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
+from largerec.metrics import EvaluateOptions
 from largerec.train import train
 
 
@@ -112,6 +114,15 @@ def test_what_is_liked_is_found_among_what_is_watched(tmp_path: Path) -> None:
         app, ["recommend", str(tmp_path / "run"), "--user-id", "3", "--want", "like", "-k", "2", "--at", "2024-05-01", "--json"]
     )
     assert asked.exit_code == 0 and len(json.loads(asked.output.splitlines()[-1])) == 2
+
+
+def test_what_is_not_measured_again_is_not_said_again(tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run", *overrides_of("summed"), "evaluate.conditioned=20")
+    options, without = Bundle(run).recipe().evaluate, EvaluateOptions(bootstrap_samples=20)
+    evaluate(run, options, "validation")
+    assert {"conditioned", "validation_conditioned"} <= Bundle(run).read_json("result.json").keys()
+    assert evaluate(run, without).keys() & {"conditioned", "validation_conditioned"} == {"validation_conditioned"}
+    assert "validation_conditioned" not in evaluate(run, without, "validation")
 
 
 def test_log_next_is_a_distribution() -> None:

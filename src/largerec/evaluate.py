@@ -345,9 +345,11 @@ def _evaluate_retrieval(
         kept = pl.DataFrame(ranked.baselines) if found["baselines"] else Bundle(str(beside)).read_parquet(BASELINE_RANKS)
         bundle.write_parquet(BASELINE_RANKS, kept)
         result |= known
+    name = "conditioned" if stage == "test" else f"{stage}_conditioned"
     if options.conditioned and recipe.learned_tasks and recipe.ranking.retrieval > 0:
-        name = "conditioned" if stage == "test" else f"{stage}_conditioned"
         result[name] = evaluate_conditioned(engine, stage, options, recipe.seed)
+    else:
+        result.pop(name, None)  # of an earlier evaluation with other options
     if engine.sequences.lists is not None:
         key = "lists" if stage == "test" else f"{stage}_lists"
         result[key], listed = evaluate_lists(engine, stage, options, recipe.seed)
