@@ -51,7 +51,9 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
     keys_VD = F.normalize(table_VD, dim=1)
     assert batch.loss_mask_T is not None and batch.target_T is not None and batch.action_T is not None
     assert batch.task_label_TA is not None
-    each, total = 2 if mode == "interleaved" else 1, 0.0
+    each, total, rows = 2 if mode == "interleaved" else 1, 0.0, rows_of(mode)
+    taken = [{int(rows.token_M[row]) for row in range(*window) if row % 3 > 0} for window in ((0, 9), (9, 15))]
+    left_out = 0
     targets = batch.loss_mask_T.nonzero()[:, 0].tolist()
     for query_D, at in zip(queries_PD, targets, strict=True):
         user = int(torch.searchsorted(batch.offsets_B1, at, right=True)) - 1
@@ -59,14 +61,29 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
         for token in range(int(batch.offsets_B1[user]), int(batch.offsets_B1[user + 1])):
             asks = not batch.loss_mask_T[token] and (each == 1 or batch.action_T[token])
             unknown = asks and (batch.task_label_TA[token + each - 1] < 0).all()
-            if not asks or unknown or batch.target_T[token] == batch.target_T[at]:
+            if not asks or unknown:
+                continue
+            if int(batch.target_T[token]) in taken[user]:
+                left_out += 1
                 continue
             state = hidden_TD[[token + each - 1]]
             p = heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1].item()
             summed += (1 - p) * math.exp(float(query_D @ (keys_VD[batch.target_T[token]] - keys_VD[batch.target_T[at]])))
         total += math.log(summed)
     found = hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, keys_VD)
-    assert total > 1 and float(found) == pytest.approx(0.5 * total / len(targets), rel=1e-5)
+    assert left_out > 0 and total > 1 and float(found) == pytest.approx(0.5 * total / len(targets), rel=1e-5)
+
+
+@each_mode
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_was_taken_at_the_first_event_of_a_window_is_no_negative(mode: Mode, taken: bool) -> None:
+    heads, _, (hidden_TD, _, table_VD) = asked(mode)
+    rows = rows_of(mode, events=4)
+    shown_M, label_MA = np.array([3, 1, 3, 2]), np.zeros_like(rows.label_MA)
+    rows = replace(rows, token_M=shown_M, label_MA=label_MA, positive_M=np.array([taken, True, False, True]))
+    batch = pack_training(rows, np.array([0]), np.array([3]))
+    found = hard_negative_loss(heads, batch, hidden_TD[: batch.n_tokens], torch.ones(2, WIDTH), table_VD, table_VD)
+    assert (float(found) == 0) == taken
 
 
 @each_mode

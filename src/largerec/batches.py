@@ -72,7 +72,8 @@ class Batch:
     With tasks (A of them): ``action_T`` says which tokens carry what was done, ``label_TA``; ``task_label_TA`` are the labels
     that the task heads predict at a token. Both hold -1 where nothing is known or nothing is to be said. ``past``: how many
     tokens of a history stand before each of these in a cache. ``weight_T``: how much the event that a token predicts counts in
-    the loss, where a log weighs its events and not all alike; one of weight 0 is no target.
+    the loss, where a log weighs its events and not all alike; one of weight 0 is no target. ``taken_T``: tokens of events that
+    could be targets, where not all can.
 
     ``asked_T``: tokens whose state will be read, where it is not all; a ranker leaves out the others. ``features``: of the event
     that a token carries; with summed actions, of the one that it is asked about.
@@ -92,6 +93,7 @@ class Batch:
     label_TA: torch.Tensor | None = None
     task_label_TA: torch.Tensor | None = None
     weight_T: torch.Tensor | None = None
+    taken_T: torch.Tensor | None = None
     asked_T: torch.Tensor | None = None
     past: int = 0
 
@@ -277,6 +279,7 @@ def _pack(rows: TokenRows, index_T: np.ndarray, length_B: np.ndarray) -> Batch:
         behaviour_T=None if rows.behaviour_M is None else torch.from_numpy(rows.behaviour_M[index_T]),
         action_T=None if rows.label_MA is None else torch.ones(len(index_T), dtype=torch.bool),
         label_TA=None if rows.label_MA is None else torch.from_numpy(rows.label_MA[index_T]),
+        taken_T=None if rows.positive_M is None else torch.from_numpy(rows.positive_M[index_T]),
         features=_features(rows, index_T),
     )
 

@@ -2,8 +2,8 @@
 
 After the ranking-driven enhancer of UniGRF (Zhang et al. 2025, arXiv 2504.16454), whose hard negatives are items that retrieval
 puts high and ranking low. Here they are events of the same window that ``split.positives`` says are no targets and of which some
-label is known, so that the user really saw them. At each target, with scores s of retrieval and p the head's probability of the
-first learned condition::
+label is known, so that the user really saw them, and on items that the user took nowhere in the window. At each target, with
+scores s of retrieval and p the head's probability of the first learned condition::
 
     log(1 + sum over the user's negatives e of (1 - p_e) exp(s_e - s_target))
 
@@ -43,10 +43,10 @@ def hard_negative_loss(
     if heads.actions == "interleaved":
         assert batch.action_T is not None
         shown_T = shown_T & batch.action_T
-    at_E, said_E = _judged(heads, batch, shown_T.nonzero()[:, 0])
     at_P = batch.loss_mask_T.nonzero()[:, 0]
-    log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E, said_E)
     user_T = torch.repeat_interleave(torch.arange(len(batch.lengths_B)), batch.lengths_B)
+    at_E, said_E = _judged(heads, batch, (shown_T & ~_taken(batch, user_T, len(table_KD))).nonzero()[:, 0])
+    log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E, said_E)
     total = queries_PD.new_zeros(())
     for first, last in _blocks(batch.offsets_B1):
         own_E, own_P = (at_E >= first) & (at_E < last), (at_P >= first) & (at_P < last)
@@ -54,10 +54,20 @@ def hard_negative_loss(
         target_P, item_E = batch.target_T[p], batch.target_T[e]
         ahead_P1 = (query_PD * F.embedding(target_P, keys_KD)).sum(1, keepdim=True)
         gap_PE = query_PD @ F.embedding(item_E, keys_KD).T - ahead_P1 + log_dislike_E[own_E]
-        none_PE = (user_T[p][:, None] != user_T[e]) | (target_P[:, None] == item_E)
+        none_PE = user_T[p][:, None] != user_T[e]
         zero_P1 = gap_PE.new_zeros(len(p), 1)
         total = total + torch.logsumexp(torch.cat([zero_P1, gap_PE.masked_fill(none_PE, float("-inf"))], dim=1), dim=1).sum()
     return weight * total / len(queries_PD)
+
+
+def _taken(batch: Batch, user_T: torch.Tensor, items: int) -> torch.Tensor:
+    """Whether a token asks for an item that its user took at any event of the window. [T]
+
+    Targets are not all of these events: a window's first one is only read, and one of weight 0 is no target.
+    """
+    assert batch.taken_T is not None and batch.target_T is not None and batch.loss_mask_T is not None
+    read_T, asked_T = user_T * items + batch.item_T, user_T * items + batch.target_T
+    return torch.isin(asked_T, torch.cat([read_T[batch.taken_T], asked_T[batch.loss_mask_T]]))
 
 
 def _judged(heads: TaskHeads, batch: Batch, at_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
