@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.evaluate_tasks import predict_tasks
 from largerec.feature_tables import build_features
-from largerec.features import FeatureOptions, FeatureRows, Features, FieldLayout, as_lists, fit_field, refuse_outcomes, told_type
+from largerec.features import (
+    FeatureOptions,
+    FeatureRows,
+    Features,
+    FieldLayout,
+    as_given,
+    as_lists,
+    fit_field,
+    refuse_outcomes,
+    told_type,
+)
 from largerec.fields import FieldVectors
 from largerec.sequences import TEST, TRAIN, Sequences, build_sequences
 from largerec.tokenizers import AtomicTokenizer
@@ -339,9 +349,56 @@ def test_rank_is_the_evaluation(tmp_path: Path, where: str, mode: str) -> None:
         + [part for name, value in context.items() if value is not None for part in ("--context", f"{name}={value}")],
     )
     assert json.loads(done.stdout.splitlines()[-1]) == ranked.to_dicts()
+    for wrong, message in (("level=high", "give a number"), ("level", "write NAME=VALUE")):
+        done = CliRunner().invoke(app, ["rank", str(run), "--user-id", str(user), "--items", str(item), "--context", wrong])
+        assert isinstance(done.exception, LargeRecError) and message in str(done.exception)
     assert engine.rank(history=[1, 2], candidates=[3, 4], context={"slot": "a"}).height == 2
     with pytest.raises(LargeRecError, match="no context feature"):
         engine.rank(user, [item], context={"answer": 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "True"),
+        (False, "false"),
+        (3, "3"),
+        (1.5, " 1.50 "),
+        (date(2022, 5, 9), "2022-05-09"),
+        (datetime(2022, 5, 9, 12), "2022-05-09T14:00+02:00"),
+        (datetime(2022, 5, 9, 12, tzinfo=UTC), "2022-05-09T12:00"),
+        ("a", " a "),
+        (["a", "b"], "b"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "number", "many"])
+def test_context_given_as_text_is_read_as_its_column(value: Any, text: str, asked: str) -> None:
+    if asked == "number" and (value == "a" or isinstance(value, list)):
+        return
+    column, weight_N = pl.Series("x", [value, None]), np.array([9, 1])
+    options = FeatureOptions.model_validate({"context": ["x"], "numbers": "standard"})
+    field = fit_field("context", "x", asked, column, weight_N, options)  # type: ignore[arg-type]
+    given = as_given("x", text, column.dtype, number=field.kind == "number")
+    assert field.codes(given)[0, 0] == (3 if isinstance(value, list) else 1 if field.kind == "number" else 2)
+    if field.kind == "number":
+        assert field.scaled(given) == field.scaled(column)[:1] == 0
+    assert field.codes(as_given("x", " ", column.dtype, number=field.kind == "number"))[0, 0] == 0, "missing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "text", "message"),
+    [
+        (pl.Boolean(), False, "yes", r"context x='yes' does not fit its column \(Boolean\): give true or false, or leave it out"),
+        (pl.Int64(), False, "1.5", "give a whole number"),
+        (pl.Float64(), True, "much", "give a number"),
+        (pl.Float64(), False, "nan", "give a number"),
+        (pl.Datetime(), True, "9 May", "give an ISO date such as 2022-05-09 or"),
+        (pl.String(), True, "9 May", "give a number or an ISO date"),
+    ],
+)
+def test_context_that_does_not_fit_its_column_is_refused(kind: Any, number: bool, text: str, message: str) -> None:
+    with pytest.raises(LargeRecError, match=message):
+        as_given("x", text, kind, number=number)
 
 
 @each_way

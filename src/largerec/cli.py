@@ -258,6 +258,9 @@ def rank(
     engine = load(path)
     given = [item.strip() for text in items or [] for item in text.split(",")] + (more or [])
     past = [engine.item_id(item.strip()) for item in history.split(",")] if history else None
+    for text in context or []:
+        if "=" not in text:
+            raise LargeRecError(f"--context {text!r} gives no value; write NAME=VALUE, for example --context tab=1.")
     known = dict(text.partition("=")[::2] for text in context or [])
     candidates = [engine.item_id(item) for item in given]
     if by == "choice":

@@ -202,6 +202,42 @@ def as_lists(given: pl.Series, separator: str | None) -> pl.Series:
     return lists.to_frame("value").select(kept.fill_null(pl.lit([], dtype=pl.List(pl.String)))).to_series()
 
 
+def as_given(name: str, value: Any, kind: pl.DataType, *, number: bool) -> pl.Series:
+    """One value of a column of type ``kind`` as training reads that column; text, as a command line has it, becomes that type,
+    and empty text a missing value. ``number``: whether the column is read as one, which one of texts may be too.
+
+    Raises:
+        LargeRecError: the text says no value of that type.
+    """
+    value = (value.strip() or None) if isinstance(value, str) else value
+    if not isinstance(value, str) or kind.is_nested():
+        return pl.Series([value], strict=False)
+    found = text = pl.Series([value])
+    allowed = "a number or an ISO date such as 2022-05-09"
+    if kind == pl.Boolean:
+        found = pl.Series([{"true": True, "1": True, "false": False, "0": False}.get(value.lower())], dtype=kind)
+        allowed = "true or false"
+    elif kind in (pl.Date, pl.Datetime):
+        found, allowed = _as_moment(value, kind), "an ISO date such as 2022-05-09 or 2022-05-09T12:00"
+    elif kind.is_integer():
+        found, allowed = text.cast(pl.Int128, strict=False), "a whole number"
+    elif kind.is_numeric():
+        found, allowed = text.cast(kind, strict=False), "a number"
+    if found[0] is None or ((number or kind.is_numeric()) and np.isnan(as_numbers(found)[0])):
+        raise LargeRecError(f"context {name}={value!r} does not fit its column ({kind}): give {allowed}, or leave it out.")
+    return found
+
+
+def _as_moment(text: str, kind: pl.DataType) -> pl.Series:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return pl.Series([None], dtype=kind)
+    found = pl.Series([moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)])
+    zone = kind.time_zone if isinstance(kind, pl.Datetime) else None
+    return (found.dt.convert_time_zone(zone) if zone else found.dt.replace_time_zone(None)).cast(kind)
+
+
 def told_type(column: str, known: pl.Series) -> tuple[Literal["categorical", "many", "number"], str | None]:
     """The type of a column by its values among training events (gaps left out), and the separator of a text with several.
 
@@ -392,14 +428,16 @@ class FeatureRows:
         """The same of items that are asked about at one moment: ``context`` has values by column, those left out are missing.
 
         Raises:
-            LargeRecError: the run has no such context feature.
+            LargeRecError: the run has no such context feature, or it is given as text that does not fit.
         """
-        names = [field.column for _, field in self.features.of_side("context")]
+        fields = {field.column: field for _, field in self.features.of_side("context")}
+        names, kinds = list(fields), self.features.tables["context"].schema
         for name in context:
             if name not in names:
                 some = f"It has: {', '.join(names)}." if names else "It has none."
                 raise LargeRecError(f"context {name!r} is no context feature of this run{nearest(name, names)} {some}")
-        table = pl.DataFrame({name: pl.Series([context.get(name)], strict=False) for name in names}) if names else pl.DataFrame()
+        told = {name: as_given(name, context.get(name), kinds[name], number=fields[name].kind == "number") for name in names}
+        table = pl.DataFrame(told)
         code, number = self.features.coded("context", table)
         at = np.full(len(item_C), user)
         return self._joined(
