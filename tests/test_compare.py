@@ -198,7 +198,7 @@ def test_a_run_that_read_other_words_of_items_is_refused(place: Path, tmp_path: 
     arguments = copy(place, tmp_path / "c")
     lineage = tmp_path / "c" / "runs" / "b" / "seed-0" / "lineage.json"
     lineage.write_text(json.dumps(json.loads(lineage.read_text()) | {"words_hash": "one"}))
-    monkeypatch.setattr(module, "words_hash", lambda *_: "two")
+    monkeypatch.setattr("largerec.split_log.words_hash", lambda *_: "two")
     with pytest.raises(LargeRecError, match="b/seed-0' holds a finished run on items with other words"):
         from_arguments(arguments, "2", quiet=True)
 

@@ -8,13 +8,15 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from test_compare import QUICK, copy, document, recipe_files, rows_of
+from test_random_log import recipe_of, write_logs
 from test_ranking import overrides_of
 
 from largerec import task_metrics
 from largerec.bundle import Bundle
-from largerec.compare import from_arguments
+from largerec.compare import compare, from_arguments
 from largerec.compare_tasks import predictions_of
 from largerec.errors import LargeRecError
 
@@ -82,6 +84,24 @@ def test_a_row_that_only_ranks_has_no_retrieval(place: Path, tmp_path: Path) -> 
     assert row["test"] == {} and row["recommend_ms"] is None and row["intervals"] == {} and "paired" not in row
     assert row["tasks"] == rows_of(document(place))["b"]["tasks"]
     assert rows_of(found)["a"]["test"] == rows_of(document(place))["a"]["test"]
+
+
+def test_other_tables_and_another_random_log_are_other_data(tmp_path: Path) -> None:
+    log, chance = write_logs(tmp_path)
+    users = pl.read_parquet(log).select("user_id").unique(maintain_order=True).with_row_index("age")
+    users.write_csv(tmp_path / "users.csv")
+    read = ("data.random=chance.parquet", "features.user=['age']", *QUICK, "evaluate.bootstrap_samples=20")
+    recipe = recipe_of(tmp_path, "summed", *read)
+    again = lambda: compare([recipe], [0], tmp_path / "runs", quiet=True)  # noqa: E731
+    found = again()
+    assert again()["rows"][-1]["test"] == found["rows"][-1]["test"]
+    users.with_columns(pl.col("age").reverse()).write_csv(tmp_path / "users.csv")
+    with pytest.raises(LargeRecError, match=r"seed-0' holds a finished run on other features .*\. Remove it, or choose"):
+        again()
+    users.write_csv(tmp_path / "users.csv")
+    pl.read_parquet(chance).with_columns(pl.lit(5.0).alias("value")).write_parquet(chance)
+    with pytest.raises(LargeRecError, match=r"seed-0' holds a finished run beside another log of data\.random"):
+        again()
 
 
 def test_runs_that_were_asked_about_other_events_are_refused(place: Path, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ SPACE = [
 ]
 
 
+HASHES = {"data_hash": "hash"}
+
+
 def recipe_of(folder: Path, *overrides: str) -> Recipe:
     return tiny_recipe(folder, *SPACE, *overrides)
 
@@ -53,7 +56,7 @@ def trained(curves: dict[str, list[float]], calls: list[Path]) -> Any:
 
 def test_real_trials_are_recorded_and_the_best_is_taken(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "unused")
-    found = tune(recipe, 4, tmp_path, "hash", quiet=True)
+    found = tune(recipe, 4, tmp_path, HASHES, quiet=True)
     assert [trial["number"] for trial in found.trials] == [0, 1, 2, 3]
     own = flatten(recipe.resolved().to_json())
     assert found.trials[0]["settings"] == {key: own[key] for key in ("model.dropout", "model.width", "optim.learning_rate")}
@@ -73,14 +76,14 @@ def test_real_trials_are_recorded_and_the_best_is_taken(tmp_path: Path) -> None:
 
 def test_trials_are_scored_by_a_task_where_a_task_chooses(tmp_path: Path) -> None:
     tasks = [*overrides_of("summed"), "train.metric=buy.auc"]
-    found = tune(recipe_of(tmp_path / "unused", *tasks), 2, tmp_path, "hash", quiet=True)
+    found = tune(recipe_of(tmp_path / "unused", *tasks), 2, tmp_path, HASHES, quiet=True)
     for trial in found.trials:
         result = Bundle(tmp_path / "trials" / f"trial-{trial['number']}").read_json("result.json")
         assert trial["value"] == result["validation_tasks"]["buy"]["auc"]
 
 
 def test_the_same_trials_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tune(recipe_of(tmp_path), 4, tmp_path / "whole", "hash", quiet=True)
+    whole = tune(recipe_of(tmp_path), 4, tmp_path / "whole", HASHES, quiet=True)
 
     class Killed(BaseException):
         pass
@@ -98,15 +101,15 @@ def test_the_same_trials_after_a_kill(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "train", killing)
     with pytest.raises(Killed):
-        tune(recipe_of(tmp_path), 4, tmp_path / "cut", "hash", quiet=True)
+        tune(recipe_of(tmp_path), 4, tmp_path / "cut", HASHES, quiet=True)
     monkeypatch.setattr(module, "train", plain)
     assert len((tmp_path / "cut" / "trials" / "trials.jsonl").read_text().splitlines()) == 2
-    again = tune(recipe_of(tmp_path), 4, tmp_path / "cut", "hash", quiet=True)
+    again = tune(recipe_of(tmp_path), 4, tmp_path / "cut", HASHES, quiet=True)
     assert [one | {"seconds": 0} for one in again.trials] == [one | {"seconds": 0} for one in whole.trials]
     assert (again.best, again.recipe) == (whole.best, whole.recipe)
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("a finished trial was made again"))
-    assert tune(recipe_of(tmp_path), 4, tmp_path / "cut", "hash", quiet=True).trials == again.trials
-    assert len(tune(recipe_of(tmp_path), 2, tmp_path / "cut", "hash", quiet=True).trials) == 2, "at most as many as are asked for"
+    assert tune(recipe_of(tmp_path), 4, tmp_path / "cut", HASHES, quiet=True).trials == again.trials
+    assert len(tune(recipe_of(tmp_path), 2, tmp_path / "cut", HASHES, quiet=True).trials) == 2, "at most as many as are asked for"
 
 
 def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +118,7 @@ def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytes
     curves |= {"trial-1": [0.09, 0.18, 0.27, 0.3], "trial-2": [0.05, 0.06, 0.07, 0.08, 0.08, 0.09, 0.9]}
     curves["trial-3"] = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
     monkeypatch.setattr(module, "train", trained(curves, calls))
-    found = tune(recipe_of(tmp_path), 4, tmp_path, "hash", quiet=True)
+    found = tune(recipe_of(tmp_path), 4, tmp_path, HASHES, quiet=True)
     assert [trial["state"] for trial in found.trials] == ["finished", "finished", "pruned", "finished"]
     assert found.trials[2]["curve"] == [0.05, 0.06, 0.07, 0.08, 0.08, 0.09] and found.trials[2]["value"] is None
     assert found.best == 3
@@ -135,19 +138,19 @@ def test_trials_that_diverge_are_failures_and_the_first_best_wins_ties(tmp_path:
 
     monkeypatch.setattr(module, "train", train)
     recipe = recipe_of(tmp_path)
-    found = tune(recipe, 3, tmp_path, "hash", quiet=True)
+    found = tune(recipe, 3, tmp_path, HASHES, quiet=True)
     assert [trial["state"] for trial in found.trials] == ["finished", "failed", "finished"]
     assert "step 3 is nan" in found.trials[1]["why"]
     assert found.best == 0 and found.recipe is recipe, "not better is no reason to change the recipe"
     monkeypatch.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(Diverged("nan")))
     with pytest.raises(LargeRecError, match="none of 2 trials finished"):
-        tune(recipe, 2, tmp_path / "other", "hash", quiet=True)
+        tune(recipe, 2, tmp_path / "other", HASHES, quiet=True)
 
 
 def test_the_best_trial_s_weights_stay_until_they_are_its_seed_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train", trained({"trial-0": [0.1], "trial-1": [0.9]}, []))
     recipe, target = recipe_of(tmp_path), Bundle(tmp_path / "seed-0")
-    found = tune(recipe, 2, tmp_path, "hash", quiet=True)
+    found = tune(recipe, 2, tmp_path, HASHES, quiet=True)
     weights = [tmp_path / "trials" / f"trial-{number}" / "model.safetensors" for number in (0, 1)]
     for path in weights:
         path.touch()
@@ -167,25 +170,26 @@ def test_the_best_trial_s_weights_stay_until_they_are_its_seed_s(tmp_path: Path,
 def test_settings_that_come_again_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
     monkeypatch.setattr(module, "train", trained({}, calls))
-    found = tune(tiny_recipe(tmp_path, "tune.space.model.dropout=[0.2, 0.5]"), 6, tmp_path, "hash", quiet=True)
+    found = tune(tiny_recipe(tmp_path, "tune.space.model.dropout=[0.2, 0.5]"), 6, tmp_path, HASHES, quiet=True)
     assert len(calls) == 2 and len(found.trials) == 6
     assert sum("repeats" in trial for trial in found.trials) == 4
 
 
 def test_another_search_in_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train", trained({}, []))
-    tune(recipe_of(tmp_path), 1, tmp_path, "hash", quiet=True)
+    tune(recipe_of(tmp_path), 1, tmp_path, HASHES, quiet=True)
     for recipe, data, said in (
-        (recipe_of(tmp_path, "optim.clip=1"), "hash", "recipe.optim.clip: 5.0 -> 1.0"),
-        (recipe_of(tmp_path, "tune.space.model.dropout=[0.1]"), "hash", "space.model.dropout"),
-        (recipe_of(tmp_path), "other", "data: 'hash' -> 'other'"),
+        (recipe_of(tmp_path, "optim.clip=1"), HASHES, "recipe.optim.clip: 5.0 -> 1.0"),
+        (recipe_of(tmp_path, "tune.space.model.dropout=[0.1]"), HASHES, "space.model.dropout"),
+        (recipe_of(tmp_path), {"data_hash": "other"}, "data: 'hash' -> 'other'"),
     ):
         with pytest.raises(LargeRecError, match="trials of another search") as caught:
             tune(recipe, 1, tmp_path, data, quiet=True)
         assert said in str(caught.value)
-    tune(recipe_of(tmp_path), 1, tmp_path / "words", "hash", words="one", quiet=True)
-    with pytest.raises(LargeRecError, match="words: 'one' -> 'two'"):
-        tune(recipe_of(tmp_path), 1, tmp_path / "words", "hash", words="two", quiet=True)
+    for what in ("words", "features"):
+        tune(recipe_of(tmp_path), 1, tmp_path / what, HASHES | {f"{what}_hash": "one"}, quiet=True)
+        with pytest.raises(LargeRecError, match=f"{what}: 'one' -> 'two'"):
+            tune(recipe_of(tmp_path), 1, tmp_path / what, HASHES | {f"{what}_hash": "two"}, quiet=True)
 
 
 def test_the_space_holds_the_recipe_s_own_settings(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_settings_that_do_not_fit_together_are_a_failed_trial(tmp_path: Path, mo
     calls: list[Path] = []
     monkeypatch.setattr(module, "train", trained({}, calls))
     monkeypatch.setattr(module, "_proposal", lambda *_: ({"model.width": 15}, lambda curve: False))
-    found = tune(tiny_recipe(tmp_path, "tune.space.model.width={low = 8, high = 16}"), 2, tmp_path, "hash", quiet=True)
+    found = tune(tiny_recipe(tmp_path, "tune.space.model.width={low = 8, high = 16}"), 2, tmp_path, HASHES, quiet=True)
     assert [trial["state"] for trial in found.trials] == ["finished", "failed"] and len(calls) == 1
     assert "model.width=15 is no multiple of model.heads=2" in found.trials[1]["why"]
 
@@ -231,13 +235,13 @@ def test_settings_that_do_not_fit_together_are_a_failed_trial(tmp_path: Path, mo
 )
 def test_a_space_that_does_not_fit_is_refused(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match=message):
-        tune(tiny_recipe(tmp_path, override), 2, tmp_path, "hash", quiet=True)
+        tune(tiny_recipe(tmp_path, override), 2, tmp_path, HASHES, quiet=True)
     assert not (tmp_path / "trials").exists()
 
 
 def test_no_space_and_no_optuna_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LargeRecError, match=r"\[tune.space\]"):
-        tune(tiny_recipe(tmp_path), 2, tmp_path, "hash", quiet=True)
+        tune(tiny_recipe(tmp_path), 2, tmp_path, HASHES, quiet=True)
     plain = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -248,7 +252,7 @@ def test_no_space_and_no_optuna_are_explained(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "train", trained({}, []))
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(LargeRecError, match=r"pip install 'largerec\[tune\]'"):
-        tune(recipe_of(tmp_path), 2, tmp_path, "hash", quiet=True)
+        tune(recipe_of(tmp_path), 2, tmp_path, HASHES, quiet=True)
 
 
 def test_both_ways_to_write_a_key_are_one(tmp_path: Path) -> None:

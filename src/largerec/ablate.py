@@ -22,7 +22,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from largerec import cures, metrics
 from largerec.batches import TrainingBatches
-from largerec.bundle import data_hash
 from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
 from largerec.curate import curate
 from largerec.curate.plan import Plan, Step, plan_from
@@ -34,13 +33,13 @@ from largerec.events import EventLog
 from largerec.experiments import placed
 from largerec.faults import FaultOptions
 from largerec.faulty import with_training_faults
-from largerec.item_vectors import words_hash
 from largerec.manifest import content_hash
 from largerec.options import Options, read_toml
 from largerec.paired import Paired
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.ablated import ablated_page
 from largerec.sequences import STAGE_COLUMN, SplitOptions, build_sequences
+from largerec.split_log import SplitLog
 from largerec.tokenizers import AtomicTokenizer
 
 assert cures.STEPS, "plans know the steps that train"
@@ -159,8 +158,7 @@ def ablate(plan: AblationPlan, recipe: Recipe, folder: str | Path = FOLDER, *, q
             path = folder / arm.name / f"seed-{seed}"
             first = found[arm.name][0][0] if found[arm.name] else None
             run = recipe_of(recipe, arm, path, seed, steps, plan.ablate.validations)
-            data, words = made[arm.name]
-            found[arm.name].append((path, finished_run(run, data, words=words, beside=first, quiet=quiet)))
+            found[arm.name].append((path, finished_run(run, made[arm.name], beside=first, quiet=quiet)))
     rows = {name: Row(name, tuple(p for p, _ in runs), tuple(r for _, r in runs)) for name, runs in found.items()}
     return {"dir": str(folder), "steps": steps, **table(rows, arms, plan, recipe)}
 
@@ -283,12 +281,9 @@ def recipe_steps(recipe: Recipe, raw: Arm) -> int:
     return min(recipe.train.max_steps or whole, whole)
 
 
-def _hashes(recipe: Recipe, arm: Arm) -> tuple[str, str | None]:
+def _hashes(recipe: Recipe, arm: Arm) -> dict[str, str]:
     one = recipe_of(recipe, arm, Path("unused"), 0, 1, 1)
-    log = load_log(one.data)
-    sequences = build_sequences(log, one.split, one.tasks)
-    item_ids = AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
-    return data_hash(sequences), words_hash(log.items, item_ids, recipe.model.side.columns)
+    return SplitLog.of(one).beside(one).hashes
 
 
 # --- the table

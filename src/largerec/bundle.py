@@ -35,6 +35,13 @@ CHOICE = "choice.json"
 RANDOM = "random.parquet"
 NOT_OF_TRAINING = ("run.", "threads", "name", "evaluate.", "train.tensorboard", "data.path", "tune.", "scale.")
 """Options that may differ between a run and its resumption; whether the data is the same, its hash says."""
+HASHES = {
+    "data_hash": "on other data",
+    "words_hash": "on items with other words",
+    "features_hash": "on other features (the tables of users or items, or columns of the log, have changed)",
+    "random_hash": "beside another log of data.random",
+}
+"""What lineage.json keeps of all that a run read, and what to say where that is not what would be read now."""
 FORGOTTEN = "forgotten.json"  # marks a run that was trained on someone who was to be forgotten
 OWN_FILES = re.compile(
     r"(recipe|lineage|result|features|choice|forgotten)\.json|features-\w+\.parquet|metrics\.jsonl|(model|state)\.safetensors"
@@ -197,17 +204,15 @@ class Bundle:
         missing = [name for name in needed if not self.file(name).is_file()]
         if missing:
             raise LargeRecError(f"run.dir={str(self.path)!r} holds a part of a run: {' and '.join(missing)} is missing. {advice}")
-        self.check_same(recipe, lineage["data_hash"], "an unfinished run", advice, lineage.get("words_hash"))
-        if self.read_json("lineage.json").get("features_hash") != lineage.get("features_hash"):
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds an unfinished run on other features. {advice}")
+        self.check_same(recipe, lineage, "an unfinished run", advice)
 
-    def check_same(self, recipe: Recipe, data: str, what: str, advice: str, words: str | None = None) -> None:
-        """Refuse a run of another (resolved) recipe, or on a log of another hash; ``what`` and ``advice`` complete the message.
+    def check_same(self, recipe: Recipe, hashes: Mapping[str, Any], what: str, advice: str) -> None:
+        """Refuse a run of another (resolved) recipe, or that read something else; ``what`` and ``advice`` complete the message.
 
-        ``words``: the hash of the item columns that the model reads, if it reads any. A run that did not keep it may pass.
+        ``hashes``: of what the recipe reads now, by the names of ``HASHES``. A run that did not keep one of them may pass.
 
         Raises:
-            LargeRecError: the two differ in something that training depends on.
+            LargeRecError: the two differ in something that the numbers depend on.
         """
         old, new = flatten(Bundle.open(self.path).recipe().to_json()), flatten(recipe.to_json())
         changed = sorted(
@@ -217,10 +222,9 @@ class Bundle:
             shown = ", ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:4])
             raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} of another recipe ({shown}). {advice}")
         lineage = self.read_json("lineage.json")
-        if lineage.get("data_hash") != data:
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on other data. {advice}")
-        if lineage.get("words_hash", words) != words:
-            raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} on items with other words. {advice}")
+        for name, other in HASHES.items():
+            if lineage.get(name, hashes.get(name)) != hashes.get(name):
+                raise LargeRecError(f"run.dir={str(self.path)!r} holds {what} {other}. {advice}")
 
     def forgotten(self) -> str | None:
         """A warning where the run, or a member of it, was trained on someone who was to be forgotten since; else None."""

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,8 @@ import polars as pl
 import torch
 
 from largerec import metrics
-from largerec.bundle import Bundle, data_hash, flatten
+from largerec.bundle import Bundle, flatten
 from largerec.compare_tasks import draws_of_rows, paired_tasks, task_baselines, task_documents
-from largerec.datasets import load_log
 from largerec.doctor import processor
 from largerec.engine import Engine, load
 from largerec.ensemble import ensemble as make_ensemble
@@ -34,8 +33,8 @@ from largerec.experiments import placed, validation_of, with_compared
 from largerec.item_vectors import words_hash
 from largerec.recipe import Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page
-from largerec.sequences import Stage, build_sequences
-from largerec.tokenizers import AtomicTokenizer
+from largerec.sequences import Stage
+from largerec.split_log import SplitLog
 from largerec.train import train
 from largerec.tune import Tuned, columns_read, needed_optuna, own_space, promote, tune
 
@@ -99,17 +98,16 @@ def compare(
     check_asked(started, seeds, trials=trials, ensemble=ensemble)
     if (threads := started[0].threads) is not None:
         torch.set_num_threads(threads)  # also where no run is left to set it, and the rows are only timed
-    log = load_log(started[0].data)
-    sequences = build_sequences(log, started[0].split, started[0].tasks, started[0].lists)
-    data, item_ids = data_hash(sequences), AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
+    split = SplitLog.of(started[0])
     tuned: dict[str, Tuned] = {}
     for recipe in started if trials else ():
-        tried = words_hash(log.items, item_ids, columns_read(recipe))
-        tuned[recipe.name] = tune(recipe, trials, folder / recipe.name, data, words=tried, quiet=quiet)
+        tried = words_hash(split.log.items, split.tokenizer.vocabulary["item_id"], columns_read(recipe))
+        read = {**split.beside(recipe).hashes, **({} if tried is None else {"words_hash": tried})}
+        tuned[recipe.name] = tune(recipe, trials, folder / recipe.name, read, quiet=quiet)
     for name, search in tuned.items():
         promote(search, folder / name, seeds)
     started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
-    words = {recipe.name: words_hash(log.items, item_ids, recipe.model.side.columns) for recipe in started}
+    hashes = split.hashes(started)
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {recipe.name: [] for recipe in started}
     first: Path | None = None
     for seed in seeds:
@@ -122,7 +120,7 @@ def compare(
                     f"{path.parent}/seed-* (the trials stay, and are not made again), or choose another run.dir."
                 )
             run = placed(recipe, path, seed)
-            result = finished_run(run, data, words=words[recipe.name], advice=advice, beside=first, quiet=quiet)
+            result = finished_run(run, hashes[recipe.name], advice=advice, beside=first, quiet=quiet)
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
@@ -131,7 +129,7 @@ def compare(
     document = table(rows, started[0], against)
     for row in document["rows"]:
         row |= {"trials": tuned[row["name"]].to_json()} if row["name"] in tuned else {}
-    return document | {"dir": str(folder), "seeds": list(seeds), "trials": trials, "data": data}
+    return document | {"dir": str(folder), "seeds": list(seeds), "trials": trials, "data": split.data_hash}
 
 
 def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, **options: Any) -> dict[str, Any]:
@@ -253,17 +251,16 @@ def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any]
 
 def finished_run(
     recipe: Recipe,
-    data: str,
+    hashes: Mapping[str, str],
     *,
-    words: str | None = None,
     advice: str = ADVICE,
     beside: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """The result of the evaluated run in ``run.dir``: as it is there, taken up, or made. ``beside``: whose baselines it shares.
 
-    ``data`` and ``words``: the hashes of the split log and of what the model reads of items. ``advice``: what to do about a run
-    that is another one.
+    ``hashes``: of what the recipe reads (:meth:`largerec.split_log.SplitLog.beside`). ``advice``: what to do about a run that is
+    another one.
 
     Raises:
         LargeRecError: another recipe, other data or another evaluation is there, or as :func:`largerec.train.train`.
@@ -271,9 +268,9 @@ def finished_run(
     bundle = Bundle(recipe.run.dir)
     if not bundle.file("result.json").is_file():
         if bundle.file("recipe.json").is_file():
-            bundle.check_same(recipe.resolved(), data, "an unfinished run", advice, words)
+            bundle.check_same(recipe.resolved(), hashes, "an unfinished run", advice)
         train(recipe, quiet=quiet)
-    bundle.check_same(recipe.resolved(), data, "a finished run", advice, words)
+    bundle.check_same(recipe.resolved(), hashes, "a finished run", advice)
     result = bundle.read_json("result.json")
     if "test" not in result:
         if (

@@ -13,25 +13,14 @@ import torch
 
 from largerec import metrics, task_metrics
 from largerec.batches import KnownOfEvents, TokenRows, ranges
-from largerec.bundle import RANDOM, Bundle
-from largerec.datasets import load_random
 from largerec.engine import Engine
 from largerec.engine.scoring import Queries, mask_seen, query_blocks, ranks
 from largerec.metrics import EvaluateOptions
-from largerec.random_log import random_table
-from largerec.recipe import Recipe
 from largerec.sequences import TASK_COLUMN, Sequences
 from largerec.tasks import UNKNOWN
 
 MOST_ROWS = 20_000
 """Rows that are asked about; of a larger log a seeded sample."""
-
-
-def keep_random(bundle: Bundle, recipe: Recipe, sequences: Sequences) -> None:
-    """Write the rows of the recipe's random log that can be asked about into the run, if it names one."""
-    log = load_random(recipe.data)
-    if log is not None:
-        bundle.write_parquet(RANDOM, random_table(log, recipe.split, recipe.tasks, sequences))
 
 
 def users_of(sequences: Sequences, table: pl.DataFrame) -> np.ndarray:

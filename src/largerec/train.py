@@ -25,18 +25,16 @@ from largerec import metrics
 from largerec.accounting import training_flops_per_token
 from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
-from largerec.bundle import Bundle
+from largerec.bundle import RANDOM, Bundle
 from largerec.contrastive import Contrast
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
 from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_lists import validate_lists
-from largerec.evaluate_random import keep_random
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
-from largerec.feature_tables import build_features
 from largerec.hard_negatives import hard_negative_loss
-from largerec.item_vectors import item_vectors, words_hash
+from largerec.item_vectors import item_vectors
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
@@ -88,16 +86,11 @@ class Trainer:
         self.options, self.progress = recipe.train, progress
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
-        lineage = split.lineage()
-        if (words := words_hash(log.items, tokenizer.vocabulary["item_id"], recipe.model.side.columns)) is not None:
-            lineage["words_hash"] = words
-        features = None
-        if recipe.features.any:
-            given = (recipe.features, recipe.tasks, recipe.split.positives, recipe.data.path)
-            features = build_features(log, sequences, tokenizer.vocabulary["item_id"], *given)
-            lineage["features_hash"] = features.digest()
-        self.bundle = Bundle.start(recipe, sequences, tokenizer, lineage, features)
-        keep_random(self.bundle, recipe, sequences)
+        beside = split.beside(recipe)
+        features = beside.features
+        self.bundle = Bundle.start(recipe, sequences, tokenizer, split.lineage() | beside.hashes, features)
+        if beside.random is not None:
+            self.bundle.write_parquet(RANDOM, beside.random)
         torch.manual_seed(recipe.seed)
         layout = None if features is None else features.layout()
         self.scorer = build_scorer(recipe, tokenizer, sequences, layout)

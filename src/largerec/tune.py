@@ -74,11 +74,11 @@ class Tuned:
         }
 
 
-def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | None = None, quiet: bool = False) -> Tuned:
+def tune(recipe: Recipe, budget: int, folder: Path, hashes: Mapping[str, str], *, quiet: bool = False) -> Tuned:
     """Make ``budget`` trials of a recipe in ``folder/trials`` with its own seed, or as many as are missing there.
 
     The best settings are written to ``folder/tuned.toml``; the best trial's run stays in ``folder/trials/trial-N`` until
-    :func:`promote` moves it. ``data``: the hash of the split log; ``words``: that of :func:`columns_read`.
+    :func:`promote` moves it. ``hashes``: of what the recipe reads, by the names of ``HASHES``, the words of :func:`columns_read`.
 
     Raises:
         LargeRecError: optuna is missing, the space is empty or does not fit the recipe, the trials there are of another search,
@@ -87,7 +87,7 @@ def tune(recipe: Recipe, budget: int, folder: Path, data: str, *, words: str | N
     space = own_space(recipe)
     place = Bundle(folder / "trials")
     place.path.mkdir(parents=True, exist_ok=True)
-    _check_same_search(recipe, place, data, words)
+    _check_same_search(recipe, place, hashes)
     records = _records(place)
     while len(records) < budget:
         records.append(_trial(recipe, space, records, place, quiet=quiet))
@@ -317,10 +317,10 @@ def _curve(bundle: Bundle, metric: str) -> list[float]:
     return [float(line["validation"][metric]) for line in _log(bundle) if "validation" in line and "early" not in line]
 
 
-def _check_same_search(recipe: Recipe, place: Bundle, data: str, words: str | None) -> None:
+def _check_same_search(recipe: Recipe, place: Bundle, hashes: Mapping[str, str]) -> None:
     """Keep, or compare, what the trials depend on: records of another search would mislead this one."""
     settings = {key: value for key, value in flatten(recipe.resolved().to_json()).items() if not key.startswith(NOT_OF_TRAINING)}
-    search: dict[str, Any] = {"data": data, **({} if words is None else {"words": words})}
+    search: dict[str, Any] = {name.removesuffix("_hash"): value for name, value in hashes.items() if name != "random_hash"}
     search |= {"space": recipe.tune.model_dump(mode="json")["space"], "recipe": settings}
     search = json.loads(json.dumps(search))
     if not place.file("search.json").is_file():
