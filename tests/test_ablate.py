@@ -143,6 +143,14 @@ def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str, 
         load_ablation(written(tmp_path, PLAN.replace(*change, 1)))
 
 
+def test_steps_that_make_rows_are_refused_where_labels_are_learned(tmp_path: Path) -> None:
+    path = written(tmp_path, PLAN.replace('{name = "bots"}]', '{name = "bots"}, {name = "regenerate"}]', 1))
+    (tmp_path / "tiny.toml").write_text(TINY + "split.positives = \"item_id <> ''\"", encoding="utf-8")
+    with pytest.raises(LargeRecError, match=r"version 'rules': step regenerate makes rows .* split\.positives"):
+        from_arguments("-", str(path), [f"run.dir={tmp_path / 'runs'}"], quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_an_ablation_decides_cannot_be_overridden(tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match=r"ablate\.steps"):
         from_arguments("-", str(written(tmp_path)), ["train.max_steps=5"])

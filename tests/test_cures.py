@@ -145,6 +145,14 @@ def test_plans_know_them_by_name() -> None:
         plan_of(["regenerat"])
 
 
+@pytest.mark.parametrize("asked", ["split.positives = 'a > 1'", "tasks.buy.where = 'a > 1'\nbatch.actions = 'summed'"])
+def test_made_rows_have_no_labels_to_learn(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "recipe.toml").write_text(asked, encoding="utf-8")
+    command = ["curate", str(tmp_path / "log.parquet"), "--split", str(tmp_path / "recipe.toml")]
+    done = CliRunner().invoke(app, [*command, "--step", "duplicates", "--step", "regenerate"])
+    assert isinstance(done.exception, LargeRecError) and "step regenerate makes rows" in str(done.exception)
+
+
 def test_rows_that_are_only_history_stay_out_of_the_loss() -> None:
     """A version weighs its rows: half of a chain is turned into noise of weight 0, and the model still learns the rule."""
     log = chain_log(users=50, items=10, length=12)

@@ -25,7 +25,7 @@ from largerec.batches import TrainingBatches
 from largerec.bundle import data_hash
 from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
 from largerec.curate import curate
-from largerec.curate.plan import Plan, Step, plan_from
+from largerec.curate.plan import Plan, Step, check_labels, plan_from
 from largerec.curate.taking import stage_column
 from largerec.datasets import DataOptions, load_log
 from largerec.doctor import processor
@@ -146,6 +146,8 @@ def ablate(plan: AblationPlan, recipe: Recipe, folder: str | Path = FOLDER, *, q
             asked the same targets.
     """
     folder = Path(folder)
+    for version in plan.version:
+        check_labels(version.step, recipe.split, recipe.tasks, f"version {version.name!r}")
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     arms = [*base_logs(plan, recipe, folder), *(version_arm(one, plan, folder) for one in plan.version)]
