@@ -253,6 +253,28 @@ def test_regenerated_sequences_are_of_new_users_and_follow_the_patterns() -> Non
     assert facts["facts"]["of_mined_patterns"] > 0.6
 
 
+def test_restoring_everything_takes_made_rows_out(tmp_path: Path) -> None:
+    """They are no rows of the log: what is named by number, user or step never means them."""
+    chain_log(users=20, length=9).write(tmp_path / "log.parquet")
+    learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
+    chosen = {"budget": 0.7, "method": "random", "unit": "windows", "window": 2, "rest": "remove"}
+    steps = [{"name": "regenerate", "styles": 2, "learner": learner}, {"name": "core-set", **chosen}]
+    found = curate(DataOptions(path=str(tmp_path / "log.parquet")), plan_from({"step": steps}))
+    first, last = (versions.read(Path(found["dir"]) / found["versions"][at]["version"]) for at in (0, -1))
+    here, gone = last.log.events.filter(pl.col(ROW).is_null()), last.removed[ROW].null_count()
+    assert here.height and gone
+    with pytest.raises(LargeRecError, match="made by a step"):
+        restore(found["log"], Named(user_id=here["user_id"][0]))
+    some = versions.read(Path(restore(found["log"], Named(step="core-set"))["dir"]))
+    assert some.log.events[ROW].null_count() == here.height and some.removed[ROW].null_count() == some.removed.height == gone
+    document = restore(found["log"], Named(everything=True))
+    back = versions.read(Path(document["dir"]))
+    assert back.log.events.equals(first.log.events) and document["version"]["rows"]["removed"] == here.height
+    assert back.removed[ROW].null_count() == back.removed.height == here.height + gone
+    with pytest.raises(LargeRecError, match="nothing is to be restored"):
+        restore(document["dir"], Named(everything=True))
+
+
 def test_restrictive_inference_keeps_to_the_users_own_items() -> None:
     log = chain_log(users=40, items=30, length=9)
     step = cures.RegenerateStep(learner=TINY, styles=1, own_items=1.0, share=9.0)
