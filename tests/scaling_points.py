@@ -65,7 +65,8 @@ def made(
                 ndcg = quality(true) * float(np.exp(random.normal(0, quality_noise)))
                 found.append(
                     Point(
-                        name=name, family=family, size=size, seed=at, dir=name, layers=layers, width=width, params=params,
+                        name=name, family=family, size=size, seed=at, dir=name, data_hash="0" * 64,
+                        layers=layers, width=width, params=params,
                         params_embedding=20_000, tokens=tokens, unique_tokens=tokens, epochs=1.0,
                         steps=-(-tokens // 1000), history=50, catalogue=2_000, flops=flops, seconds=flops / rate, cores=1,
                         loss=loss, loss_interval=None, metrics={"ndcg@10": ndcg}, entropy=5.1, regime="single-epoch",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from logs import random_log
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from largerec import ablate as module
 from largerec import compare
-from largerec.ablate import ablate, from_arguments, load_ablation, verdict
+from largerec.ablate import ablate, from_arguments, load_ablation, verdict, won_back
 from largerec.cli import app
 from largerec.curate.taking import stage_column
 from largerec.datasets import DataOptions, load_log
@@ -25,6 +27,8 @@ from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import LABEL, FaultOptions
 from largerec.faulty import with_training_faults
+from largerec.forgetting import forget
+from largerec.paired import Paired
 from largerec.sequences import STAGE_COLUMN, SplitOptions
 from largerec.simulate import SimulateOptions, simulate
 
@@ -95,10 +99,38 @@ def test_costs_and_shares_are_of_the_means_that_are_shown() -> None:
     _, found = finished()
     clean, raw, rules = (row(found, name)["test"]["ndcg@10"] for name in ("clean", "raw", "rules"))
     assert found["faults"]["cost"]["value"] == pytest.approx(1 - raw / clean)
-    assert row(found, "rules")["won_back"]["value"] == pytest.approx((rules - raw) / (clean - raw))
     assert row(found, "rules")["gain"]["relative"]["value"] == pytest.approx(rules / raw - 1)
     gain = row(found, "rules")["gain"]["difference"]
     assert gain["low"] < gain["value"] < gain["high"]
+
+
+def test_no_share_is_told_of_a_cost_that_may_be_nothing() -> None:
+    """As the denominator comes near zero the ratio and its interval mean nothing."""
+    _, found = finished()
+    cost = found["faults"]["cost"]
+    assert cost["low"] <= 0 and "holds zero" in found["faults"]["no_shares"]
+    assert row(found, "rules")["won_back"] is None and "won_back" not in row(found, "raw")
+    users, better = np.arange(50), np.linspace(0.4, 0.6, 50)[None]
+    values = {"clean": better, "raw": better - 0.2 - 0.1 * better**2, "cured": better - 0.1}
+    found_back = won_back(Paired(values, users), "cured")
+    assert found_back is not None
+    assert found_back["value"] == pytest.approx(1 - 0.1 / (0.2 + 0.1 * (better**2).mean())) and found_back["low"] is not None
+    assert won_back(Paired(values | {"raw": better + 0.1}, users), "cured") is None, "faults that help cost nothing"
+
+
+def test_a_forgotten_person_is_in_no_log_of_it(tmp_path: Path) -> None:
+    """What it keeps as logs is found by erasure as imports are; it does not go on with another log unnoticed."""
+    folder, found = finished()
+    place = Path(shutil.copytree(folder / "runs", tmp_path / "runs"))
+    person = str(load_log(DataOptions(path=row(found, "raw")["log"])).events["user_id"][0])
+    gone = {Path(one["folder"]).relative_to(place).as_posix() for one in forget(place, person)["folders"]}
+    assert {"logs/raw", "logs/clean"} < gone
+    for path in place.rglob("events.parquet"):
+        assert person not in pl.read_parquet(path)["user_id"].cast(pl.String)
+    assert not list((place / "logs").glob("*.parquet"))
+    plan, recipe = load_ablation(folder / "plan.toml")
+    with pytest.raises(LargeRecError, match="forgotten in one of the two"):
+        ablate(plan, recipe, place, quiet=True)
 
 
 def test_the_same_command_makes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +153,15 @@ def test_another_log_in_the_same_folder_is_refused() -> None:
 def test_the_page_and_the_table_say_it() -> None:
     folder, found = finished()
     shown = assert_safe((folder / "runs" / "ablate.html").read_text(encoding="utf-8"))
-    assert "no sign that it helps" in shown.words and "The faults cost" in shown.words and "rules-truncated" in shown.words
+    assert (
+        "no sign that it helps" in shown.words
+        and "The faults cost" in shown.words
+        and "holds zero" in shown.words
+        and "rules-truncated" in shown.words
+    )
     done = CliRunner().invoke(app, ["ablate", "-", "--plan", str(folder / "plan.toml"), f"run.dir={folder / 'runs'}"])
     assert done.exit_code == 0, done.output
-    assert "no sign that it" in done.output and "The faults cost" in done.output
+    assert "no sign that it" in done.output and "The faults cost" in done.output and "holds zero" in done.output
     assert json.loads((folder / "runs" / "ablate.json").read_text())["rows"] == json.loads(json.dumps(found["rows"]))
 
 
@@ -141,6 +178,14 @@ def test_the_page_and_the_table_say_it() -> None:
 def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     with pytest.raises(LargeRecError, match=said):
         load_ablation(written(tmp_path, PLAN.replace(*change, 1)))
+
+
+def test_steps_that_make_rows_are_refused_where_labels_are_learned(tmp_path: Path) -> None:
+    path = written(tmp_path, PLAN.replace('{name = "bots"}]', '{name = "bots"}, {name = "regenerate"}]', 1))
+    (tmp_path / "tiny.toml").write_text(TINY + "split.positives = \"item_id <> ''\"", encoding="utf-8")
+    with pytest.raises(LargeRecError, match=r"version 'rules': step regenerate makes rows .* split\.positives"):
+        from_arguments("-", str(path), [f"run.dir={tmp_path / 'runs'}"], quiet=True)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_an_ablation_decides_cannot_be_overridden(tmp_path: Path) -> None:

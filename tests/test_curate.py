@@ -301,6 +301,18 @@ def test_a_row_is_traced_through_the_steps_and_comes_back(tmp_path: Path) -> Non
     assert restore(found["log"], Named(rows=[mended, repeated]))["dir"] == back["dir"], "the same again is there already"
 
 
+def test_a_version_that_is_its_own_parent_is_refused(tmp_path: Path) -> None:
+    found = curate(written(random_log(), tmp_path), steps_of({"name": "duplicates"}, {"name": "recency", "days": 0.002}))
+    names = [one["version"] for one in found["versions"]]
+    for parent in (names[2], names[1]):  # itself, and one that was made from it
+        file = Path(found["dir"]) / names[1] / "manifest.json"
+        document = json.loads(file.read_text())
+        document["version"]["parent"]["name"] = parent
+        file.write_text(json.dumps(document))
+        with pytest.raises(LargeRecError, match=r"manifest\.json: the parent is said to be"):
+            trace(found["log"], Named(rows=[1]))
+
+
 def test_rows_are_named_by_user_item_and_step(tmp_path: Path) -> None:
     log = random_log()
     found = curate(written(log, tmp_path), steps_of({"name": "sessions", "minutes": 30}, {"name": "k-core", "k": 4}))

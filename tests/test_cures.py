@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from logs import START_MS, chain_log, log_of, random_log
+from typer.testing import CliRunner
 
 from largerec import cures
-from largerec.curate.plan import plan_of
+from largerec.cli import app
+from largerec.curate import curate, versions
+from largerec.curate.plan import plan_from, plan_of
 from largerec.curate.rows import Training
 from largerec.curate.taking import stage_column, take
+from largerec.curate.tracing import Named, restore
 from largerec.curate.versions import MADE, ROW, Version, first_version
 from largerec.cures.forgetting import forgetting_events
 from largerec.cures.patterns import frequent
 from largerec.cures.personalise import shrunk_means
 from largerec.cures.rows import highest, sequences_of
 from largerec.cures.sequence_denoise import estimated_share
+from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import LABEL, FaultOptions, with_faults
@@ -138,6 +145,14 @@ def test_plans_know_them_by_name() -> None:
         plan_of(["regenerat"])
 
 
+@pytest.mark.parametrize("asked", ["split.positives = 'a > 1'", "tasks.buy.where = 'a > 1'\nbatch.actions = 'summed'"])
+def test_made_rows_have_no_labels_to_learn(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "recipe.toml").write_text(asked, encoding="utf-8")
+    command = ["curate", str(tmp_path / "log.parquet"), "--split", str(tmp_path / "recipe.toml")]
+    done = CliRunner().invoke(app, [*command, "--step", "duplicates", "--step", "regenerate"])
+    assert isinstance(done.exception, LargeRecError) and "step regenerate makes rows" in str(done.exception)
+
+
 def test_rows_that_are_only_history_stay_out_of_the_loss() -> None:
     """A version weighs its rows: half of a chain is turned into noise of weight 0, and the model still learns the rule."""
     log = chain_log(users=50, items=10, length=12)
@@ -150,6 +165,46 @@ def test_rows_that_are_only_history_stay_out_of_the_loss() -> None:
     assert weight_N is not None and weight_N.sum() == (~noise).sum()
     masked = Learner(sequences_of(training), TINY).learn(lambda loss, row, epoch: loss.new_tensor(weight_N[row.numpy()]))
     assert np.array_equal(Learner(sequences_of(weighed), TINY).learn().losses(), masked.losses(), equal_nan=True)
+
+
+def half_ignored(log: EventLog) -> tuple[Training, np.ndarray]:
+    """A log that at places 4 and 8 of each history has a random item, those at 8 of weight 0; and which these are."""
+    place = np.arange(log.events.height) % 12
+    drawn = np.random.default_rng(0).integers(9, size=len(place))
+    other = [f"{'y' if at == 8 else 'x'}{item}" for at, item in zip(place, drawn, strict=True)]
+    items = pl.when(pl.Series(np.isin(place, (4, 8)))).then(pl.Series(other)).otherwise("item_id").alias("item_id")
+    training = training_of(replace(log, events=log.events.with_columns(items)))
+    return replace(training, weight_R=np.where(place == 8, 0.0, 1.0)), place == 8
+
+
+@pytest.mark.parametrize("method", ["truncate", "reweigh"])
+def test_rows_of_weight_0_take_no_part_in_truncation(method: Any) -> None:
+    """Never learned, they have the largest losses: they would fill the share that is cut, or shift the mean of the weights."""
+    training, ignored = half_ignored(chain_log(users=60, items=10, length=12))
+    step = cures.TruncatedLossStep(learner=TINY, method=method, drop_rate=0.3, ramp=0.5)
+    factor = step.change(training).factor_R
+    assert factor is not None and set(factor[ignored]) == {1.0}
+    learned = ~ignored & (np.arange(len(factor)) % 12 > 0)  # with a history
+    assert (factor[learned] == 0).any() if method == "truncate" else factor[learned].mean() == pytest.approx(1.0)
+
+
+def test_truncation_cuts_its_share_of_what_is_learned() -> None:
+    left, learned = np.zeros(8), np.array([0, 0, 1, 1, 1, 1, 0, 0], dtype=bool)
+    weigh = cures.TruncatedLossStep(learner=TINY, drop_rate=0.5, ramp=0.1).truncation(left, learned)
+    weight = weigh(torch.tensor([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0]), torch.arange(8), 1)
+    assert weight.tolist() == (1 - left).tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
+
+
+def test_rows_of_weight_0_are_not_regenerated() -> None:
+    """Neither mined as patterns nor among a user's own items: what is not learned from must not come back as made rows."""
+    log = chain_log(users=40, items=12, length=12)
+    training, ignored = half_ignored(log)
+    added = cures.RegenerateStep(learner=TINY, styles=1, own_items=1.0, share=9.0).change(training).added
+    assert added is not None and added.height > 0
+    named = training.log.events["item_id"].filter(pl.Series(~ignored))
+    assert set(added["item_id"]) <= set(named)
+    nothing = cures.RegenerateStep(learner=TINY).change(replace(training, weight_R=np.zeros(len(training))))
+    assert nothing.added is None and "weight 0" in nothing.facts["note"]
 
 
 def test_what_a_step_made_is_no_question_of_the_personaliser() -> None:
@@ -196,6 +251,28 @@ def test_regenerated_sequences_are_of_new_users_and_follow_the_patterns() -> Non
     forward = (np.diff(number, axis=1) % 12 <= 4).all(axis=1)
     assert forward.mean() > 0.8  # at random .13
     assert facts["facts"]["of_mined_patterns"] > 0.6
+
+
+def test_restoring_everything_takes_made_rows_out(tmp_path: Path) -> None:
+    """They are no rows of the log: what is named by number, user or step never means them."""
+    chain_log(users=20, length=9).write(tmp_path / "log.parquet")
+    learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
+    chosen = {"budget": 0.7, "method": "random", "unit": "windows", "window": 2, "rest": "remove"}
+    steps = [{"name": "regenerate", "styles": 2, "learner": learner}, {"name": "core-set", **chosen}]
+    found = curate(DataOptions(path=str(tmp_path / "log.parquet")), plan_from({"step": steps}))
+    first, last = (versions.read(Path(found["dir"]) / found["versions"][at]["version"]) for at in (0, -1))
+    here, gone = last.log.events.filter(pl.col(ROW).is_null()), last.removed[ROW].null_count()
+    assert here.height and gone
+    with pytest.raises(LargeRecError, match="made by a step"):
+        restore(found["log"], Named(user_id=here["user_id"][0]))
+    some = versions.read(Path(restore(found["log"], Named(step="core-set"))["dir"]))
+    assert some.log.events[ROW].null_count() == here.height and some.removed[ROW].null_count() == some.removed.height == gone
+    document = restore(found["log"], Named(everything=True))
+    back = versions.read(Path(document["dir"]))
+    assert back.log.events.equals(first.log.events) and document["version"]["rows"]["removed"] == here.height
+    assert back.removed[ROW].null_count() == back.removed.height == here.height + gone
+    with pytest.raises(LargeRecError, match="nothing is to be restored"):
+        restore(document["dir"], Named(everything=True))
 
 
 def test_restrictive_inference_keeps_to_the_users_own_items() -> None:

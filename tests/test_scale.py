@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -308,6 +309,33 @@ def test_the_same_command_makes_nothing_again_and_a_larger_grid_goes_on(tmp_path
     with pytest.raises(LargeRecError, match="holds no grid"):
         module.scale(grid_recipe(tmp_path / "notes"), quiet=True)
     assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
+
+
+def test_a_grid_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    """Neither where the file of the log has changed, nor with points, or a finished run, that came from another grid."""
+    source, _ = finished_grid()
+    points = read_points(source)
+    assert {point.data_hash for point in points} == {grid_part().split.data_hash}
+    folder = Path(shutil.copytree(source, tmp_path / "grid"))
+    file = folder / "points.jsonl"
+    *first, last = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*first, last.replace(points[-1].data_hash, "0" * 64)]))
+    with pytest.raises(LargeRecError, match=rf"points\.jsonl has the point '{points[-1].name}' on other data \(data_hash 000"):
+        module.scale(grid_recipe(folder), quiet=True)
+    file.write_text("".join(first))
+    result = folder / points[-1].dir / "result.json"
+    result.write_text(result.read_text().replace(points[-1].data_hash, "0" * 64))
+    with pytest.raises(LargeRecError, match=rf"{points[-1].name} has the point"):
+        module.scale(grid_recipe(folder), quiet=True)
+    log = tmp_path / "log.parquet"
+    events = simulate(SimulateOptions(users=160, items=60, events=2000, categories=3)).events
+    recipe = recipe_from(GRID | {"data": {"path": str(log)}, "run": {"dir": str(tmp_path / "own")}})
+    events.write_parquet(log)
+    (tmp_path / "own").mkdir()
+    module._check_same_grid(recipe, Bundle(tmp_path / "own"), GridData.of(recipe))
+    events.tail(1900).write_parquet(log)
+    with pytest.raises(LargeRecError, match=r"a grid on other data .* than the recipe reads now"):
+        module.scale(recipe, quiet=True)
 
 
 def test_a_killed_grid_goes_on_to_the_same_points(tmp_path: Path) -> None:

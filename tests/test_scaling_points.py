@@ -20,6 +20,7 @@ def point(name: str = "hstu-nano-s0", **changes: object) -> Point:
         size="nano",
         seed=0,
         dir=f"grid/{name}",
+        data_hash="0" * 64,
         layers=2,
         width=48,
         params=23_780,

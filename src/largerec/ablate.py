@@ -20,11 +20,11 @@ import polars as pl
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from largerec import cures, metrics
+from largerec import cures, manifest, metrics
 from largerec.batches import TrainingBatches
 from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
 from largerec.curate import curate
-from largerec.curate.plan import Plan, Step, plan_from
+from largerec.curate.plan import Plan, Step, check_labels, plan_from
 from largerec.curate.taking import stage_column
 from largerec.datasets import DataOptions, load_log
 from largerec.doctor import processor
@@ -33,7 +33,7 @@ from largerec.events import EventLog
 from largerec.experiments import placed
 from largerec.faults import FaultOptions
 from largerec.faulty import with_training_faults
-from largerec.manifest import content_hash
+from largerec.imports import write_log
 from largerec.options import Options, read_toml
 from largerec.paired import Paired
 from largerec.recipe import Recipe, apply_overrides, load_recipe
@@ -47,6 +47,9 @@ assert cures.STEPS, "plans know the steps that train"
 RAW, CLEAN = "raw", "clean"
 FOLDER = "runs/ablate"
 UNBOUNDED = 1_000_000
+NO_SHARES = (
+    "the interval of that cost holds zero or less, so no share of it is told as won back; put in more faults, or ask more users"
+)
 KEYS = ["user_id", "item_id", "timestamp"]
 
 
@@ -145,6 +148,8 @@ def ablate(plan: AblationPlan, recipe: Recipe, folder: str | Path = FOLDER, *, q
             asked the same targets.
     """
     folder = Path(folder)
+    for version in plan.version:
+        check_labels(version.step, recipe.split, recipe.tasks, f"version {version.name!r}")
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     arms = [*base_logs(plan, recipe, folder), *(version_arm(one, plan, folder) for one in plan.version)]
@@ -210,22 +215,20 @@ def base_logs(plan: AblationPlan, recipe: Recipe, folder: Path) -> list[Arm]:
     logs = {RAW: clean}
     if plan.ablate.faults.any:
         logs = {CLEAN: clean, RAW: with_training_faults(clean, plan.ablate.faults)}
-    return [Arm(name, str(_kept(one, folder / "logs" / f"{name}.parquet")), 0.0, _counts(one)) for name, one in logs.items()]
+    return [Arm(name, str(_kept(one, folder / "logs" / name, recipe.data.path)), 0.0, _counts(one)) for name, one in logs.items()]
 
 
-def _kept(log: EventLog, path: Path) -> Path:
-    """Write a log beside the hash of its content, or find the same one there."""
-    content, mark = content_hash(log.events, log.items), path.with_suffix(".sha256")
-    if mark.is_file():
-        if mark.read_text(encoding="utf-8").strip() != content:
-            raise LargeRecError(
-                f"{path} is another log than the one that is given now (or has other faults or another split); an ablation goes "
-                "on with what it began. Choose another run.dir, or remove the folder."
-            )
-        return path
-    log.write(path)
-    mark.write_text(content + "\n", encoding="utf-8")
-    return path
+def _kept(log: EventLog, place: Path, source: str | None) -> Path:
+    """Write a log as an import, which erasure reaches as any other, or find the same one there."""
+    document = manifest.read(place)
+    if document is None:
+        write_log(log, place, source)
+    elif document["content"] != manifest.content_hash(log.events, log.items):
+        raise LargeRecError(
+            f"{place} is another log than the one that is given now (or has other faults or another split, or a person was "
+            "forgotten in one of the two); an ablation goes on with what it began. Choose another run.dir, or remove the folder."
+        )
+    return place
 
 
 def _counts(log: EventLog) -> dict[str, Any]:
@@ -238,7 +241,7 @@ def version_arm(version: VersionOptions, plan: AblationPlan, folder: Path) -> Ar
     seconds, known = folder / "versions" / "seconds.json", dict[str, float]()
     if seconds.is_file():
         known = json.loads(seconds.read_text(encoding="utf-8"))
-    source = DataOptions(path=str(folder / "logs" / f"{RAW}.parquet"))
+    source = DataOptions(path=str(folder / "logs" / RAW))
     total, document = 0.0, dict[str, Any]()
     for count in range(1, len(version.step) + 1):  # one more step at a time, so that each is timed once
         started = time.perf_counter()
@@ -322,9 +325,7 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
         if arm.name not in (RAW, CLEAN):
             document["verdict"] = verdict(strict.gain(arm.name, RAW)["difference"])
             if options.faults.any:
-                document["won_back"] = paired.of(
-                    lambda mean, name=arm.name: (mean[name] - mean[RAW]) / (mean[CLEAN] - mean[RAW])  # type: ignore[misc]
-                )
+                document["won_back"] = won_back(paired, arm.name)
         documents.append(document)
     found: dict[str, Any] = {
         "metric": metric,
@@ -337,9 +338,23 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
         "rows": documents,
     }
     if options.faults.any:
-        cost = paired.of(lambda mean: 1 - mean[RAW] / mean[CLEAN])
-        found["faults"] = {"put_in": options.faults.model_dump(exclude_defaults=True), "cost": cost}
+        found["faults"] = {"put_in": options.faults.model_dump(exclude_defaults=True), "cost": cost_of_faults(paired)}
+        if all(one.get("won_back") is None for one in documents):
+            found["faults"]["no_shares"] = NO_SHARES
     return found
+
+
+def cost_of_faults(paired: Paired) -> dict[str, float | None]:
+    """The share of the clean log's quality that the faults take, with its interval."""
+    return paired.of(lambda mean: 1 - mean[RAW] / mean[CLEAN])
+
+
+def won_back(paired: Paired, name: str) -> dict[str, float | None] | None:
+    """The share of the cost that a version wins back; None where the faults may cost nothing, and a share of it means nothing."""
+    low = cost_of_faults(paired)["low"]
+    if low is None or low <= 0:
+        return None
+    return paired.of(lambda mean: (mean[name] - mean[RAW]) / (mean[CLEAN] - mean[RAW]))
 
 
 def verdict(difference: Mapping[str, float | None]) -> str:

@@ -338,7 +338,7 @@ def curate(
     import largerec.cures  # noqa: F401  makes the steps that train a model known to plans
     from largerec import curate as module
     from largerec import show
-    from largerec.curate.plan import Plan, load_plan, plan_of
+    from largerec.curate.plan import Plan, check_labels, load_plan, plan_of
     from largerec.recipe import load_recipe
 
     if plan is not None and step:
@@ -347,8 +347,10 @@ def curate(
     if split is not None:
         if wanted.split is not None:
             raise LargeRecError(f"--split {split}: the plan {plan} has a [split] already; leave one of the two out.")
-        given = load_recipe(split).split
-        wanted = wanted.model_copy(update={"split": given.model_copy(update={"positives": None, "targets": "all"})})
+        recipe = load_recipe(split)
+        check_labels(wanted.step, recipe.split, recipe.tasks, f"--split {split}")
+        given = recipe.split.model_copy(update={"positives": None, "targets": "all"})
+        wanted = wanted.model_copy(update={"split": given})
     found = module.curate(cli_data.data_options(path, overrides, "error", "largerec curate"), wanted, to)
     print_json(found) if as_json else show.curated(found)
 

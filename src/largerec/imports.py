@@ -63,6 +63,33 @@ def import_log(
     return document
 
 
+def write_log(log: EventLog, folder: Path, source: str | None) -> dict[str, Any]:
+    """Write a log at hand as an import of ``source``, and return its manifest; the folder appears whole or not at all.
+
+    Raises:
+        LargeRecError: it cannot be written, or there is something already.
+    """
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        facts = {"largerec": version("largerec"), "source": source, "kind": "log", **_facts(log), "notes": list(log.notes)}
+        document = manifest.write(fresh, facts, _write_parquet(log, fresh))
+        fresh.rename(folder)
+    except OSError as error:
+        raise LargeRecError(f"{folder}: the log cannot be written there ({error}). Give a folder where you may write.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return document
+
+
+def _facts(log: EventLog) -> dict[str, Any]:
+    """What a manifest says of a log's tables."""
+    events = log.events
+    counts = {"events": events.height, "users": events["user_id"].n_unique(), "items": events["item_id"].n_unique()}
+    return {"time_kind": log.time_kind, **counts, "content": manifest.content_hash(events, log.items)}
+
+
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds anything but, with ``overwrite``, the files of an earlier import."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -122,13 +149,9 @@ def _write(
     facts |= {
         "kind": "log",
         "options": options.model_dump(mode="json", exclude_defaults=True, exclude={"dropped", "path"}),
-        "time_kind": log.time_kind,
-        "events": log.events.height,
-        "users": log.events["user_id"].n_unique(),
-        "items": log.events["item_id"].n_unique(),
+        **_facts(log),
         "dropped_rows": count_reasons(log.dropped),
         "steps": reports,
-        "content": manifest.content_hash(log.events, log.items),
         "notes": [*log.notes, *said],
     }
     return facts, files

@@ -20,13 +20,14 @@ def ablated(found: dict[str, Any]) -> None:
         table.add_column(head, justify="left" if head in ("row", "verdict") else "right", overflow="fold")
     for row in found["rows"]:
         gain = _share(row["gain"]["relative"]) if "gain" in row else ""
-        back = [_share(row["won_back"]) if "won_back" in row else ""] if "faults" in found else []
+        back = [_share(row["won_back"]) if row.get("won_back") else ""] if "faults" in found else []
         took = f"{row['seconds']['cure']:,.0f} + {row['seconds']['train']:,.0f}"
         value = with_interval(metric, row["test"], {metric: [row[metric]["low"], row[metric]["high"]]})
         table.add_row(escape(row["name"]), f"{row['training_rows']:,}", value, gain, row.get("verdict", ""), *back, took)
     to.print(table)
     if "faults" in found:
-        to.print(f"The faults cost {_share(found['faults']['cost'])} of {metric}.", markup=False)
+        why = f" ({found['faults']['no_shares']})" if "no_shares" in found["faults"] else ""
+        to.print(f"The faults cost {_share(found['faults']['cost'])} of {metric}{why}.", markup=False)
     to.print(
         f"Intervals are over users and seeds, paired; verdicts are corrected for {found['versions_tried']} versions. "
         f"s: the cure, and one training. Files: {found['dir']}/ (ablate.json). Report: {found['report']}",

@@ -5,7 +5,7 @@ Steps that train a model stand above this package (``largerec.cures``) and join 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
 
@@ -76,6 +76,23 @@ class Plan(Options):
                     f"split.{name} is about what a model is asked for, and a plan cures all training rows; leave it out."
                 )
         return self
+
+
+def check_labels(steps: Sequence[AnyStep], split: SplitOptions, tasks: Collection[str], source: str) -> None:
+    """Refuse steps that make rows where a recipe asks for labels: such rows have an item and a time, but no outcome.
+
+    Raises:
+        LargeRecError: such a step is among them, and the recipe has tasks or ``split.positives``.
+    """
+    asked = [f"tasks ({', '.join(tasks)})"] if tasks else []
+    asked += [f"split.positives = {split.positives!r}"] if split.positives is not None else []
+    for step in steps if asked else ():
+        if getattr(step, "makes_rows", False):
+            raise LargeRecError(
+                f"{source}: step {step.name} makes rows that nobody acted on, so they have no labels, and the recipe has "
+                f"{' and '.join(asked)}, which read labels. Leave {step.name} out, or take a recipe without tasks and "
+                "split.positives."
+            )
 
 
 def plan_from(document: dict[str, Any], source: str = "plan") -> Plan:

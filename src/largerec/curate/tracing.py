@@ -13,9 +13,11 @@ import polars as pl
 from largerec import manifest
 from largerec.curate import versions
 from largerec.curate.taking import changed_lines, stage_column, weighed
-from largerec.curate.versions import ROW, SOURCE_WEIGHT, WHEN, Version
+from largerec.curate.versions import MADE, ROW, SOURCE_WEIGHT, WHEN, Version
 from largerec.errors import LargeRecError
 from largerec.sequences import STAGE_COLUMN, WEIGHT_COLUMN, SplitOptions
+
+MADE_UP = "a step made it: it is no row of the log"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Named:
         """
         events = version.log.events
         known = pl.concat([table.select(ROW, "user_id", "item_id") for table in (events, version.removed)])
-        whose = version.changed.filter(pl.col("column") == "user_id")
+        made, known = known.filter(pl.col(ROW).is_null()), known.drop_nulls(ROW)
+        removed, changed = version.removed.drop_nulls(ROW), version.changed.drop_nulls(ROW)
+        whose = changed.filter(pl.col("column") == "user_id")
         parts = []
         if self.everything:
             parts.append(known[ROW])
@@ -55,13 +59,18 @@ class Named:
             own = known.filter(pl.col(column).cast(pl.String) == given)[ROW]
             if column == "user_id":
                 own = pl.concat([own, whose.filter(pl.col("before") == given)[ROW]])
+            if not own.len() and made[column].cast(pl.String).eq(given).any():
+                raise LargeRecError(
+                    f"the rows with {column} {given!r} were made by a step and are no rows of the log, so there is nothing that "
+                    "they were before; `largerec data restore --all` takes them out."
+                )
             if not own.len():
                 raise LargeRecError(f"no row, kept or removed, has {column} {given!r}.")
             parts.append(own)
         if self.step is not None:
-            own = pl.concat([table.filter(pl.col("step") == self.step)[ROW] for table in (version.removed, version.changed)])
+            own = pl.concat([table.filter(pl.col("step") == self.step)[ROW] for table in (removed, changed)])
             if not own.len():
-                steps = sorted({*version.removed["step"], *version.changed["step"]})
+                steps = sorted({*removed["step"], *changed["step"]})
                 raise LargeRecError(
                     f"no row was removed or changed by a step {self.step!r}; there are: {', '.join(steps) or 'none'}."
                 )
@@ -132,6 +141,7 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     """Make a version in which the named rows are as they were in the log that was read first; return its manifest and folder.
 
     Removed rows come back, changed values are undone, and weights are those that the log came with (1 where it came with none).
+    Rows that a step made are no rows of the log: none comes back, and where everything is named, those that are there go.
 
     Raises:
         LargeRecError: the folder is no version, or nothing of that name is there, or nothing would change.
@@ -139,15 +149,17 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     folder = Path(folder).expanduser().resolve()
     document, version = versions.read_manifest(folder), versions.read(folder)
     rows = named.rows_of(version)
-    chosen = pl.col(ROW).is_in(rows.implode())
+    chosen = pl.col(ROW).is_in(rows.implode()).fill_null(False)
     back = version.removed.filter(chosen)
+    events, made_up = _parted(version) if named.everything else (version.log.events, version.log.events.clear())
     options = {"name": "restore", "rows": rows.len(), "which": manifest.content_hash(rows.to_frame())}
+    options |= {"made_up": made_up.height} if made_up.height else {}
     key = versions.key_of(document["content"], options, 0)
     number = document["version"]["number"] + 1
     name = f"{number:02d}-restore-{key[:8]}"
     if versions.is_version(folder.parent / name):
         return {**versions.read_manifest(folder.parent / name), "dir": str(folder.parent / name)}
-    events = pl.concat([version.log.events, back.drop(*WHEN)], how="diagonal")
+    events = pl.concat([events, back.drop(*WHEN)], how="diagonal")
     events = events.sort(ROW, nulls_last=True, maintain_order=True)  # rows that a step made have no number and stay behind
     if WEIGHT_COLUMN in events.columns:
         events = events.with_columns(pl.col(WEIGHT_COLUMN).fill_null(1.0))
@@ -159,21 +171,22 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     weights = events[SOURCE_WEIGHT] if SOURCE_WEIGHT in events.columns else pl.Series(np.ones(events.height))
     before = events.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(events.height)))
     reweighed = int((before[at_R] != weights[at_R]).sum())
-    if not back.height and not any(line.height for line in undone) and not reweighed:
+    if not back.height and not made_up.height and not any(line.height for line in undone) and not reweighed:
         raise LargeRecError(
             f"{folder}: the rows that are named are as they were in the first version; nothing is to be restored."
         )
     events = weighed(events, at_R, weights[at_R].cast(pl.Float64).to_numpy())
+    gone = made_up.with_columns(pl.lit(name).alias("version"), pl.lit("restore").alias("step"), pl.lit(MADE_UP).alias("why"))
     made = Version(
         replace(version.log, events=events.select(_columns(version, events))),
-        version.removed.filter(~chosen),
+        pl.concat([version.removed.filter(~chosen), gone.select(version.removed.columns)]),
         pl.concat([version.changed, *lines, *undone]),
     )
     assert made.evaluation_hash() == version.evaluation_hash(), "restoring touched evaluation rows"
     stage_column(made.log, SplitOptions(protocol="given"))
     counts = {
         "in": int(version.is_training.sum()), "out": int(made.is_training.sum()), "restored": back.height,
-        "changed": sum(line.height for line in undone), "weighed": reweighed,
+        "changed": sum(line.height for line in undone), "weighed": reweighed, "removed": made_up.height,
     }  # fmt: skip
     known = {
         "format": versions.FORMAT, "number": number, "key": key,
@@ -182,6 +195,13 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     }  # fmt: skip
     written = versions.write(folder.parent, name, made, {"source": document["source"], "version": known})
     return {**written, "dir": str(folder.parent / name)}
+
+
+def _parted(version: Version) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The events that are rows of the log, with the log's own columns, and those that a step made."""
+    events, own = version.log.events, pl.col(ROW).is_not_null()
+    foreign = [] if MADE in version.removed.columns else [MADE]  # removed rows have the columns that the log came with
+    return events.filter(own).drop(foreign, strict=False), events.filter(~own)
 
 
 def _columns(version: Version, events: pl.DataFrame) -> list[str]:

@@ -159,7 +159,11 @@ def write_tables(folder: Path, version: Version, facts: dict[str, Any]) -> dict[
 
 
 def chain(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names and manifests of a version and those that it was made from, the first one first, as far as they are still there."""
+    """Names and manifests of a version and those that it was made from, the first one first, as far as they are still there.
+
+    Raises:
+        LargeRecError: a folder is no version, or is said to be made from itself.
+    """
     found: list[tuple[str, dict[str, Any]]] = []
     while True:
         document = read_manifest(folder)
@@ -167,4 +171,9 @@ def chain(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         parent = document["version"].get("parent")
         if parent is None or not is_version(folder.parent / parent["name"]):
             return found
+        if parent["name"] in {name for name, _ in found}:
+            raise LargeRecError(
+                f"{folder / manifest.MANIFEST}: the parent is said to be {parent['name']!r}, which was itself made from this "
+                "version, so the manifest was changed by hand. Put the version back as it was, or curate again."
+            )
         folder = folder.parent / parent["name"]

@@ -25,7 +25,7 @@ from largerec.batches import Batch
 from largerec.curate.rows import Change, Training
 from largerec.curate.versions import MADE
 from largerec.cures.patterns import frequent
-from largerec.cures.rows import sequences_of
+from largerec.cures.rows import learned, sequences_of
 from largerec.heads import HeadOptions, ItemHead
 from largerec.learner import LearnerOptions
 from largerec.models import SASRecOptions, build_model
@@ -45,6 +45,7 @@ class RegenerateStep(Options):
     """
 
     draws: ClassVar[bool] = True
+    makes_rows: ClassVar[bool] = True
     name: Literal["regenerate"] = "regenerate"
     length: int = Field(3, ge=2, le=5)
     window: int = Field(5, ge=2, le=8)
@@ -56,7 +57,10 @@ class RegenerateStep(Options):
     learner: LearnerOptions = LearnerOptions()
 
     def change(self, training: Training) -> Change:
-        """Adds sequences, each of a new user."""
+        """Adds sequences, each of a new user. Rows of weight 0 are not read: they would come back as something to learn."""
+        training = learned(training)
+        if not len(training):
+            return Change(facts={"note": "every row has weight 0, so there is nothing to regenerate"})
         sequences = sequences_of(training)
         pattern_PL, _, user_J, pattern_J = frequent(sequences, self.length, self.window, self.users)
         facts: dict[str, Any] = {"patterns": len(pattern_PL), "pairs": len(user_J)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,15 @@ def sequences_of(training: Training) -> Sequences:
     )
 
 
+def learned(training: Training) -> Training:
+    """The rows that a model learns from: those of weight 0 are left out, as are items and users who have no others."""
+    some_R = training.weight_R > 0
+    if some_R.all():
+        return training
+    log = replace(training.log, events=training.log.events.filter(some_R))
+    return replace(training, log=log, until_R=training.until_R[some_R], weight_R=training.weight_R[some_R])
+
+
 def without(training: Training, bad_N: Bools, why: str, action: Action, facts: dict[str, Any]) -> Change:
     """The change that takes rows out, or leaves them as history."""
     bad_R = training.of_rows(bad_N)
@@ -54,4 +64,4 @@ def highest(score_N: npt.ArrayLike, share: float) -> Bools:
     return chosen_N
 
 
-__all__ = ["Action", "Bools", "Floats", "highest", "sequences_of", "without"]
+__all__ = ["Action", "Bools", "Floats", "highest", "learned", "sequences_of", "without"]

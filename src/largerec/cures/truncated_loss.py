@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from largerec.curate.rows import Change, Training
-from largerec.cures.rows import Action, Floats, sequences_of, without
+from largerec.cures.rows import Action, Bools, Floats, sequences_of, without
 from largerec.learner import Learner, LearnerOptions, Weigh
 from largerec.options import Options
 
@@ -41,35 +41,41 @@ class TruncatedLossStep(Options):
     def change(self, training: Training) -> Change:
         """Takes out what was truncated, or weighs every target."""
         sequences = sequences_of(training)
+        learned_N = training.weight_R[training.ordered.row_N] > 0
         learner = Learner(sequences, self.learner, training.seed)
         if self.method == "reweigh":
             learner.learn(self._reweigh)
-            weight_N = np.nan_to_num(np.exp(-learner.losses() * self.beta), nan=1.0)
-            asked_N = ~np.isnan(learner.losses())
+            loss_N = learner.losses()
+            asked_N = learned_N & ~np.isnan(loss_N)
+            weight_N = np.where(asked_N, np.exp(-loss_N * self.beta), 1.0)
             weight_N[asked_N] /= max(1e-12, weight_N[asked_N].mean())
             facts = {"least_weight": float(weight_N.min()), "greatest_weight": float(weight_N.max())}
             return Change(factor_R=training.of_rows(weight_N), facts=facts)
         left_N = np.zeros(len(sequences.item_N))
-        learner.learn(self.truncation(left_N))
+        learner.learn(self.truncation(left_N, learned_N))
         passes = self.learner.epochs - self.ramp_epochs
         return without(
             training, left_N * 2 > passes, "a model under a truncated loss kept leaving it out", self.action,
-            {"passes": passes, "share_left_out": float(left_N.mean() / max(1, passes))},
+            {"passes": passes, "share_left_out": float(left_N.sum() / max(1, passes * learned_N.sum()))},
         )  # fmt: skip
 
     @property
     def ramp_epochs(self) -> int:
         return min(self.learner.epochs - 1, round(self.ramp * self.learner.epochs))
 
-    def truncation(self, left_N: Floats) -> Weigh:
-        """Weights that cut the largest losses of a step; how often each row was cut after the ramp is counted in ``left_N``."""
+    def truncation(self, left_N: Floats, learned_N: Bools) -> Weigh:
+        """Weights that cut the largest losses of a step; how often each row was cut after the ramp is counted in ``left_N``.
+
+        Rows of weight 0 are neither cut nor counted: never learned, they have the largest losses and would fill the share.
+        """
 
         def weigh(loss_T: torch.Tensor, row_T: torch.Tensor, epoch: int) -> torch.Tensor:
             rate = self.drop_rate * (min(1.0, epoch / self.ramp_epochs) if self.ramp_epochs else 1.0)
-            count = int(rate * len(loss_T))
+            asked_T = torch.from_numpy(learned_N[row_T.numpy()])
+            count = int(rate * int(asked_T.sum()))
             weight_T = torch.ones_like(loss_T)
             if count:
-                cut = torch.topk(loss_T, count).indices
+                cut = torch.topk(loss_T.masked_fill(~asked_T, -torch.inf), count).indices
                 weight_T[cut] = 0
                 if epoch >= self.ramp_epochs:
                     left_N[row_T[cut].numpy()] += 1

@@ -16,7 +16,8 @@ def ablated_page(found: Document, to: Path) -> Path:
     helping = [page.text(row["name"]) for row in found["rows"] if row.get("verdict") == "helps"]
     lead = f"Helps: <strong>{', '.join(helping)}</strong>." if helping else "No version helps for certain."
     if "faults" in found:
-        lead += f" The faults cost {share(found['faults']['cost'])} of {page.text(found['metric'])}."
+        lead += f" The faults cost {share(found['faults']['cost'])} of {page.text(found['metric'])}"
+        lead += f" ({page.text(found['faults']['no_shares'])})." if "no_shares" in found["faults"] else "."
     head = (
         f'<p class="lead">{lead}</p><p class="soft">{page.text(found["protocol"])}, {found["targets"]:,} test targets, the same '
         f"in every row; {found['steps']:,} steps a training; seeds {', '.join(map(str, found['seeds']))}; "
@@ -55,7 +56,7 @@ def _gains(found: Document) -> str:
                 "" if gain is None else share(gain["relative"]),
                 drawn,
                 page.text(row.get("verdict", "")),
-                share(row["won_back"]) if "won_back" in row else "",
+                share(row["won_back"]) if row.get("won_back") else "",
                 f"{row['seconds']['cure']:,.0f}",
                 f"{row['seconds']['train']:,.0f}",
             ]

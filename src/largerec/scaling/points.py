@@ -26,6 +26,7 @@ class Point:
 
     Attributes:
         name: unique in the grid; the run's folder is ``dir``, relative to the grid's.
+        data_hash: of the split log that it was trained on, as in the ``lineage.json`` of its folder.
         params: parameters outside the item and position tables; ``params_embedding`` are those tables.
         tokens: training targets processed up to the weights that were kept, repeated ones counted each time; so steps, epochs.
         unique_tokens: training targets there are, before any repetition (the D of the data).
@@ -47,6 +48,7 @@ class Point:
     size: str
     seed: int
     dir: str
+    data_hash: str
     layers: int
     width: int
     params: int

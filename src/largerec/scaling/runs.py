@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,9 @@ def made(
         found = bundle.read_json("result.json").get(POINT)
         if not isinstance(found, dict):
             raise LargeRecError(f"{bundle.path} holds a finished run that is no grid's; move it away and run the grid again.")
-        return Point.from_json(found, str(bundle.file("result.json")))
+        point = Point.from_json(found, str(bundle.file("result.json")))
+        check_data(point, data.split.data_hash, bundle.path)
+        return point
     with Progress(quiet=quiet) as progress:
         trainer = GridTrainer(run, data, progress)
 
@@ -100,6 +103,19 @@ def made(
         result = trainer.result(data.row_N) if trainer.state.best_step else {}
         bundle.write_json("result.json", result | {POINT: point.to_json()})
     return point
+
+
+def check_data(point: Point, data_hash: str, place: Path) -> None:
+    """Refuse a point on other data: its loss is not to be compared.
+
+    Raises:
+        LargeRecError: the data is not that which the grid reads now.
+    """
+    if point.data_hash != data_hash:
+        raise LargeRecError(
+            f"{place} has the point {point.name!r} on other data (data_hash {point.data_hash[:12]}) than the grid reads now "
+            f"({data_hash[:12]}). Give the log that it was made on, or choose another run.dir."
+        )
 
 
 def cleared(run: Planned) -> None:
@@ -154,6 +170,7 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
         size=str(run.cell.size),
         seed=run.cell.seed,
         dir=f"runs/{run.name}",
+        data_hash=data.split.data_hash,
         layers=run.layers,
         width=run.width,
         params=run.params,

@@ -24,8 +24,8 @@ from largerec.recipe import Recipe
 from largerec.scaling.choice import Place
 from largerec.scaling.data import GridData
 from largerec.scaling.laws import Law, Refused, check, fit_all, predicted_by, summary
-from largerec.scaling.points import Point, read_points, write_point
-from largerec.scaling.runs import Clock, OutOfBudget, cleared, made
+from largerec.scaling.points import FILE, Point, read_points, write_point
+from largerec.scaling.runs import Clock, OutOfBudget, check_data, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
 
 PREDICTIONS = "predictions.json"
@@ -60,7 +60,9 @@ def _scaled(recipe: Recipe, place: Bundle, clock: Clock, *, quiet: bool) -> dict
     """The phases: what is fitted to, the laws and what they foretell, what is held out, and the comparison."""
     data, limit = GridData.of(recipe), clock.budget
     _check_same_grid(recipe, place, data)
-    runs, points = with_costs(planned(recipe, data, place.path), data, place), read_points(place.path)
+    runs, points = planned(recipe, data, place.path), read_points(place.path)
+    _check_same_data(runs, points, data, place)
+    runs = with_costs(runs, data, place)
     plan = within_budget(runs, limit, recipe.scale.hold_out, points, clock.core_minutes)
     place.write_json("plan.json", {"budget_core_minutes": limit, **plan.to_json()})
     late = _make(plan.fitted, plan, data, clock, quiet=quiet)
@@ -118,6 +120,12 @@ def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
         return place.write_json("grid.json", own)
     old = place.read_json("grid.json")
     changed = sorted(key for key in old.keys() | own.keys() if old.get(key) != own.get(key))
+    if changed == ["data"]:
+        was, now = (", ".join(one[:12] for one in hashes) for hashes in (old["data"], own["data"]))
+        raise LargeRecError(
+            f"run.dir={str(place.path)!r} holds a grid on other data (data_hash {was}) than the recipe reads now ({now}). Points "
+            "on different data make no law: give the log that it was made on, or choose another run.dir."
+        )
     if changed:
         shown = ", ".join(f"{key}: {old.get(key)!r} -> {own.get(key)!r}" for key in changed[:4])
         raise LargeRecError(
@@ -125,6 +133,15 @@ def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
             "the folder, or choose another run.dir."
         )
     return None
+
+
+def _check_same_data(runs: Sequence[Planned], points: Sequence[Point], data: GridData, place: Bundle) -> None:
+    """Every point must be on the data that its run would read now, others on some of the grid's: laws are fitted to all."""
+    hashes = {run.name: data.part(run.cell.version).split.data_hash for run in runs}
+    known = [part.split.data_hash for part in data.parts.values()]
+    for point in points:
+        other = point.data_hash if point.data_hash in known else known[0]
+        check_data(point, hashes.get(point.name, other), place.file(FILE))
 
 
 # --- predictions
