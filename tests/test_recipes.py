@@ -99,6 +99,7 @@ def test_a_recipe_says_what_it_is_and_where_it_goes(path: Path) -> None:
     assert recipe.data.path is None, "data lies elsewhere on every machine"
 
 
+RANKERS = ("din", "dcn-v2", "dlrm", "wukong")
 REAL = {
     "quickstart": ("ml-100k", 943, 100_000),
     "amazon-beauty": ("amazon2014/beauty", 22_363, 198_502),
@@ -115,14 +116,15 @@ REAL = {
     "kuairand": ("kuairand", 27_077, 1_039_631),
     "kuairand-unified": ("kuairand", 27_077, 1_039_631),
     "kuairand-unified-features": ("kuairand", 27_077, 1_039_631),
-    **{f"kuairand-{name}": ("kuairand", 27_077, 1_039_631) for name in ("din", "dcn-v2", "dlrm", "wukong")},
+    **{f"kuairand-{name}": ("kuairand", 27_077, 1_039_631) for name in RANKERS},
+    **{f"ml-latest-{name}": ("movielens-latest-206k", 2_148, 206_423) for name in RANKERS},
     "scale/globo": ("globo-news", 322_897, 2_988_181),
     "scale/ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
 }
 
 
-# Those left out read and split the log as kuairand-unified does; the tests of the rankers and of features say so.
-LIKE_ANOTHER = [name for name in REAL if name.startswith("kuairand-") and name != "kuairand-unified"]
+# Those left out read and split the log as kuairand-unified or ml-latest-ratings does; tests say so.
+LIKE_ANOTHER = [f"{log}-{name}" for log in ("kuairand", "ml-latest") for name in RANKERS] + ["kuairand-unified-features"]
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if name not in LIKE_ANOTHER])
@@ -155,7 +157,7 @@ def test_the_zoo_differs_in_the_model_alone(path: Path) -> None:
 def test_the_rankers_of_kuairand_differ_in_the_model_alone() -> None:
     """One split, the same tasks and features, one way to train and tune; with features, unified is still unified."""
     din, plain = load_recipe(FOLDER / "kuairand-din.toml"), load_recipe(FOLDER / "kuairand-unified.toml")
-    for name in ("dcn-v2", "dlrm", "wukong"):
+    for name in RANKERS[1:]:
         other = load_recipe(FOLDER / f"kuairand-{name}.toml")
         numbers = other.features.model_copy(update={"numbers": din.features.numbers})
         changes = {key: getattr(din, key) for key in ("model", "name", "run")}
@@ -167,6 +169,13 @@ def test_the_rankers_of_kuairand_differ_in_the_model_alone() -> None:
     own = ("features", "name", "run", "batch", "train", "tune")
     assert unified.model_copy(update={key: getattr(plain, key) for key in own}) == plain
     assert unified.batch.model_copy(update={"tokens": plain.batch.tokens}) == plain.batch
+
+
+def test_the_rankers_of_movielens_split_like_its_ratings() -> None:
+    ratings = load_recipe(FOLDER / "ml-latest-ratings.toml")
+    for name in RANKERS:
+        other = load_recipe(FOLDER / f"ml-latest-{name}.toml")
+        assert (other.data, other.split, other.tasks) == (ratings.data, ratings.split, ratings.tasks)
 
 
 def test_compared_runs_have_names_and_folders_of_their_own() -> None:
