@@ -38,7 +38,7 @@ lint: $(VENV)/.dev ## check formatting and style
 	$(BIN)/ruff check .
 
 types: $(VENV)/.dev ## check types, strictly
-	$(BIN)/mypy --strict src
+	MYPYPATH=benchmarks $(BIN)/mypy --strict src benchmarks
 
 soak: $(VENV)/.dev ## throw many thousands of malformed files at the readers; ARGS, LARGEREC_EXAMPLES
 	LARGEREC_EXAMPLES=$${LARGEREC_EXAMPLES:-10000} OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_malformed.py $(ARGS)

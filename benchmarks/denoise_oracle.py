@@ -26,7 +26,7 @@ from rich.console import Console
 
 from largerec.audit import misclicks
 from largerec.curate.rows import Training
-from largerec.cures import SequenceDenoiseStep
+from largerec.cures.sequence_denoise import SequenceDenoiseStep
 from largerec.doctor import processor
 from largerec.events import EventLog
 from largerec.faults import LABEL, FaultOptions, with_faults

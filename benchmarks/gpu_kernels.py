@@ -33,7 +33,7 @@ def seconds(run: Callable[[], Any], repeats: int = 20) -> float:
         run()
     best = float("inf")
     for _ in range(repeats):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         first.record()
         run()
         last.record()

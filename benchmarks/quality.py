@@ -23,22 +23,20 @@ from typing import Any
 from rich.console import Console
 
 from largerec import show
-from largerec.bundle import data_hash
 from largerec.compare import finished_run
-from largerec.datasets import load_log
 from largerec.doctor import processor
 from largerec.experiments import placed, rows_of, with_compared
 from largerec.recipe import load_recipe
-from largerec.sequences import build_sequences
+from largerec.split_log import SplitLog
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def one_seed(recipe_path: str, seed: int, overrides: list[str], runs: Path) -> dict[str, dict[str, Any]]:
     """Result documents of one seed by name, the recipe's and its compared families': as ``largerec compare`` makes them."""
-    recipe = load_recipe(recipe_path, overrides)
-    data = data_hash(build_sequences(load_log(recipe.data), recipe.split, recipe.tasks, recipe.lists))
-    return {one.name: finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), data) for one in with_compared(recipe)}
+    recipes = with_compared(load_recipe(recipe_path, overrides))
+    hashes = SplitLog.of(recipes[0]).hashes(recipes)
+    return {one.name: finished_run(placed(one, runs / one.name / f"seed-{seed}", seed), hashes[one.name]) for one in recipes}
 
 
 def over_seeds(results: list[dict[str, Any]], part: str) -> dict[str, list[float]]:

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from quality import processor
 from rich.console import Console
 
 from largerec import show
+from largerec.doctor import processor
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.events import EventLog

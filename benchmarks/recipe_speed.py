@@ -18,8 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quality import processor
-
+from largerec.doctor import processor
 from largerec.estimate import estimate
 from largerec.recipe import load_recipe
 

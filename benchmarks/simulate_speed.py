@@ -16,8 +16,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quality import processor
-
+from largerec.doctor import processor
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.sequences import SplitOptions, build_sequences
 from largerec.simulate import SimulateOptions, log_of_world

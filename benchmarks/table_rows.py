@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
-from quality import processor
 
 from largerec.bench import bench_train
+from largerec.doctor import processor
 from largerec.recipe import recipe_from
 
 RESULT = Path(__file__).parent / "results" / "table-rows.json"

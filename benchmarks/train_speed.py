@@ -29,14 +29,15 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from quality import processor
 
 from largerec.batches import TokenRows, pack_training, prefetch
+from largerec.doctor import processor
 from largerec.heads import HeadOptions, ItemHead
 from largerec.kernels import describe
 from largerec.models import build_model
@@ -105,7 +106,7 @@ def train(shape: Shape, shared: bool, precision: str, steps: int, threads: int) 
     optimizer = build_optimizer(model, options)
     rng = np.random.default_rng(1)
     users = [rng.choice(len(offsets_U1) - 1, shape.users_a_step, replace=False) for _ in range(steps)]
-    batches = prefetch((lambda u=u: pack_training(rows, offsets_U1[u], offsets_U1[u + 1] - 1)) for u in users)
+    batches = prefetch(partial(pack_training, rows, offsets_U1[u], offsets_U1[u + 1] - 1) for u in users)
     low_precision = precision == "bf16"
     parts: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "optimizer")}
     tokens, losses, started = [], [], time.perf_counter()

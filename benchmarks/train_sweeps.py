@@ -40,7 +40,7 @@ SWEEPS: dict[str, tuple[int, ...]] = {
 def flops_per_token(point: dict[str, Any], mean_context: float) -> float:
     """Forward and backward of the blocks' matrices, attention over the context, and 129 scores; as ``accounting`` counts."""
     width, depth = point["width"], point["depth"]
-    return 3 * (2 * depth * 5 * width**2 + 4 * depth * width * mean_context + 2 * width * 129)
+    return float(3 * (2 * depth * 5 * width**2 + 4 * depth * width * mean_context + 2 * width * 129))
 
 
 def measure(sweep: str, value: int) -> dict[str, Any]:

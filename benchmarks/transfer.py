@@ -20,8 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from quality import processor
-
+from largerec.doctor import processor
 from largerec.progress import Progress
 from largerec.recipe import Recipe, recipe_from
 from largerec.scaling.data import GridData, GridPart, judge

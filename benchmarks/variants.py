@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 
 from tables import four, holm
 
-from largerec.bundle import Bundle, data_hash
+from largerec.bundle import Bundle
 from largerec.compare import ADVICE, Row, paired, row_ranks
-from largerec.datasets import load_log
 from largerec.evaluate import evaluate
 from largerec.experiments import placed
-from largerec.item_vectors import words_hash
 from largerec.recipe import Recipe, load_recipe
-from largerec.sequences import build_sequences
-from largerec.tokenizers import AtomicTokenizer
+from largerec.split_log import SplitLog
 from largerec.train import train
 
 
@@ -38,9 +35,7 @@ class Bench:
     def __init__(self, recipe: str, overrides: Sequence[str], folder: Path) -> None:
         self.recipe, self.overrides, self.folder = recipe, list(overrides), folder
         first = load_recipe(recipe, self.overrides)
-        self.log = load_log(first.data)
-        sequences = build_sequences(self.log, first.split, first.tasks)
-        self.data, self.ids = data_hash(sequences), AtomicTokenizer.fit(sequences, self.log.items).vocabulary["item_id"]
+        self.split = SplitLog.of(first)
 
     def variant(self, name: str, variant: Variant) -> Recipe:
         """The recipe of a variant; overrides of the command line have the last word."""
@@ -53,8 +48,7 @@ class Bench:
         bundle = Bundle(path)
         if not bundle.file("result.json").is_file():
             train(recipe)
-        words = words_hash(self.log.items, self.ids, recipe.model.side.columns)
-        bundle.check_same(recipe.resolved(), self.data, "a finished run", ADVICE, words)
+        bundle.check_same(recipe.resolved(), self.split.beside(recipe).hashes, "a finished run", ADVICE)
         if not bundle.file("ranks-validation.parquet").is_file():
             evaluate(path, stage="validation")
         return bundle.read_json("result.json")

@@ -30,7 +30,7 @@ def test_the_first_lines_show_the_two_commands_and_a_picture() -> None:
     assert (ROOT / first.partition("](")[2].partition(")")[0]).is_file()
 
 
-@pytest.mark.parametrize("part", ["leave_one_out", "timelines", "lists", "speed"])
+@pytest.mark.parametrize("part", ["leave_one_out", "timelines", "lists", "ranked", "speed"])
 def test_the_tables_are_those_of_the_result_files(part: str) -> None:
     lines = getattr(tables(), part)()
     assert len(lines) > 2, "there are results"
