@@ -386,6 +386,18 @@ def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
     )
 
 
+def with_ranks(path: str | Path, stage: Stage = "test") -> Bundle:
+    """A run that was evaluated on ``stage``.
+
+    Raises:
+        LargeRecError: there is no run, or it has no ranks yet.
+    """
+    bundle = Bundle.open(path)
+    if not bundle.file(f"ranks-{stage}.parquet").is_file():
+        raise LargeRecError(f"{bundle.path} has no {stage} ranks to compare yet; make them with: largerec evaluate {bundle.path}")
+    return bundle
+
+
 def compare_runs(
     path: str | Path, other: str | Path, stage: Stage = "test", options: EvaluateOptions | None = None, seed: int = 0
 ) -> dict[str, dict[str, float]]:
@@ -394,12 +406,7 @@ def compare_runs(
     Raises:
         LargeRecError: a run has no ranks yet, or the targets of the two differ.
     """
-    bundles = [Bundle.open(path), Bundle.open(other)]
-    for bundle in bundles:
-        if not bundle.file(f"ranks-{stage}.parquet").is_file():
-            raise LargeRecError(
-                f"{bundle.path} has no {stage} ranks to compare yet; make them with: largerec evaluate {bundle.path}"
-            )
+    bundles = [with_ranks(path, stage), with_ranks(other, stage)]
     first, second = (bundle.read_parquet(f"ranks-{stage}.parquet") for bundle in bundles)
     keys = ["user_id", "item_id", "timestamp"]
     if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):
