@@ -323,7 +323,6 @@ def test_the_command_ranks(mode: Mode) -> None:
         ("summed", "optim.table=lazy-adam"),
         ("summed", "train.accumulate=3"),
         ("interleaved", "ranking.balance=uncertainty"),
-        ("interleaved", "ranking.start=0.5"),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_numbers(mode: Mode, more: str, tmp_path: Path) -> None:
@@ -422,24 +421,3 @@ def test_shares_are_those_of_training() -> None:
     assert isinstance(ranker, Ranker) and sequences.label_NA is not None
     label_N = sequences.label_NA[sequences.stage_N == 0, 0]
     assert float(ranker.shares[0][1]) == pytest.approx(label_N[label_N >= 0].mean())
-
-
-@each_mode
-def test_tasks_may_join_late(mode: Mode, tmp_path: Path) -> None:
-    """Before their start the heads stay as they were and no weights are kept; then they learn."""
-    more = ("ranking.start=0.5", "train.max_epochs=4", "train.patience=1", "train.metric=buy.auc")
-    recipe, unfinished = (tiny_recipe(tmp_path / name, *overrides_of(mode), *more) for name in ("run", "unfinished"))
-    trainer = Trainer(unfinished, Progress(quiet=True))
-    heads, batch = trainer.model.task_heads, next(iter(trainer.batches.epoch(0)))
-    assert heads is not None
-    for step, learns in ((trainer.tasks_start - 1, False), (trainer.tasks_start, True)):
-        before = [parameter.detach().clone() for parameter in heads.parameters()]
-        trainer.state.step = step
-        trainer.step(batch)
-        same = [torch.equal(one, other) for one, other in zip(before, heads.parameters(), strict=True)]
-        assert not any(same) if learns else all(same)
-    result = train(recipe, quiet=True)
-    looks = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    looks = [look for look in looks if "validation" in look]
-    assert [look.get("early", False) for look in looks] == [look["step"] <= result["steps"] // 2 for look in looks]
-    assert looks[0]["early"] and len(looks) >= 3 and result["best_step"] > result["steps"] // 2

@@ -243,8 +243,6 @@ ALONE = {
             "weight 0",
         ),
         ({"tasks": {"a": {"where": "b"}}, "batch": {"actions": "summed"}, "ranking": {"weight": 0, "retrieval": 0}}, "both 0"),
-        ({"tasks": {"a": {"where": "b"}}, "ranking": {"start": 0.5, "retrieval": 0}}, "one of them is left out"),
-        ({"tasks": {"a": {"where": "b"}}, "ranking": {"start": 0.5, "hard_negatives": 1}}, "judged by tasks from the beginning"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(document: dict[str, Any], message: str) -> None:

@@ -69,18 +69,12 @@ def write_log(log: EventLog, folder: Path, source: str | None) -> dict[str, Any]
     Raises:
         LargeRecError: it cannot be written, or there is something already.
     """
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    facts = {"largerec": version("largerec"), "source": source, "kind": "log", **_facts(log), "notes": list(log.notes)}
     try:
-        fresh.mkdir(parents=True)
-        facts = {"largerec": version("largerec"), "source": source, "kind": "log", **_facts(log), "notes": list(log.notes)}
-        document = manifest.write(fresh, facts, _write_parquet(log, fresh))
-        fresh.rename(folder)
+        with manifest.appearing(folder) as fresh:
+            return manifest.write(fresh, facts, _write_parquet(log, fresh))
     except OSError as error:
         raise LargeRecError(f"{folder}: the log cannot be written there ({error}). Give a folder where you may write.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return document
 
 
 def _facts(log: EventLog) -> dict[str, Any]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,3 +121,16 @@ def write(folder: Path, facts: dict[str, Any], files: list[Path]) -> dict[str, A
     document = {**facts, "files": listed}
     (folder / MANIFEST).write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
     return document
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, to be filled; it takes that name at the end or is gone, so nobody sees a part of it."""
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -30,8 +30,7 @@ class RankingOptions(Options):
     next-item loss and ``weight`` times each task's ``weight`` times its loss; ``uncertainty`` also learns a variance s of each of
     these losses and uses loss / s + log(s) / 2 (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, section 3.2). A weight of 0
     leaves a loss out. ``hard_negatives``: weight of :mod:`largerec.hard_negatives` beside the next-item loss, which it is a part
-    of when losses are balanced. ``start``: the share of the training steps before the tasks' losses count; labels are input all
-    the while. Tasks overfit from their third pass over the same labels, when retrieval still gains (docs/rank.md).
+    of when losses are balanced.
     """
 
     head: Literal["linear", "mlp"] = "mlp"
@@ -39,19 +38,11 @@ class RankingOptions(Options):
     weight: float = Field(1.0, ge=0)
     balance: Literal["fixed", "uncertainty"] = "fixed"
     hard_negatives: float = Field(0.0, ge=0)
-    start: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> Self:
         if self.retrieval == self.weight == 0:
             raise LargeRecError("ranking.retrieval and ranking.weight are both 0, so nothing would be learned; raise one.")
-        if self.start and not (self.retrieval and self.weight):
-            raise LargeRecError(
-                f"ranking.start={self.start} lets retrieval learn alone before the tasks join it; with "
-                f"ranking.retrieval={self.retrieval} and ranking.weight={self.weight} one of them is left out. Leave start out."
-            )
-        if self.start and self.hard_negatives:
-            raise LargeRecError("ranking.hard_negatives are judged by tasks from the beginning; leave ranking.start out.")
         return self
 
 

@@ -115,7 +115,6 @@ class Trainer:
         )
         whole = self.options.max_epochs * len(self.batches.windows_of(0))
         self.total_steps = min(self.options.max_steps or whole, whole)
-        self.tasks_start = int(recipe.ranking.start * self.total_steps)
         self.state = State()
         self.on_validation: Callable[[], None] = lambda: None
         notes = [*log.notes, *_warnings(recipe, sequences)]
@@ -226,7 +225,7 @@ class Trainer:
             loss = loss * part.target_share
         else:
             loss = 0 * queries_TD.sum()
-        if part.known_A is None or self.state.step < self.tasks_start:
+        if part.known_A is None:
             return loss
         heads = self.model.task_heads
         assert isinstance(heads, TaskHeads)
@@ -290,10 +289,6 @@ class Trainer:
         state = self.state
         self.scorer.prepared()
         shown, value = self.judged()
-        if state.step <= self.tasks_start > 0:  # not all has been learned yet, so these weights are not to be kept
-            self._log({"validation": shown, "early": True})
-            self.progress.validation(state.epoch, state.step, shown, best=False)
-            return
         if value > state.best:
             state.best, state.best_step, state.bad = value, state.step, 0
             self.bundle.write_tensors("model.safetensors", self.model.state_dict())

@@ -314,7 +314,7 @@ def _log(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _curve(bundle: Bundle, metric: str) -> list[float]:
     """The metric at each validation so far: read from the run, so that a trial that is taken up is judged by all of them."""
-    return [float(line["validation"][metric]) for line in _log(bundle) if "validation" in line and "early" not in line]
+    return [float(line["validation"][metric]) for line in _log(bundle) if "validation" in line]
 
 
 def _check_same_search(recipe: Recipe, place: Bundle, hashes: Mapping[str, str]) -> None:

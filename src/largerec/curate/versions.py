@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -119,17 +117,11 @@ def read(folder: Path) -> Version:
 def write(root: Path, name: str, version: Version, facts: dict[str, Any]) -> dict[str, Any]:
     """Write a version into ``root / name``, which appears whole or not at all; return its manifest."""
     folder = root / name
-    fresh = root / f".{name}.{os.getpid()}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
     try:
-        fresh.mkdir(parents=True)
-        document = write_tables(fresh, version, facts)
-        fresh.rename(folder)
+        with manifest.appearing(folder) as fresh:
+            return write_tables(fresh, version, facts)
     except OSError as error:
         raise LargeRecError(f"{folder}: the version cannot be written ({error}). Give another folder with --to.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return document
 
 
 def write_tables(folder: Path, version: Version, facts: dict[str, Any]) -> dict[str, Any]:
