@@ -188,6 +188,16 @@ def test_rows_of_weight_0_take_no_part_in_truncation(method: Any) -> None:
     assert (factor[learned] == 0).any() if method == "truncate" else factor[learned].mean() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("step", [cures.ForgettingStep(learner=TINY, share=0.1, k=1), cures.CleanReferenceStep(learner=TINY)])
+def test_rows_of_weight_0_do_not_fill_the_share_that_goes(step: Any) -> None:
+    """Never learned, they are the hardest of all: the share would be spent on rows that are no targets anyway."""
+    training, ignored = half_ignored(chain_log(users=60, items=10, length=12))
+    factor = step.change(training).factor_R
+    assert factor is not None and set(factor[ignored]) == {1.0}
+    asked = ~ignored & (np.arange(len(factor)) % 12 > 0)
+    assert 0 < (factor == 0).sum() <= round(step.share * asked.sum())
+
+
 def test_truncation_cuts_its_share_of_what_is_learned() -> None:
     left, learned = np.zeros(8), np.array([0, 0, 1, 1, 1, 1, 0, 0], dtype=bool)
     weigh = cures.TruncatedLossStep(learner=TINY, drop_rate=0.5, ramp=0.1).truncation(left, learned)

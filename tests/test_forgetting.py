@@ -196,9 +196,18 @@ def test_what_else_stands_in_a_folder_stays(place: Path) -> None:
 
 def test_a_folder_that_a_kill_left_under_its_other_name_is_found(place: Path) -> None:
     own = place / "data" / "import"
-    own.rename(own.with_name(".import.1.old"))
+    left = own.with_name(".import.1.largerec-old")
+    own.rename(left)
     assert len(forget(own, PERSON)["folders"]) == 1
-    assert files_that_name(own, PERSON) == [] and not own.with_name(".import.1.old").exists()
+    assert files_that_name(own, PERSON) == [] and not left.exists()
+
+
+def test_a_hidden_folder_of_someone_else_stays(place: Path) -> None:
+    for name in (".photos.2024.old", ".import.2024.new"):
+        (place / "data" / name).mkdir()
+        (place / "data" / name / "mine.txt").write_text("mine")
+    forget(place / "data", PERSON)
+    assert all((place / "data" / name / "mine.txt").exists() for name in (".photos.2024.old", ".import.2024.new"))
 
 
 def test_dropped_rows_may_hold_any_character(place: Path) -> None:

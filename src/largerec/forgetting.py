@@ -91,11 +91,11 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what a kill left beside folders that were being replaced: it may still hold the person."""
     for place in (folder.parent, folder, *(path for path in folder.rglob("*") if path.is_dir())):
         for path in place.glob(".*"):
-            name = re.fullmatch(r"\.(.+)\.\d+\.(new|old)", path.name)
-            if name is None or not path.is_dir() or (place == folder.parent and name[1] != folder.name):
+            known = manifest.own_name(path)
+            if known is None or not path.is_dir() or (place == folder.parent and known[0] != folder.name):
                 continue
-            if name[2] == "old" and not (place / name[1]).exists():
-                path.rename(place / name[1])  # killed between the two renames: the old one is all there is
+            if known[1] == "old" and not (place / known[0]).exists():
+                path.rename(place / known[0])  # killed between the two renames: the old one is all there is
             else:
                 shutil.rmtree(path)
 
@@ -111,7 +111,7 @@ def _forget_in_folder(place: Path, user_id: str, now: str, contents: dict[Path, 
     moved = parent is not None and contents.get(place.parent / parent["name"], parent["content"]) != parent["content"]
     if moved:
         parent["content"] = contents[place.parent / parent["name"]]
-    fresh, old = (place.with_name(f".{place.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    fresh, old = manifest.other_name(place, "new"), manifest.other_name(place, "old")
     fresh.mkdir()
     try:
         rows = (_version if document["kind"] == "version" else _import)(place, fresh, user_id, now, document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
@@ -45,7 +44,7 @@ def import_log(
         _check_free(folder, overwrite)
         _check_apart(folder, options)
         target_folder = folder.resolve()
-        fresh = target_folder.with_name(f".{target_folder.name}.{os.getpid()}.new")
+        fresh = manifest.other_name(target_folder, "new")
         fresh.mkdir(parents=True)
         try:
             facts, files = _write(options, wanted or steps.Steps(), target, fresh, target_folder.name)
@@ -114,7 +113,7 @@ def _check_apart(folder: Path, options: DataOptions) -> None:
 
 def _swap(fresh: Path, folder: Path) -> None:
     """Put a finished import into its place; the earlier one goes only when the new one is there."""
-    old = fresh.with_suffix(".old")
+    old = manifest.other_name(folder, "old")
     if folder.exists():
         folder.rename(old)
     try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import polars as pl
 
@@ -17,6 +18,7 @@ from largerec.errors import LargeRecError
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22
+OURS = "largerec"  # in the names of folders that may be removed after a kill
 
 
 class Digest(Protocol):
@@ -123,10 +125,21 @@ def write(folder: Path, facts: dict[str, Any], files: list[Path]) -> dict[str, A
     return document
 
 
+def other_name(folder: Path, word: Literal["new", "old"]) -> Path:
+    """The name of a folder while it is written, or while another takes its place; :func:`own_name` leads back."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{OURS}-{word}")
+
+
+def own_name(path: Path) -> tuple[str, str] | None:
+    """The name of the folder that a kill left under its :func:`other_name`, and the word; None: this is no such name."""
+    found = re.fullmatch(rf"\.(.+)\.\d+\.{OURS}-(new|old)", path.name)
+    return None if found is None else (found[1], found[2])
+
+
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A new folder beside ``folder``, to be filled; it takes that name at the end or is gone, so nobody sees a part of it."""
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    fresh = other_name(folder, "new")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)

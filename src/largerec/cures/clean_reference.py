@@ -48,6 +48,7 @@ class CleanReferenceStep(Options):
         score_N = loss_N
         if self.excess:
             score_N = loss_N - out_of_fold_losses(sequences_of(training), self.learner, training.seed)
+        score_N = np.where(training.weight_R[training.ordered.row_N] == 0, np.nan, score_N)  # history has nothing to lose
         facts = {"trusted": int(trusted_N.sum())}
         why = "a model of trusted rows finds it unlikely"
         return without(

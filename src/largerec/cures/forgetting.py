@@ -36,6 +36,7 @@ class ForgettingStep(Options):
     def change(self, training: Training) -> Change:
         """Takes out the least, or the best, known events."""
         known_EN, loss_N = self.history(training)
+        loss_N[training.weight_R[training.ordered.row_N] == 0] = np.nan  # history is not asked about
         forgotten_N = forgetting_events(known_EN)
         never_N, asked_N = ~known_EN.any(axis=0), ~np.isnan(loss_N)
         unforgettable_N = known_EN.any(axis=0) & (forgotten_N == 0)
