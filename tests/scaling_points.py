@@ -70,7 +70,7 @@ def made(
                         params_embedding=20_000, tokens=tokens, unique_tokens=tokens, epochs=1.0,
                         steps=-(-tokens // 1000), history=50, catalogue=2_000, flops=flops, seconds=flops / rate, cores=1,
                         loss=loss, loss_interval=None, metrics={"ndcg@10": ndcg}, entropy=5.1, regime="single-epoch",
-                        held_out=held_out, state="finished", irreducible=FLOOR,
+                        held_out=held_out, state="finished", irreducible=FLOOR, popularity=7.5,
                     )
                 )  # fmt: skip
     return found

@@ -204,6 +204,10 @@ def test_the_irreducible_loss_is_the_exact_law_s() -> None:
     exact = best_possible(engine, world, recipe, "validation", recipe.evaluate)["cross_entropy"]
     everyone = GridData.of(grid_recipe(folder, targets=10_000)).part(None)
     assert everyone.irreducible == pytest.approx(exact)
+    counts = everyone.split.tokenizer.counts_V + 1
+    tokens = everyone.token_of_item[everyone.split.sequences.item_N[everyone.row_N]]
+    assert everyone.popularity == pytest.approx(-np.log([counts[token] / counts.sum() for token in tokens]).mean())
+    assert everyone.popularity > exact
     assert all(point.loss > (point.irreducible or np.inf) for point in read_points(folder))
 
 

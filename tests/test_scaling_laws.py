@@ -171,6 +171,7 @@ def test_points_that_make_no_law_are_refused(noisy: list[Point]) -> None:
     assert code([replace(point, flops=1e12 + at) for at, point in enumerate(fit)]) == "span"
     assert code(fit + repeated(fit, 100_000)) == code([*fit[1:], replace(fit[0], catalogue=9_000)]) == "mixed"
     assert code([replace(p, params=100_000, tokens=1_000_000) for p in fit]) == "form"
+    assert code([replace(p, popularity=min(p.loss for p in fit) / 0.951) for p in fit]) == "plateau"
 
 
 def test_a_law_of_one_size_says_nothing_of_another(noisy: list[Point]) -> None:

@@ -42,6 +42,7 @@ def point(name: str = "hstu-nano-s0", **changes: object) -> Point:
         held_out=False,
         state="finished",
         irreducible=5.75,
+        popularity=6.75,
     )
     return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,13 @@ class GridPart:
     token_of_item: np.ndarray
     row_N: np.ndarray
     irreducible: float | None
+
+    @cached_property
+    def popularity(self) -> float:
+        """Cross-entropy of the training counts (and one more of each item) on the targets, in nats."""
+        count_V = self.split.tokenizer.counts_V + 1.0
+        token_N = self.token_of_item[self.split.sequences.item_N[self.row_N]]
+        return float(np.log(count_V.sum()) - np.log(count_V[token_N]).mean())
 
     def batches(self, recipe: Recipe) -> TrainingBatches:
         """What a run of the grid trains on."""

@@ -35,8 +35,9 @@ DRAWS = 200
 LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
 FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
+LEAST_GAIN = 0.05  # of the loss of popularity: runs that are not below it by so much have not begun to learn what comes next
 LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
-Code = Literal["few", "span", "mixed", "form", "regime", "far", "along", "other"]
+Code = Literal["few", "span", "plateau", "mixed", "form", "regime", "far", "along", "other"]
 
 
 class Refused(LargeRecError):
@@ -251,6 +252,14 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
             "span",
             f"{named}: the largest run has {span:.1f} times the compute of the smallest; a law needs at least {LEAST_SPAN:g} "
             "times. Add smaller or larger runs to the grid.",
+        )
+    best = min(measured.points, key=lambda point: point.loss)
+    if best.loss > (1 - LEAST_GAIN) * best.popularity:
+        raise Refused(
+            "plateau",
+            f"{named}: the best run has a loss of {best.loss:.3f}, and how often items come gives {best.popularity:.3f}. "
+            "So near to it no run has learned what follows what, and a law of such runs says nothing of those that do. Train "
+            "longer (scale.users, train.max_epochs) or with more steps (a smaller batch.tokens).",
         )
     catalogues = [point.catalogue for point in measured.points]
     if max(catalogues) > SAME_CATALOGUE * min(catalogues):

@@ -41,6 +41,8 @@ class Point:
         held_out: one of the grid's largest runs, on which laws are checked and never fitted.
         state: ``stopped``: given up as hopeless; ``failed``: diverged, and ``loss`` is NaN.
         irreducible: cross-entropy of the exact law on the same targets, where the log is a generated one.
+        popularity: cross-entropy of how often training has each item, on the same targets: what a model reaches that knows no
+            more.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Point:
     held_out: bool
     state: State
     irreducible: float | None
+    popularity: float
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with null for what is not finite."""

@@ -192,6 +192,7 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
         held_out=run.held_out,
         state=state,
         irreducible=data.irreducible,
+        popularity=data.popularity,
     )
 
 
