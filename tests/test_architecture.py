@@ -24,7 +24,7 @@ LEVELS = (
     "errors options",
     "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
-    " tasks lists sequences random_log features feature_tables batches layers fields quantised_rows item_tables",
+    " tasks lists sequences random_log moments features outcomes feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",
     "objectives contrastive optim ranking hard_negatives choice averaging grid",
     "recipe",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import TINY, log_lines, start_child
+from runs import TINY, log_lines, start_child, tiny_recipe
 from typer.testing import CliRunner
 
 from largerec import compare as module
@@ -23,7 +23,9 @@ from largerec.cli import app
 from largerec.compare import compare, from_arguments
 from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, evaluate
+from largerec.experiments import placed
 from largerec.recipe import Recipe, load_recipe
+from largerec.train import train
 from largerec.tune import Tuned, with_settings
 
 QUICK = ["train.max_steps=6", "train.evaluate_every=3"]
@@ -156,6 +158,23 @@ def test_a_run_that_was_trained_and_not_evaluated_is_evaluated(place: Path, tmp_
     left = ("test", "test_unmasked", "targets", "baselines", "intervals", "slices", "best_possible")
     path.write_text(json.dumps({key: value for key, value in result.items() if key not in left} | {"n_test_evaluations": 0}))
     assert without_clock(from_arguments(arguments, "2", quiet=True)) == without_clock(document(place))
+
+
+def test_a_run_that_was_not_evaluated_may_be_asked_otherwise(tmp_path: Path) -> None:
+    """Its validation was measured with the options of then."""
+    old, new = (tiny_recipe(tmp_path / "x", *QUICK, f"evaluate.k={k}") for k in ("[5, 10]", "[10, 20]"))
+    train(placed(old, tmp_path / "runs" / "tiny" / "seed-0", 0), quiet=True)
+    rows = compare([new], [0, 1], tmp_path / "runs", quiet=True)["rows"]
+    row = next(row for row in rows if row["name"] == "tiny")
+    assert {"recall@20", "ndcg@20"} <= set(row["validation"]) and "recall@5" not in row["validation"]
+
+
+def test_the_best_possible_stands_beside_a_row_that_only_ranks(tmp_path: Path) -> None:
+    tasks = ["tasks.buy.where=behavior = 'buy'", "batch.actions=interleaved", "train.metric=buy.auc", *QUICK]
+    ranker = ["model={name='din', hidden=[16]}", "ranking.retrieval=0", "objective={name='softmax'}"]
+    recipes = [tiny_recipe(tmp_path / "x", *tasks, *ranker, "name=r"), tiny_recipe(tmp_path / "x", *tasks, "name=b")]
+    rows = compare(recipes, [0], tmp_path / "runs", quiet=True)["rows"]
+    assert "best possible" in [row["name"] for row in rows]
 
 
 def test_killed_it_goes_on_to_the_same_table(place: Path, tmp_path: Path) -> None:

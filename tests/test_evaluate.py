@@ -18,6 +18,7 @@ import torch
 from ir_measures import RR, R, ScoredDoc, nDCG
 from logs import MINUTE_MS, START_MS, log_of, random_log
 from runs import copy_of_run, tiny_recipe, trained_run
+from test_ranking import overrides_of
 
 from largerec import metrics
 from largerec.bundle import data_hash
@@ -41,6 +42,7 @@ from largerec.events import EventLog
 from largerec.metrics import EvaluateOptions
 from largerec.oracle import Asking, Histories, negative_log, next_item_probabilities
 from largerec.recipe import Recipe
+from largerec.report import report
 from largerec.sequences import SplitOptions, build_sequences
 from largerec.simulate import log_of_world
 from largerec.tokenizers import AtomicTokenizer
@@ -470,3 +472,21 @@ def test_calibration_by_hand() -> None:
     assert 0 < hits < 4 and found["expected"] == pytest.approx(0.125)
     assert [(b["n"], b["observed"]) for b in found["bins"]] == [(4, hits / 4)]
     assert found["interval"][0] <= found["observed"] <= found["interval"][1]
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_catalogue_that_everybody_has_seen_whole_can_be_asked(items: int, tmp_path: Path) -> None:
+    rows = [(user, (user + at) % items, START_MS + (at * 12 + user) * MINUTE_MS) for user in range(12) for at in range(6)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "log.csv")
+    train(tiny_recipe(tmp_path / "run", f"data.path={tmp_path / 'log.csv'}", "train.max_epochs=1"), quiet=True)
+    found = evaluate(tmp_path / "run")
+    assert found["test"][f"coverage@{items}"] == 0 and not [name for name in found["test"] if name.startswith("gini")]
+    assert found["test_unmasked"]["recall@10"] == 1
+    assert Path(report([tmp_path / "run"])["report"]).is_file()
+
+
+def test_a_metric_that_validation_cannot_have_chooses_nothing(tmp_path: Path) -> None:
+    """One event a user has no pair of labels within a user."""
+    tasks = [*overrides_of("interleaved"), "train.metric=buy.gauc", "train.max_epochs=1"]
+    with pytest.raises(LargeRecError, match=r"'buy\.gauc' cannot be said of the validation events"):
+        train(tiny_recipe(tmp_path / "run", *tasks), quiet=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,12 @@ from largerec.features import (
     FieldLayout,
     as_given,
     as_lists,
+    context_at,
     fit_field,
-    refuse_outcomes,
     told_type,
 )
 from largerec.fields import FieldVectors
+from largerec.outcomes import refuse_outcomes
 from largerec.sequences import TEST, TRAIN, Sequences, build_sequences
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import Trainer, train
@@ -172,6 +173,7 @@ def test_only_rows_with_weight_are_learned_from() -> None:
         (["a", "b"], "number", "no value that is a number .* example 'a'"),
         ([[1], [2]], "categorical", "holds lists"),
         ([{"a": 1}], "auto", "holds Struct"),
+        ([time(12)], "auto", "holds Time"),
     ],
 )
 def test_what_cannot_be_a_feature_is_explained(values: list[Any], asked: str, message: str) -> None:
@@ -285,6 +287,7 @@ def test_columns_that_are_not_there_are_explained(tmp_path: Path, change: str, m
             "no.* Choose batch.actions='interleaved'|there is none",
         ),
         (("features.item=['tags']", "features.known=['tags']"), "not among features.context"),
+        (("features.item=['tags']", "features.numbers=standard", "features.buckets=8"), "features.buckets says nothing"),
     ],
 )
 def test_what_would_do_nothing_is_refused(changes: tuple[str, ...], message: str) -> None:
@@ -383,6 +386,32 @@ def test_context_given_as_text_is_read_as_its_column(value: Any, text: str, aske
     if field.kind == "number":
         assert field.scaled(given) == field.scaled(column)[:1] == 0
     assert field.codes(as_given("x", " ", column.dtype, number=field.kind == "number"))[0, 0] == 0, "missing"
+
+
+@pytest.mark.parametrize(("given", "kind", "read"), [(1, pl.Boolean(), True), (True, pl.Int64(), 1), (0.0, pl.Boolean(), False)])
+def test_context_given_in_python_is_read_as_its_column(given: Any, kind: Any, read: Any) -> None:
+    assert (found := as_given("x", given, kind, number=False)[0]) == read and type(found) is type(read)
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.Int64, None])
+def test_an_hour_of_the_log_s_own_is_not_read_off_the_clock(kind: Any, tmp_path: Path) -> None:
+    """It may be a local hour: at another moment nobody knows it, and then it is missing."""
+    rows = [(user, item % 5, START_MS + item * HOUR, 30 + item % 3, item % 2) for user in range(8) for item in range(9)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "hour", "answer"], orient="row")
+    frame = frame.drop("hour") if kind is None else frame.with_columns(pl.col("hour").cast(kind))
+    frame.write_parquet(tmp_path / "log.parquet")
+    recipe = recipe_of(Path("unused"), tmp_path / "log.parquet", "features.context=['hour']", "features.min_count=1")
+    log = load_log(recipe.data)
+    sequences = build_sequences(log, recipe.split, recipe.tasks)
+    ids = AtomicTokenizer.fit(sequences, log.items).vocabulary["item_id"]
+    features = build_features(log, sequences, ids, recipe.features, recipe.tasks, None, recipe.data.path)
+    moment = datetime(2024, 5, 6, 7, tzinfo=UTC)
+    rows_of_events, at = FeatureRows(features).with_moments(np.array([round(moment.timestamp() * 1000)]))
+    code = rows_of_events.codes["context"][at[0], 0]
+    if kind is None:
+        assert features.clock == ["hour"] and context_at(features, moment) == {"hour": 7} and code > 1
+    else:
+        assert features.clock == [] and context_at(features, moment) == {} and code == 1, "the table's first row: missing"
 
 
 @pytest.mark.parametrize(

@@ -44,16 +44,17 @@ def asked(
 
 
 @each_mode
-@pytest.mark.parametrize("block", [1, 2048])
-def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("block", "weighted"), [(1, False), (2048, False), (2, True)])
+def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
-    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode)
+    weight_M = np.linspace(0.1, 3, 15, dtype=np.float32) if weighted else None
+    heads, batch, (hidden_TD, queries_PD, table_VD) = asked(mode, weight_M=weight_M)
     keys_VD = F.normalize(table_VD, dim=1)
     assert batch.loss_mask_T is not None and batch.target_T is not None and batch.action_T is not None
     assert batch.task_label_TA is not None
     each, total, rows = 2 if mode == "interleaved" else 1, 0.0, rows_of(mode)
     taken = [{int(rows.token_M[row]) for row in range(*window) if row % 3 > 0} for window in ((0, 9), (9, 15))]
-    left_out = 0
+    left_out, weights = 0, 0.0
     targets = batch.loss_mask_T.nonzero()[:, 0].tolist()
     for query_D, at in zip(queries_PD, targets, strict=True):
         user = int(torch.searchsorted(batch.offsets_B1, at, right=True)) - 1
@@ -69,9 +70,10 @@ def test_the_loss_is_that_of_a_plain_loop(mode: Mode, block: int, monkeypatch: p
             state = hidden_TD[[token + each - 1]]
             p = heads.probabilities(state, table_VD[batch.target_T[[token]]])[0][0, 1].item()
             summed += (1 - p) * math.exp(float(query_D @ (keys_VD[batch.target_T[token]] - keys_VD[batch.target_T[at]])))
-        total += math.log(summed)
+        weight = 1.0 if batch.weight_T is None else float(batch.weight_T[at])
+        total, weights = total + weight * math.log(summed), weights + weight
     found = hard_negative_loss(heads, batch, hidden_TD, queries_PD, table_VD, keys_VD)
-    assert left_out > 0 and total > 1 and float(found) == pytest.approx(0.5 * total / len(targets), rel=1e-5)
+    assert left_out > 0 and total > 1 and float(found) == pytest.approx(0.5 * total / weights, rel=1e-5)
 
 
 @each_mode

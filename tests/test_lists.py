@@ -25,7 +25,7 @@ from largerec.evaluate import evaluate
 from largerec.evaluate_lists import AGAINST, asked_lists, baseline_scores, context_of, rank_lists, task_scores
 from largerec.events import EventLog
 from largerec.list_metrics import chosen_ranks, list_values
-from largerec.lists import ListOptions
+from largerec.lists import SHOWN, ListOptions, read_lists
 from largerec.recipe import recipe_from
 from largerec.report import report
 from largerec.sequences import SplitOptions, build_sequences, from_frame
@@ -123,6 +123,11 @@ def test_lists_stand_at_their_rows_and_come_back_from_a_run_s_table() -> None:
     assert (
         data_hash(plain) != data_hash(sequences) != data_hash(build_sequences(log, SPLIT, None, ListOptions(items="shown_items")))
     )
+
+
+def test_blanks_around_the_items_of_a_list_say_nothing() -> None:
+    events = pl.DataFrame({"item_id": [5, 7, 5], "shown": ["5 | 7", " 5|7 ", ""]})
+    assert read_lists(events, ListOptions(items="shown"))[SHOWN].to_list() == [[5, 7], [5, 7], None]
 
 
 def test_text_is_split_and_the_first_of_two_places_is_the_choice() -> None:
@@ -361,6 +366,26 @@ def test_choosing_from_the_command_line(listed_run: Path) -> None:
     for more, said in (([], "give one an item"), (["--prices", "1,2"], "2 prices"), (["--prices", "a,b,c"], "no numbers")):
         failed: Any = CliRunner().invoke(app, [*base, *more])
         assert isinstance(failed.exception, LargeRecError) and said in str(failed.exception)
+
+
+def test_ids_as_text_are_the_same_items(listed_run: Path) -> None:
+    engine = load(listed_run)
+    prices = [3.0, 2.5, 9.0, 4.0]
+    said = engine.choose(history=[5, 7], shown=[1, 5, 7, 9], prices=prices)["probability"]
+    for history, shown in (([5, 7], ["1", "5", "7", "9"]), (["5", "7"], [1, 5, 7, 9])):
+        assert engine.choose(history=history, shown=shown, prices=prices)["probability"].to_list() == said.to_list()
+    assert not np.allclose(said, engine.choose(history=[2], shown=[1, 5, 7, 9], prices=prices)["probability"])
+
+
+def test_items_outside_the_catalogue_count_as_touched(listed_run: Path) -> None:
+    """A new hotel that someone looked at is known to have been looked at, whatever the model knows of it."""
+    engine = load(listed_run)
+    shown, prices = [1000, 1001, 5, 7], [1.0, 1.0, 1.0, 1.0]
+    touched, other = (engine.choose(history=history, shown=shown, prices=prices) for history in ([1000], [1001]))
+    first, second = (
+        dict(zip(found["item_id"].to_list(), found["probability"].to_list(), strict=True)) for found in (touched, other)
+    )
+    assert first[1000] != first[1001] and first[1000] != pytest.approx(second[1000])
 
 
 def test_a_run_without_a_choice_model_says_how_to_get_one(listed_run: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import copy_of_run, trained_run
+from runs import copy_of_run, tiny_recipe, trained_run
+from test_lists import listed_log
+from test_ranking import overrides_of
 from typer.testing import CliRunner
 
 import largerec
@@ -21,6 +23,7 @@ from largerec.item_tables import ItemTable, SideOptions, TableOptions, build_tab
 from largerec.models import SASRecOptions, build_model
 from largerec.quantise import quantise
 from largerec.quantised_rows import Bits, QuantisedRows
+from largerec.train import train
 
 both = pytest.mark.parametrize("bits", [8, 4])
 
@@ -132,3 +135,25 @@ def test_the_command_an_ensemble_and_what_is_refused(tmp_path: Path) -> None:
     (small / "recipe.json").write_text(json.dumps(document | {"table_bits": 3}))
     with pytest.raises(LargeRecError, match="table_bits=3"):
         largerec.load(small)
+
+
+def test_a_choice_model_and_tasks_come_along(tmp_path: Path) -> None:
+    listed_log(users=60).events.write_parquet(tmp_path / "log.parquet")
+    split = ["split.protocol=timeline", "split.validation_from=50%", "split.test_from=75%", "lists.items=shown_items"]
+    rest = [f"data.path={tmp_path / 'log.parquet'}", "lists.prices=cost", "lists.choice=true", "train.max_epochs=1"]
+    train(tiny_recipe(tmp_path / "run", *split, *rest), quiet=True)
+    quantise(tmp_path / "run", tmp_path / "small")
+    shown = {"history": [1, 2], "shown": [3, 4], "prices": [1.0, 2.0]}
+    assert largerec.load(tmp_path / "small").choose(**shown).height == 2
+    source = trained_run(*overrides_of("summed"))
+    made, kept = quantise(source, tmp_path / "tasks"), json.loads((source / "result.json").read_text())
+    assert made["validation_tasks"]["buy"]["auc"] == pytest.approx(kept["validation_tasks"]["buy"]["auc"], abs=0.05)
+
+
+@pytest.mark.parametrize("hidden", ["[16]", "[32, 24]"])
+def test_a_run_that_only_ranks_has_no_retrieval_to_measure(hidden: str, tmp_path: Path) -> None:
+    tasks = [*overrides_of("interleaved"), "ranking.retrieval=0", "objective={name='softmax'}", "train.metric=buy.auc"]
+    train(tiny_recipe(tmp_path / "run", *tasks, f"model={{name='dlrm', hidden={hidden}}}", "train.max_epochs=1"), quiet=True)
+    made = quantise(tmp_path / "run", tmp_path / "small")
+    assert made["validation"] == {} == made["validation_unmasked"] and 0 <= made["validation_tasks"]["buy"]["auc"] <= 1
+    assert "buy" in evaluate(tmp_path / "small")["tasks"]

@@ -19,6 +19,7 @@ from largerec.engine.scoring import mask_seen, ranks
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.evaluate_random import evaluate_random, queries_of, users_of, with_item
+from largerec.events import EventLog
 from largerec.metrics import EvaluateOptions
 from largerec.random_log import random_table
 from largerec.recipe import Recipe
@@ -160,3 +161,14 @@ def test_a_run_reports_what_was_shown_at_random_and_learns_nothing_from_it(folde
     assert again["retrieval"]["recall@10"] == found["retrieval"]["recall@10"]
     page = Path(report([with_it])["report"]).read_text()
     assert "Shown at random" in page and "by chance" in page
+
+
+@pytest.mark.parametrize("numbers_in", ["log", "random log"])
+def test_users_whose_ids_are_digits_in_one_of_the_logs_are_known(numbers_in: str) -> None:
+    log = simulate(WORLD).events.with_columns(user_id=pl.int_range(pl.len()) % 9)
+    given = pl.DataFrame({"user_id": ["7", "guest", "3"]})
+    if numbers_in == "random log":
+        log, given = log.with_columns(pl.col("user_id").cast(pl.String)), pl.DataFrame({"user_id": [7, 99, 3]})
+    sequences = build_sequences(EventLog(log, None, "timestamp", (), "a test's log"), SplitOptions())
+    found = users_of(sequences, given)
+    assert [None if row < 0 else str(sequences.user_ids[int(row)]) for row in found] == ["7", None, "3"]

@@ -231,12 +231,29 @@ def test_settings_that_do_not_fit_together_are_a_failed_trial(tmp_path: Path, mo
         ("tune.space.model.dropout=[]", "has no choices"),
         ("tune.space.optim.clip={low = 2, high = 1}", "is no range"),
         ("tune.space.optim.clip={low = 0, high = 1, log = true}", "is no range"),
+        ("tune.space.optim.weight_decay={low = 0.001, high = 1, log = true}", "own value 0.0 cannot belong to"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match=message):
         tune(tiny_recipe(tmp_path, override), 2, tmp_path, HASHES, quiet=True)
     assert not (tmp_path / "trials").exists()
+
+
+def test_a_setting_that_does_not_fit_the_log_is_a_failed_trial(tmp_path: Path) -> None:
+    side = ["model.side.columns=['title']", "model.side.width=4", "train.max_steps=2"]
+    recipe = tiny_recipe(tmp_path / "unused", *side, "tune.space.model.side.width=[4, 500]")
+    found = tune(recipe, 4, tmp_path, HASHES, quiet=True)
+    assert {trial["state"] for trial in found.trials if trial["settings"]["model.side.width"] == 500} == {"failed"}
+    assert found.trials[found.best]["settings"]["model.side.width"] == 4
+    assert "model.side.width=500" in next(trial["why"] for trial in found.trials if trial["state"] == "failed")
+
+
+def test_the_settings_of_one_family_are_for_that_family_alone(tmp_path: Path) -> None:
+    """A recipe's compared families are tuned by themselves and have files of their own, for another log side by side."""
+    recipe = recipe_of(tmp_path / "unused", "run.compare=['sasrec']", "train.max_steps=2")
+    tune(recipe, 1, tmp_path, HASHES, quiet=True)
+    assert load_recipe(tmp_path / "tuned.toml").run.compare == ()
 
 
 def test_no_space_and_no_optuna_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

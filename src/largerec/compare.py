@@ -279,6 +279,7 @@ def finished_run(
             document = bundle.read_json("recipe.json")
             document["recipe"]["evaluate"] = recipe.evaluate.model_dump(mode="json")
             bundle.write_json("recipe.json", document)
+            evaluate(bundle.path, stage="validation")  # which was measured with the other options
         return evaluate(bundle.path, beside=beside)
     if bundle.recipe().evaluate != recipe.evaluate:
         raise LargeRecError(
@@ -321,6 +322,7 @@ def _ensemble_row(name: str, folders: Sequence[Path], members: Sequence[Sequence
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Replace a file in one step, as a run's are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
@@ -352,7 +354,7 @@ def table(rows: Sequence[Row], recipe: Recipe, against: str | None) -> dict[str,
                 tests = paired_tasks(draws[row.name], draws[beside], recipe.evaluate.level)
                 document["paired_tasks"] = {"against": beside} | tests
             documents.append(document)
-        best = own[0].results[0].get("best_possible")
+        best = next((row.results[0]["best_possible"] for row in own if "best_possible" in row.results[0]), None)
         documents += [_untrained("best possible", best, query_time)] if best else []
         sections.append({"query_time": query_time, "chosen": chosen, "against": beside, "rows": [row.name for row in own]})
     return {
@@ -397,7 +399,7 @@ def _document(row: Row, ranks: pl.DataFrame | None, recipe: Recipe) -> dict[str,
     }
     several = len(results) > 1
     for part in ("validation", "test", "test_unmasked"):
-        names = results[0].get(part, {}) if ranks is not None else {}
+        names = [name for name in results[0].get(part, {}) if ranks is not None and all(name in one[part] for one in results)]
         found[part] = {name: mean(result[part][name] for result in results) for name in names}
         if part != "test_unmasked":
             found[f"{part}_spread"] = {

@@ -14,6 +14,10 @@ class Diverged(LargeRecError):
     """Training ended because its loss or gradient was no number any more."""
 
 
+class Unfit(LargeRecError):
+    """A setting does not fit this log, which only reading it could say."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest allowed word, or a full stop when none is close: it ends a sentence."""
     matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)

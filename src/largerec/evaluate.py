@@ -88,9 +88,10 @@ def summary(engine: Engine, found: Measurement, options: EvaluateOptions, seed: 
     )
     lists = {
         f"coverage@{found.top_NK.shape[1]}": metrics.coverage(found.top_NK, len(counts_V)),
-        f"gini@{found.top_NK.shape[1]}": metrics.gini(found.top_NK, len(counts_V)),
-        **metrics.popularity_bias(found.top_NK, counts_V),
     }
+    if (found.top_NK >= 0).any():  # not where everybody has seen everything
+        lists[f"gini@{found.top_NK.shape[1]}"] = metrics.gini(found.top_NK, len(counts_V))
+        lists |= metrics.popularity_bias(found.top_NK, counts_V)
     return {
         "metrics": metrics.summarise(found.rank_N, options.k) | lists,
         "unmasked": metrics.summarise(found.unmasked_N, options.k),
@@ -280,7 +281,8 @@ def calibration(engine: Engine, row_N: np.ndarray, k: int, options: EvaluateOpti
     found |= {"expected": float(probability_M.sum() / len(row_N)), "observed": float(hit_M.sum() / len(row_N))}
     lists = {"hits": np.concatenate(found_N)}
     found["interval"] = metrics.bootstrap_intervals(lists, user_N, level=options.level, samples=200, seed=seed)["hits"]
-    found["bins"] = metrics.reliability(probability_M, hit_M, user_M, level=options.level, seed=seed)
+    if len(probability_M):  # none where everybody has seen everything
+        found["bins"] = metrics.reliability(probability_M, hit_M, user_M, level=options.level, seed=seed)
     return found
 
 

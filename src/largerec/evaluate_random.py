@@ -26,7 +26,10 @@ MOST_ROWS = 20_000
 def users_of(sequences: Sequences, table: pl.DataFrame) -> np.ndarray:
     """The user of each row as a row of the sequences, -1 where the log does not know them. [R]"""
     known = pl.DataFrame({"user_id": sequences.user_ids, "row": np.arange(sequences.n_users)})
-    found = table.select("user_id").join(known, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1)
+    asked = table.select(
+        pl.col("user_id").cast(sequences.user_ids.dtype, strict=False)
+    )  # ids of digits alone were read as numbers
+    found = asked.join(known, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1)
     return found.to_numpy()
 
 

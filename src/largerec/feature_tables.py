@@ -12,7 +12,9 @@ from largerec.badrows import Origin
 from largerec.columns import ALIASES, convert_ids, find_columns
 from largerec.errors import LargeRecError, nearest
 from largerec.events import EventLog
-from largerec.features import CLOCK, FeatureOptions, Features, Side, clock_columns, fit_field, refuse_outcomes
+from largerec.features import FeatureOptions, Features, Side, fit_field
+from largerec.moments import CLOCK, clock_columns
+from largerec.outcomes import refuse_outcomes
 from largerec.readers import read_table
 from largerec.sequences import STAGE_COLUMN, TRAIN, WEIGHT_COLUMN, Sequences
 from largerec.tasks import TaskOptions
@@ -88,7 +90,9 @@ def _context(log: EventLog, sequences: Sequences, options: FeatureOptions) -> pl
     _refuse_missing(
         "context", given, log.events.columns, "the log's events", f" Of the time there are also {' and '.join(CLOCK)}."
     )
-    table = log.events.select(given)[sequences.log_row_N] if given else pl.DataFrame()
+    # What the clock makes is Int8; columns of the log with such a name are not, so that they are told apart where they are kept.
+    own = [pl.col(name).cast(pl.Int64) if name in CLOCK and log.events.schema[name] == pl.Int8 else name for name in given]
+    table = log.events.select(own)[sequences.log_row_N] if given else pl.DataFrame()
     return pl.DataFrame(
         [*table.get_columns(), *(s.alias(n) for n, s in clock_columns(dict.fromkeys(clock), sequences.time_N).items())]
     )

@@ -24,29 +24,19 @@ import torch
 from pydantic import Field as Option
 from pydantic import field_validator, model_validator
 
-from largerec.columns import CANONICAL, UNTIMED
 from largerec.errors import LargeRecError, nearest
+from largerec.moments import CLOCK, clock_columns
 from largerec.options import Options
 
 Side = Literal["context", "user", "item"]
 SIDES: tuple[Side, ...] = ("context", "user", "item")
 Where = Literal["heads", "input", "both"]
 AskedType = Literal["auto", "categorical", "many", "number"]
-CLOCK = ("hour", "weekday")
-"""Context features that are made of an event's time (UTC)."""
 FEW = 32
 """A whole number with at most so many values among training events is categorical."""
 MOST_SLOTS = 32
 SEPARATORS = "|,;"
 DATE = r"^\d{4}-\d\d-\d\d([T ].*)?$"
-OUTCOMES = {
-    "click", "clicks", "clicked", "like", "likes", "liked", "follow", "followed", "comment", "commented", "forward",
-    "forwarded", "share", "shared", "hate", "purchase", "purchased", "buy", "bought", "order", "ordered", "cart", "rating",
-    "stars", "label", "target", "play", "played", "watch", "watched", "view", "viewed", "dwell", "stay", "listen", "listened",
-    "read", "skip", "skipped", "reward", "feedback", "conversion", "converted", "behavior", "behaviour", "action", "value",
-    "outcome", "response", "enter",
-}  # fmt: skip
-"""Words in the name of a column that is only known after an item was shown."""
 
 
 class FeatureOptions(Options):
@@ -89,6 +79,8 @@ class FeatureOptions(Options):
         for name in self.known:
             if name not in self.context:
                 raise LargeRecError(f"features.known names {name!r}, which is not among features.context; leave it out.")
+        if self.numbers == "standard" and self.buckets != type(self).model_fields["buckets"].default:
+            raise LargeRecError('features.buckets says nothing with features.numbers="standard"; leave it out.')
         if self.users is not None and not self.user:
             raise LargeRecError("features.users says nothing without features.user; name columns of that file, or leave it out.")
         return self
@@ -210,6 +202,10 @@ def as_given(name: str, value: Any, kind: pl.DataType, *, number: bool) -> pl.Se
         LargeRecError: the text says no value of that type.
     """
     value = (value.strip() or None) if isinstance(value, str) else value
+    if isinstance(value, bool) and kind.is_numeric():
+        value = int(value)
+    elif isinstance(value, int | float) and value in (0, 1) and kind == pl.Boolean:
+        value = bool(value)
     if not isinstance(value, str) or kind.is_nested():
         return pl.Series([value], strict=False)
     found = text = pl.Series([value])
@@ -274,7 +270,8 @@ def fit_field(
         LargeRecError: no training event knows it, its values are of no use, or the asked type does not fit.
     """
     name, used = f"{side}.{column}", weight_N > 0
-    if isinstance(given.dtype, pl.Struct) or (isinstance(given.dtype, pl.List) and given.dtype.inner.is_nested()):
+    nested = isinstance(given.dtype, pl.List) and given.dtype.inner.is_nested()
+    if nested or isinstance(given.dtype, (pl.Struct, pl.Time, pl.Duration)):
         raise LargeRecError(
             f"feature {name} holds {given.dtype}; texts, numbers, booleans, dates and lists of those can be read."
         )
@@ -354,6 +351,12 @@ class Features:
         names = tuple(field.name for field in self.fields)
         return FieldLayout(1 + sum(field.rows for field in self.fields), tuple(slots), tuple(numbers), names, self.width)
 
+    @property
+    def clock(self) -> list[str]:
+        """The context columns that are made of the time, which are Int8; one of such a name that the log itself has is not."""
+        kinds = self.tables["context"].schema
+        return [name for name in CLOCK if kinds.get(name) == pl.Int8]
+
     def of_side(self, side: Side) -> Iterator[tuple[int, Field]]:
         """The fields of a side, each with its first row in the table."""
         first = 1
@@ -415,7 +418,7 @@ class FeatureRows:
 
     def with_moments(self, time_R: np.ndarray) -> tuple[FeatureRows, np.ndarray]:
         """The same rows and a context row for each of R moments (ms UTC), which knows the clock alone; and where those stand."""
-        clock = clock_columns(dict.fromkeys(CLOCK), time_R)
+        clock = clock_columns(dict.fromkeys(self.features.clock), time_R)
         columns = [field.column for _, field in self.features.of_side("context")]
         table = pl.DataFrame({name: clock.get(name, pl.Series([None] * len(time_R))) for name in columns})
         other, code, number = copy.copy(self), self.codes["context"], self.numbers["context"]
@@ -454,47 +457,10 @@ class FeatureRows:
         return {"code": torch.from_numpy(code), "number": torch.from_numpy(number)}
 
 
-def clock_columns(names: Mapping[str, Any], time_N: np.ndarray) -> dict[str, pl.Series]:
-    """``hour`` and ``weekday`` (1 is Monday), as far as they are asked for, of times in ms UTC; null where unknown."""
-    times = pl.Series(time_N, dtype=pl.Int64).cast(pl.Datetime("ms"))
-    unknown = pl.Series([None], dtype=pl.Int8)
-    found = {"hour": times.dt.hour(), "weekday": times.dt.weekday()}
-    return {name: found[name].cast(pl.Int8).zip_with(pl.Series(time_N != UNTIMED), unknown) for name in CLOCK if name in names}
-
-
 def context_at(features: Features, moment: datetime | None) -> dict[str, Any]:
     """What the clock says of a moment of asking, as context."""
     if moment is None:
         return {}
-    names = [field.column for _, field in features.of_side("context") if field.column in CLOCK]
     at = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    found = clock_columns(dict.fromkeys(names), np.array([round(at.timestamp() * 1000)]))
+    found = clock_columns(dict.fromkeys(features.clock), np.array([round(at.timestamp() * 1000)]))
     return {name: values[0] for name, values in found.items()}
-
-
-def refuse_outcomes(options: FeatureOptions, answers: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuse columns that say the answer, or are only known after it; ``answers``: columns that each task's expression reads.
-
-    Raises:
-        LargeRecError: a feature is what a task predicts, or its name is that of an outcome and it is not in ``known``.
-    """
-    for side in SIDES:
-        for column in options.columns(side):
-            for name, columns in answers.items():
-                if column in columns and side == "context":
-                    raise LargeRecError(
-                        f"features.context names {column!r}, which {name} is made of: nobody knows it at the moment of "
-                        "asking, and it would give the answer away. Leave it out."
-                    )
-    for column in options.context:
-        words = re.split(r"[^a-z]+", column.lower())
-        if column in CANONICAL and column not in ("behavior", "value"):
-            hint = " (of users: features.user=['user_id'])" if column == "user_id" else ""
-            raise LargeRecError(
-                f"features.context names {column!r}, which the model reads anyway or no moment has{hint}; leave it out."
-            )
-        if column not in options.known and (words[0] in ("is", "has", "did") or OUTCOMES & set(words)):
-            raise LargeRecError(
-                f"features.context names {column!r}, which sounds like what happened after the item was shown. Features must be "
-                f"known before the answer. If it is, say so with features.known=['{column}']; else leave it out."
-            )

@@ -31,7 +31,7 @@ def hard_negative_loss(
     table_KD: torch.Tensor,
     keys_KD: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean over the targets of a batch, times ``ranking.hard_negatives``; 0 where that is 0.
+    """Mean over the targets of a batch (weighted where events are), times ``ranking.hard_negatives``; 0 where that is 0.
 
     ``queries_PD``: of the tokens of ``loss_mask_T``, as the item head prepares them; ``keys_KD``: the item table likewise.
     """
@@ -44,6 +44,7 @@ def hard_negative_loss(
         assert batch.action_T is not None
         shown_T = shown_T & batch.action_T
     at_P = batch.loss_mask_T.nonzero()[:, 0]
+    weight_P = queries_PD.new_ones(len(at_P)) if batch.weight_T is None else batch.weight_T[at_P]
     user_T = torch.repeat_interleave(torch.arange(len(batch.lengths_B)), batch.lengths_B)
     at_E, said_E = _judged(heads, batch, (shown_T & ~_taken(batch, user_T, len(table_KD))).nonzero()[:, 0])
     log_dislike_E = _log_dislike(heads, batch, hidden_TD, table_KD, at_E, said_E)
@@ -56,8 +57,9 @@ def hard_negative_loss(
         gap_PE = query_PD @ F.embedding(item_E, keys_KD).T - ahead_P1 + log_dislike_E[own_E]
         none_PE = user_T[p][:, None] != user_T[e]
         zero_P1 = gap_PE.new_zeros(len(p), 1)
-        total = total + torch.logsumexp(torch.cat([zero_P1, gap_PE.masked_fill(none_PE, float("-inf"))], dim=1), dim=1).sum()
-    return weight * total / len(queries_PD)
+        loss_P = torch.logsumexp(torch.cat([zero_P1, gap_PE.masked_fill(none_PE, float("-inf"))], dim=1), dim=1)
+        total = total + (weight_P[own_P] * loss_P).sum()
+    return weight * total / weight_P.sum()
 
 
 def _taken(batch: Batch, user_T: torch.Tensor, items: int) -> torch.Tensor:

@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from largerec.errors import LargeRecError
+from largerec.errors import LargeRecError, Unfit
 from largerec.item_tables import SideOptions
 
 OVERSAMPLING, ITERATIONS = 16, 6
-WORD = r"[\p{L}\p{N}]+"
+WORD = r"[\p{L}\p{M}\p{N}]+"
 
 
 def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideOptions) -> np.ndarray:
@@ -34,7 +34,7 @@ def item_vectors(items: pl.DataFrame | None, item_ids: pl.Series, options: SideO
     """
     word_VW = _weighed_words(_known(items, item_ids, options.columns), len(item_ids))
     if min(word_VW.shape) < options.width:
-        raise LargeRecError(
+        raise Unfit(
             f"model.side.width={options.width} is too much for {word_VW.shape[0]} items with {word_VW.shape[1]} words that more "
             "than one of them has; set a smaller one, or name further columns."
         )

@@ -111,7 +111,7 @@ def _as_lists(events: pl.DataFrame, name: str, option: str) -> pl.Series:
     column = events[name]
     if column.dtype == pl.String:
         stripped = column.str.strip_chars()
-        return stripped.replace("", None).str.split("|")
+        return stripped.replace("", None).str.split("|").list.eval(pl.element().str.strip_chars())
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
     if not isinstance(column.dtype, pl.List) or column.dtype.inner.is_nested():

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from largerec import metrics
-from largerec.bundle import BEGINNING, FORGOTTEN, RANDOM, Bundle, is_partial
+from largerec.bundle import BEGINNING, CHOICE, FORGOTTEN, RANDOM, Bundle, is_partial
 from largerec.engine import ModelScorer, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
+from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks
 from largerec.item_tables import quantise_tables, table_bytes
 from largerec.quantised_rows import Bits
 
-KEPT = (*(name for name in BEGINNING if name != "lineage.json"), RANDOM, FORGOTTEN)
+KEPT = (*(name for name in BEGINNING if name != "lineage.json"), RANDOM, CHOICE, FORGOTTEN)
 OF_TRAINING = (
     *("name", "model", "protocol", "query_time", "seed", "data", "params", "params_non_embedding"),
     *("train_tokens", "train_flops", "train_seconds", "threads", "steps", "best_step"),
@@ -51,11 +52,15 @@ def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]
     model, full = engine.scorer.model, table_bytes(engine.scorer.model)
     quantise_tables(model, bits)
     engine.scorer.prepared()
-    found = measure(engine, engine.sequences.targets("validation"))
-    cutoffs = source.recipe().evaluate.k
+    found = measure(engine, engine.sequences.targets("validation")) if engine.retrieves else None
+    recipe, tasks = source.recipe(), dict[str, Any]()
+    if engine.predicts:
+        predicted = predict_tasks(engine, asked_rows(engine.sequences, "validation"))
+        tasks = {"validation_tasks": summarise_tasks(engine, predicted, recipe.evaluate, recipe.seed)}
     result = {key: result[key] for key in OF_TRAINING} | {
-        "validation": metrics.summarise(found.rank_N, cutoffs),
-        "validation_unmasked": metrics.summarise(found.unmasked_N, cutoffs),
+        "validation": {} if found is None else metrics.summarise(found.rank_N, recipe.evaluate.k),
+        "validation_unmasked": {} if found is None else metrics.summarise(found.unmasked_N, recipe.evaluate.k),
+        **tasks,
         "item_table": {"bits": bits, "bytes": table_bytes(model), "bytes_full": full},
         "tasks": {},
         "n_test_evaluations": 0,

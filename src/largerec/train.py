@@ -311,7 +311,12 @@ class Trainer:
                 shown[name] = float(functions[kind](rank_N, int(k)).mean())
         if self.asked_rows is not None:
             shown |= task_values(self.engine, self.asked_rows)
-        return shown, shown.get(name, 0.0)  # a task's AUC cannot be said of labels that are all alike
+        if name not in shown:  # and never will be: the labels do not change
+            raise LargeRecError(
+                f"train.metric={name!r} cannot be said of the validation events: an AUC needs both labels among them, a GAUC a "
+                "user who has both, which leave-one-out (one event a user) never gives. Choose by another metric or split."
+            )
+        return shown, shown[name]
 
     def _log(self, fields: dict[str, Any]) -> None:
         state = self.state

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from largerec.bundle import FEATURE_TABLES, NOT_OF_TRAINING, Bundle, flatten
-from largerec.errors import Diverged, LargeRecError, nearest
+from largerec.errors import Diverged, LargeRecError, Unfit, nearest
 from largerec.experiments import placed, validation_of
 from largerec.recipe import Range, Recipe, recipe_from
 from largerec.train import train
@@ -98,7 +98,9 @@ def tune(recipe: Recipe, budget: int, folder: Path, hashes: Mapping[str, str], *
         raise LargeRecError(f"{recipe.name}: none of {budget} trials finished ({records[0].get('why', '')}); see {place.path}.")
     best = max(finished, key=lambda record: (record["value"], -record["number"]))
     chosen = with_settings(recipe, best["settings"]) if best["number"] else recipe
-    Bundle(folder).write_text("tuned.toml", as_toml(chosen, f"Trial {best['number']} of {budget}: best {recipe.train.metric}."))
+    # The families of run.compare have files of their own.
+    alone = chosen.model_copy(update={"run": chosen.run.model_copy(update={"compare": ()})})
+    Bundle(folder).write_text("tuned.toml", as_toml(alone, f"Trial {best['number']} of {budget}: best {recipe.train.metric}."))
     return Tuned(chosen, best["number"], budget, records)
 
 
@@ -155,6 +157,11 @@ def own_space(recipe: Recipe) -> Space:
                     "bounds."
                 )
             low, high = kind(min(values.low, own[key])), kind(max(values.high, own[key]))
+            if values.log and low <= 0:
+                raise LargeRecError(
+                    f"tune.space.{key} is a range with log = true, which the recipe's own value {own[key]!r} cannot belong to; "
+                    "give the recipe a value above 0, leave log out, or list choices."
+                )
             space[key] = Range(low=low, high=high, log=values.log)
             tried: tuple[Any, ...] = (low, high)
         else:
@@ -301,7 +308,7 @@ def _outcome(
         found["value"] = validation_of(result, metric)
     except Pruned:
         found["state"] = "pruned"
-    except Diverged as error:
+    except (Diverged, Unfit) as error:
         found |= {"state": "failed", "why": str(error)}
     lines = _log(bundle)
     return found | {"curve": _curve(bundle, metric), "seconds": float(lines[-1]["seconds"]) if lines else 0.0}

@@ -50,6 +50,8 @@ def wanted_lists(
     value_QC, item_QC = top_k(log_QV, max(k, SHORTLIST))
     for row in range(len(queries)):
         known_C = ~torch.isneginf(value_QC[row])
+        if not known_C.any():  # everything is masked
+            continue
         probability_C = asked(queries.block(row, row + 1), int(user_Q[row]), item_QC[row][known_C].numpy())
         value_QC[row, known_C] += weight * probability_C.clamp_min(SMALLEST).log()
     value_QC, order_QC = value_QC.sort(dim=1, descending=True, stable=True)

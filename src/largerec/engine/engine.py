@@ -338,9 +338,12 @@ class Engine:
             raise LargeRecError(
                 "this run has no choice model; train one on a log with lists: lists.items=COLUMN lists.choice=true."
             )
-        query, past, _ = self._asked(user, history, at)
+        ids = None if history is None else self._ids(history)
+        read = None if ids is None else ids.filter(pl.Series(self.tokenizer.encode(ids) >= 0)).to_list()
+        query, past, _ = self._asked(user, read, at)  # the model reads what it knows, the touches are all of the history
+        past = past if ids is None else ids.to_list()
         counts_V = self.tokenizer.target_counts(self.sequences)
-        given = pl.Series("item_id", list(shown), strict=False)
+        given = self._ids(shown)
         frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, prices)
         if "title" in self.tokenizer.vocabulary.columns:
             known_S = pl.Series(token_S).replace(-1, None)
@@ -356,6 +359,12 @@ class Engine:
                 raise LargeRecError(f"context={dict(context)} says nothing: this run has no features; leave it out.")
             return None
         return self.features.of_candidates({**context_at(self.features.features, moment), **context}, row, token_C)
+
+    def _ids(self, given: Sequence[Any]) -> pl.Series:
+        """Item ids in the log's own type, where all of them have it."""
+        ids = pl.Series("item_id", list(given), strict=False)
+        own = ids.cast(self.tokenizer.vocabulary.schema["item_id"], strict=False)
+        return own if own.null_count() == ids.null_count() else ids
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""
