@@ -242,6 +242,23 @@ def test_clock_jumps_beside_long_sessions() -> None:
     assert "clock jumps" in found(log)
 
 
+def test_jumps_are_found_among_millions_of_users() -> None:
+    """Users and moments share one 64-bit number."""
+    session = START_MS + np.arange(30) * 30 * SECOND
+    times = np.concatenate([session, session[10:12] + 24 * HOUR])
+    fragments = clocks._Fragments(np.repeat([7, 6_000_000], len(times)), np.tile(times, 2))
+    assert fragments.fit(np.flatnonzero(fragments.size_M == 2), 24 * HOUR).all()
+
+
+def test_events_without_a_time_are_in_no_session() -> None:
+    rows = [(user, 1, None if at < 3 else START_MS + user * DAY + at * MINUTE) for user in range(20) for at in range(10)]
+    frame = pl.DataFrame(rows, schema={"user_id": pl.Int64, "item_id": pl.Int64, "timestamp": pl.Int64}, orient="row")
+    seconds = [
+        audit(EventLog.from_frame(one, untimed="first")).shape["sessions"]["seconds"] for one in (frame, frame.drop_nulls())
+    ]
+    assert seconds[0] == seconds[1]
+
+
 def test_events_beside_a_session_by_no_whole_hours_are_people() -> None:
     sound, _ = shifted_sessions(0.0, (1,))
     assert "clock jumps" not in found(sound)

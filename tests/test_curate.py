@@ -254,6 +254,20 @@ def test_a_user_who_is_asked_about_keeps_a_row_that_is_not_learned_from() -> Non
     assert facts["reasons"] == {"its user behaves as a program: fast, regular, narrow": 197}
 
 
+def test_the_id_of_someone_removed_is_given_to_nobody() -> None:
+    """It may be restored, or be asked to be forgotten: then it must mean the one person."""
+    bot = [(10, n % 3, START_MS + n * 2000) for n in range(200)]
+    people = [(u, (u + n) % 20, START_MS + u * 7_000_000 + n * 1_234_567 * (1 + n % 3)) for u in range(10) for n in range(8)]
+    frame = pl.DataFrame(bot + people, schema=["user_id", "item_id", "timestamp"], orient="row")
+    frame = frame.with_columns(pl.col("user_id").cast(pl.UInt8))
+    split = SplitOptions(protocol="timeline", validation_from="90%", test_from="95%")
+    before = source(EventLog(frame, None, "timestamp", (), "a test's log"), split)
+    after, _ = take(before, plan_of(["bots"]).step[0], 0, "01-bots")
+    last, facts = take(after, plan_of(["sessions:minutes=30"]).step[0], 0, "02-sessions")
+    assert 10 not in after.log.events["user_id"] and facts["facts"]["new_users"] > 0
+    assert 10 not in last.log.events["user_id"] and last.log.events["user_id"].max() > 10
+
+
 # --- core-sets
 
 

@@ -137,6 +137,13 @@ def test_evaluation_rows_are_neither_read_nor_changed(step: Any) -> None:
     assert not ours.log.events.equals(version.log.events), facts
 
 
+def test_a_log_without_a_context_has_nothing_to_denoise() -> None:
+    with pytest.raises(LargeRecError, match="no user has two training events"):
+        cures.SequenceDenoiseStep(learner=TINY).change(
+            training_of(log_of([(f"u{u}", f"i{u % 3}", START_MS + u) for u in range(9)]))
+        )
+
+
 def test_plans_know_them_by_name() -> None:
     assert [step.name for step in plan_of([group.model_fields["name"].default for group in cures.STEPS]).step] == [
         "truncated-loss", "forgetting", "clean-reference", "sequence-denoise", "regenerate", "personalise",

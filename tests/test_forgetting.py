@@ -175,6 +175,27 @@ def test_a_run_without_histories_is_known_by_its_data_hash(place: Path) -> None:
     assert found["bare"]["trained_on"] and (place / "runs" / "bare" / "forgotten.json").is_file()
 
 
+def test_a_run_that_is_known_by_its_hash_alone_is_marked_though_the_first_call_was_killed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "runs" / "with", place / "runs" / "z-bare")
+    (place / "runs" / "z-bare" / "histories.parquet").unlink()
+    plain, done = forgetting._forget_in_tables, list[str]()
+
+    def dying(bundle: Any, ids: Any) -> None:
+        plain(bundle, ids)
+        done.append(bundle.path.name)
+        if bundle.path.name == "with":  # after this nothing tells the hash of the other one
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "_forget_in_tables", dying)
+        with pytest.raises(KeyboardInterrupt):
+            forget(place / "data", PERSON, place / "runs")
+    forget(place / "data", PERSON, place / "runs")
+    assert (place / "runs" / "z-bare" / "forgotten.json").is_file()
+
+
 def test_a_run_on_sessions_loses_the_person_under_every_id(place: Path) -> None:
     sessions = next((place / "data").rglob("02-sessions-*"))
     recipe = tiny_recipe(place / "runs" / "cut", f"data.path={sessions}", "split.protocol=given", "train.max_epochs=1")

@@ -259,7 +259,7 @@ def _forget_in_runs(folder: Path, user_id: str, other_ids: dict[Path, set[str]],
     held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
     hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
     found = []
-    for path in paths:
+    for path in sorted(paths, key=lambda path: path in held):  # those known by a hash alone first, while a run still tells it
         bundle = Bundle(path)
         own, hashed = held.get(path), bundle.read_json("lineage.json").get("data_hash")
         if own is None and (hashed not in hashes or bundle.file("histories.parquet").is_file()):

@@ -165,7 +165,9 @@ class _Fragments:
         self.piece_M = np.cumsum(first_M) - 1
         self.size_M = np.bincount(self.piece_M)[self.piece_M]
         self.user_M = user_M
-        # One rising number for user and time, so that one search finds a moment of a user.
+        # One rising number for user and time, so that one search finds a moment of a user; from the first moment on, since
+        # milliseconds since 1970 times some millions of users are too many for 64 bits.
+        time_M = time_M - (time_M.min() if len(time_M) else 0)
         self.step = int(time_M.max(initial=0)) + 2 * max(SHIFT_HOURS) * HOUR
         self.key_M = user_M * self.step + time_M
 

@@ -82,7 +82,7 @@ def shape(log: Ordered, wrong_N: Bools) -> dict[str, Any]:
     kept_N = log.timed_N & ~wrong_N
     if log.has_clock and kept_N.any():
         found["time"] = _time(log, kept_N)
-        found["sessions"] = _sessions(log)
+        found["sessions"] = _sessions(log if log.timed_N.all() else log.kept(log.timed_N))
     return found
 
 

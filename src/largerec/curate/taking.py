@@ -53,7 +53,8 @@ def take(version: Version, step: AnyStep, seed: int, name: str) -> tuple[Version
         log=replace(version.log, events=rows.drop(BOOKKEEPING, strict=False)),
         until_R=_until(events, at_R),
         weight_R=_weights(rows),
-        user_ids=events["user_id"].unique(maintain_order=True),
+        # Those of removed rows too: they may come back, and an id that meant one person must not mean another.
+        user_ids=pl.concat([events["user_id"], version.removed["user_id"]]).unique(maintain_order=True),
         seed=seed,
     )
     change = step.change(training)

@@ -70,6 +70,8 @@ def first_version(log: EventLog, stage: pl.Series) -> Version:
     )
     if WEIGHT_COLUMN in events.columns:
         events = events.with_columns(pl.col(WEIGHT_COLUMN).alias(SOURCE_WEIGHT))
+    if events["user_id"].dtype.is_integer() and events["user_id"].dtype != pl.UInt64:
+        events = events.with_columns(pl.col("user_id").cast(pl.Int64))  # so that there is room for the ids of new users
     log = replace(log, events=events)
     removed = events.clear().drop(WEIGHT_COLUMN, strict=False).with_columns(pl.lit(None, pl.String).alias(name) for name in WHEN)
     return Version(log, removed, pl.DataFrame(schema=CHANGED))

@@ -26,6 +26,7 @@ from largerec.audit import misclicks
 from largerec.audit.ordered import Ordered
 from largerec.curate.rows import Change, Training
 from largerec.cures.rows import Bools, Floats, sequences_of, without
+from largerec.errors import LargeRecError
 from largerec.learner import Halves, Learner, LearnerOptions, backwards
 from largerec.options import Options
 from largerec.sequences import Sequences
@@ -108,6 +109,10 @@ class Signals:
     def log_ratios(self) -> tuple[Floats, Floats]:
         """log f1 / f of each event [N] and of each made-up one [M], by a logistic regression that tells the two apart."""
         own_XS, made_XS = self.own_NS[self.judged_N], self.made_up_MS
+        if not len(made_XS):
+            raise LargeRecError(
+                "sequence-denoise: no user has two training events, so no event has a context; bring a longer log."
+            )
         both = np.concatenate([own_XS, made_XS])
         centre, spread = both.mean(axis=0), np.maximum(both.std(axis=0), 1e-9)
         sign = np.concatenate([-np.ones(len(own_XS)), np.ones(len(made_XS))])
