@@ -203,7 +203,8 @@ def candidates(shape: Shape, law: Law, budget: float | None) -> list[Candidate]:
         most = min(most, shape.affordable(budget))
     if law.key.regime == "single-epoch":
         most = min(most, shape.unique_tokens)
-        amounts = np.geomspace(least, most, LENGTHS).tolist() if most > least else []
+        # Where all runs had all data once there is one amount.
+        amounts = np.geomspace(least, most, LENGTHS).tolist() if most > least else [float(least)] if most == least else []
     else:
         epochs = sorted({round(float(one)) for one in np.geomspace(2, MOST_EPOCHS, LENGTHS)})
         amounts = [float(one * shape.unique_tokens) for one in epochs if least <= one * shape.unique_tokens <= most]
