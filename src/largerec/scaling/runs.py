@@ -168,7 +168,7 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
     return Point(
         name=run.name,
         family=run.cell.family,
-        size=str(run.cell.size),
+        size=run.recipe.model.size,
         seed=run.cell.seed,
         dir=f"runs/{run.name}",
         data_hash=data.split.data_hash,

@@ -72,7 +72,8 @@ def planned(recipe: Recipe, data: GridData, folder: Path) -> list[Planned]:
     Raises:
         LargeRecError: a combination is no recipe, or leaves nothing to train on.
     """
-    found = [_planned(recipe, cell, data, folder) for cell in cells(recipe.scale, recipe.model.name, recipe.seed)]
+    asked = cells(recipe.scale, recipe.model.name, recipe.seed, recipe.batch.users, recipe.batch.recent)
+    found = [_planned(recipe, cell, data, folder) for cell in asked]
     return sorted(found, key=lambda one: (one.flops, one.name))
 
 
@@ -111,9 +112,9 @@ def _of_cell(recipe: Recipe, cell: Cell, folder: Path) -> Recipe:
     """The recipe of one run, in its own folder."""
     one = recipe.with_family(cell.family)
     kept = one.model.model_dump(exclude_unset=True)
-    for derived in ("depth", "width", "heads"):
-        kept.pop(derived, None)
-    kept |= {"name": cell.family, "size": cell.size} | ({} if cell.width is None else {"width": cell.width})
+    if cell.size is not None:
+        kept = {key: value for key, value in kept.items() if key not in one.model.by_size} | {"size": cell.size}
+    kept |= {"name": cell.family} | ({} if cell.width is None else {"width": cell.width})
     batch: dict[str, Any] = {"users": cell.users, "recent": cell.recent}
     batch |= {} if cell.history is None else {"max_length": cell.history}
     train = {} if cell.epochs is None else {"max_epochs": cell.epochs}
