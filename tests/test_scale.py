@@ -304,7 +304,9 @@ def test_the_same_command_makes_nothing_again_and_a_larger_grid_goes_on(tmp_path
     assert all(path.read_bytes() == content for path, content in files.items())
     module.scale(grid_recipe(folder, widths=[8, 48], users=[0.2, 0.5, 1.0]), quiet=True)
     assert (folder / "points.jsonl").read_bytes().startswith(files[folder / "points.jsonl"])
-    assert (folder / "predictions.json").read_bytes() == files[folder / "predictions.json"], "their runs have begun"
+    was, now = (json.loads(text) for text in (files[folder / "predictions.json"], (folder / "predictions.json").read_bytes()))
+    assert now["runs"][: len(was["runs"])] == was["runs"] and now | {"runs": was["runs"]} == was, "their runs have begun"
+    assert {one["name"] for one in now["runs"]} == {point.name for point in read_points(folder) if point.held_out}
     for changed in ({"targets": 50}, {"checks": 3}):
         with pytest.raises(LargeRecError, match="another recipe"):
             module.scale(grid_recipe(folder, **changed), quiet=True)
@@ -379,10 +381,12 @@ def test_what_the_budget_leaves_out_is_said_and_a_larger_one_makes_it(tmp_path: 
     assert document["left_out"] and not names & set(document["left_out"])
     assert names | set(document["left_out"]) == {run.name for run in all_runs()}
     assert document["spent_core_minutes"] <= 1.6
-    predictions = (folder / "predictions.json").read_bytes()
+    predictions = json.loads((folder / "predictions.json").read_text())
     whole = module.scale(grid_recipe(folder), "100 core-minutes", quiet=True)
     assert whole["left_out"] == [] and {point["name"] for point in whole["points"]} == {run.name for run in all_runs()}
-    assert (folder / "predictions.json").read_bytes() == predictions
+    again = json.loads((folder / "predictions.json").read_text())
+    assert again["runs"][: len(predictions["runs"])] == predictions["runs"] and again["made"] == predictions["made"]
+    assert {one["name"] for one in again["runs"]} == {point["name"] for point in whole["points"] if point["held_out"]}
     was, now = ({point["name"]: point["held_out"] for point in one["points"]} for one in (document, whole))
     assert was.items() <= now.items(), "what was held out stays so"
 

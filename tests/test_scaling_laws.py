@@ -40,6 +40,22 @@ def test_a_known_law_is_recovered() -> None:
     assert law.predict(AT).value == pytest.approx(chinchilla(AT.params, AT.tokens), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["chinchilla", "onset", "size-alone", "data-alone", "compute", "repeated", "saturating"])
+def test_printed_parameters_are_those_of_the_formula(name: str) -> None:
+    """Where the coordinates are not divided by their centre they give what the fitted ones give where they are."""
+    form = FORMS[name]
+    centre = {"params": 1e5, "tokens": 3e6, "unique": 2e5, "flops": 1e12}
+    plain = {key: 2.0 * value for key, value in centre.items()} | {"passes": 15.0}
+    theta_P = np.array([-1.5 - 0.1 * at if one.startswith("log ") else 0.4 for at, one in enumerate(form.parameters)])
+    found = form.natural(theta_P, centre)
+    natural_P = [np.log(found[one.removeprefix("log ")]) if one.startswith("log ") else found[one] for one in form.parameters]
+    told, given = (
+        form.value(np.array([theta]), {key: np.array([value / by.get(key, 1.0)]) for key, value in plain.items()})
+        for theta, by in ((natural_P, {}), (theta_P, centre))
+    )
+    assert told.item() == pytest.approx(given.item(), rel=1e-9)
+
+
 def test_the_form_is_chosen_by_what_was_hidden(fitted: list[laws.Law]) -> None:
     assert fitted[0].form.name == "chinchilla"
     other = laws.fit_law(made(kaplan, seed=4))

@@ -21,7 +21,7 @@ from largerec.models import non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe, recipe_from
 from largerec.scaling import laws, spending
 from largerec.scaling import plan as module
-from largerec.scaling.candidates import asked_target, mean_context, milliseconds, of_size
+from largerec.scaling.candidates import asked_target, candidates, mean_context, milliseconds, of_size, shapes
 from largerec.scaling.choice import Measured, fit_form
 from largerec.scaling.data import GridData, judge
 from largerec.scaling.forms import CHINCHILLA
@@ -151,6 +151,18 @@ def test_repeated_data_is_planned_by_its_own_law(tmp_path: Path) -> None:
     found = plan(tmp_path, budget="10 core-minutes")
     recipe = load_recipe(found["recipe"])
     assert found["regime"] == "repeated" and recipe.train.max_epochs == found["epochs"] >= 2 and recipe.batch.users == 1
+
+
+def test_all_of_the_data_once_is_an_amount_too(grid: Path) -> None:
+    """As where all runs of a grid had all data once and differ in size alone: no more and no less can be asked."""
+    points = made_points(grid)
+    law = module.fit_all([point for point in points if not point.held_out], ["loss"])[0][0]
+    least = min(point.tokens for point in law.measured.points)
+    shape = replace(shapes(grid, points, law)[0], unique_tokens=least)
+    (only,) = candidates(shape, law, None)
+    assert only.tokens == least and shape.recipe_for(only.tokens, only.regime, "all", grid).batch.users == 1
+    assert candidates(shape, law, only.cost / 2) == [], "what it costs is still asked"
+    assert candidates(replace(shape, unique_tokens=least - 1), law, None) == []
 
 
 def test_a_plan_is_checked_once_it_is_trained(grid: Path) -> None:

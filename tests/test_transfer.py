@@ -10,6 +10,7 @@ import torch
 from runs import tiny_recipe
 from test_models import fitting
 
+from largerec.accounting import weightless_model
 from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.models import RETRIEVING
@@ -17,6 +18,7 @@ from largerec.optim import derived_learning_rate
 from largerec.progress import Progress
 from largerec.recipe import Recipe, recipe_from
 from largerec.train import Trainer, train
+from largerec.transfer import width_factors
 
 MUP = "optim.transfer=mup"
 STEPS = 6
@@ -44,6 +46,15 @@ def test_matrices_whose_inputs_grow_are_touched_and_nothing_else(family: str, tm
     matrices |= {name for name, parameter in model.named_parameters() if ".gru.weight" in name}
     assert slow == matrices
     assert not any(name.startswith("input.") or "table" in name for name in slow)
+
+
+def test_grouped_queries_keep_their_heads_at_the_base_width(tmp_path: Path) -> None:
+    """Keys and values then grow as queries do, so that all of their matrix is one that grows."""
+    options = ("model.name=llama", "model.width=32", "model.heads=4", "model.kv_heads=2", MUP, "optim.base_width=16")
+    recipe = tiny_recipe(tmp_path / "run", *options).resolved()
+    found = width_factors(recipe, weightless_model(recipe, 30), 30)
+    inside = {name: one.rate for name, one in found.items() if "feedforward" not in name}
+    assert inside and set(inside.values()) == {0.5} and any("qkv" in name for name in inside)
 
 
 def test_at_the_base_width_nothing_changes(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.objectives import BCEOptions, GBCEOptions, Objective, SampledSoftmaxOptions, SoftmaxOptions
 from largerec.progress import Progress
+from largerec.scaling.points import regime_of
 from largerec.sequences import STAGE_NAMES, SplitOptions, build_sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
 from largerec.train import Trainer, train
@@ -141,6 +142,23 @@ def test_what_weighs_nothing_is_history_and_no_target() -> None:
     end_U = zip(batches.first_U, batches.end_U, strict=True)
     wanted = [row for start, end in end_U for row in range(start, end) if row not in first and batches.rows.weight_M[row] > 0]  # type: ignore[index]
     assert sorted(seen) == wanted
+
+
+@pytest.mark.parametrize("window", ["last", "all", "sample"])
+def test_users_without_weight_are_no_unique_targets(window: Any) -> None:
+    """Three passes over the tenth of the users that are learned from repeat them, whatever lies in the others' windows."""
+    log = random_log()
+    learned = set(log.events["user_id"].unique(maintain_order=True)[::10])
+    weights = [float(user in learned) for user in log.events["user_id"]]
+    found = []
+    for events in (with_column(log, "train_weight", weights), replace(log, events=log.events.filter(pl.Series(weights) > 0))):
+        sequences = build_sequences(events, SplitOptions())
+        tokens = AtomicTokenizer.fit(sequences).encode(sequences.item_ids)
+        batches = TrainingBatches(sequences, tokens, BatchOptions(max_length=3, tokens=50, window=window), 0)
+        found.append((batches.unique_targets, batches.tokens_per_epoch))
+        assert regime_of(3 * batches.tokens_per_epoch, batches.unique_targets) == "repeated" or window == "sample"
+    weighed, alone = found
+    assert weighed == alone and 0 < alone[1] <= alone[0]
 
 
 def written(folder: Path, weights: Any | None, *overrides: str) -> dict[str, Any]:

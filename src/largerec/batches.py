@@ -396,10 +396,8 @@ class TrainingBatches:
 
     @property
     def unique_targets(self) -> int:
-        """Training targets there are before any is repeated, whichever windows a pass takes."""
-        if self.options.window == "last":
-            return int((self.end_W - self.start_W).sum())
-        return int(np.maximum(self.end_U - self.first_U - 1, 0).sum())
+        """Training targets there are before any is repeated, wherever in its room a pass takes a window."""
+        return int((self.end_W - self.start_W + self.room_W).sum())
 
     @property
     def tokens_per_epoch(self) -> int:

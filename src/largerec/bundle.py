@@ -13,6 +13,7 @@ import re
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -350,9 +351,20 @@ class Bundle:
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Tensors and metadata of a safetensors file."""
+        with self._opened(name) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+    def read_metadata(self, name: str) -> dict[str, str]:
+        """Metadata alone of a safetensors file."""
+        with self._opened(name) as file:
+            found: dict[str, str] = file.metadata() or {}
+            return found
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
         try:
             with safe_open(self.file(name), framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                yield file
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run has not reached its first validation.") from None
         except (SafetensorError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from largerec.errors import LargeRecError
-from largerec.models.dial import Size
+from largerec.models.dial import TARGETS, Size
 from largerec.options import Options
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -93,10 +93,10 @@ def core_minutes(text: str) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid, by what it has of its own; None keeps the recipe's setting."""
+    """One run of a grid, by what it has of its own; None keeps the recipe's setting (of ``size``: its shape by hand, too)."""
 
     family: str
-    size: Size
+    size: Size | None
     width: int | None
     users: float
     recent: float
@@ -108,7 +108,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in its grid, and a folder's name: ``hstu-small-u0.25-s0``."""
-        parts = [self.family, str(self.size)]
+        parts = [self.family] + ([self.size] if self.size is not None else [])
         parts += [f"w{self.width}"] if self.width is not None else []
         parts += [f"u{self.users:g}"] if self.users != 1 else []
         parts += [f"r{self.recent:g}"] if self.recent != 1 else []
@@ -123,13 +123,15 @@ class Cell:
         return "-".join(str(part) for part in (self.family, self.size, self.width, self.history) if part is not None)
 
 
-def cells(options: ScaleOptions, family: str, seed: int) -> list[Cell]:
-    """All runs that the options ask for, of the recipe's own ``family`` where they name none; seeds count from the recipe's."""
-    smallest, found = options.sizes[0], []
-    axes = (options.families or (family,), options.sizes, options.widths or (None,), options.users, options.recent)
-    for one, size, width, users, recent, history, epochs, version in itertools.product(
-        *axes, options.histories or (None,), options.epochs or (None,), options.versions or (None,)
+def cells(options: ScaleOptions, family: str, seed: int, users: float = 1.0, recent: float = 1.0) -> list[Cell]:
+    """All runs that the options ask for; ``family``, ``users`` and ``recent`` are the recipe's own, which stand where the options
+    name none. Seeds count from the recipe's."""
+    smallest, found = min(options.sizes, key=lambda size: TARGETS[size], default=None), []
+    axes = (options.families or (family,), options.sizes or (None,), options.widths or (None,))
+    shares = (options.users or (users,), options.recent or (recent,))
+    for one, size, width, some, late, history, epochs, version in itertools.product(
+        *axes, *shares, options.histories or (None,), options.epochs or (None,), options.versions or (None,)
     ):
         for more in range(options.seeds if size == smallest else 1):
-            found.append(Cell(one, size, width, users, recent, history, epochs, version, seed + more))
+            found.append(Cell(one, size, width, some, late, history, epochs, version, seed + more))
     return found

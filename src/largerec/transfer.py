@@ -67,6 +67,7 @@ def width_factors(recipe: Recipe, model: Backbone, n_items: int, layout: FieldLa
     """What ``optim.transfer = "mup"`` multiplies rates and first weights of the (resolved) recipe's model with; else nothing."""
     if recipe.optim.transfer == "sqrt":
         return {}
-    narrow = recipe.model.model_dump() | {"width": recipe.optim.base_width, "heads": None}
+    heads = {"heads": None} if "heads" in recipe.model.by_size else {}
+    narrow = recipe.model.model_dump() | {"width": recipe.optim.base_width} | heads
     base = recipe.model_copy(update={"model": type(recipe.model).model_validate(narrow).resolved()})
     return factors(model, weightless_model(base, n_items, layout))

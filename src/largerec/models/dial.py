@@ -70,6 +70,11 @@ class ModelOptions(Options):
         """Whether times of events are input of the model."""
         return False
 
+    @property
+    def by_size(self) -> frozenset[str]:
+        """Options that another size sets anew, whatever they are by hand."""
+        return frozenset({"depth", "width", "heads"})
+
     def resolved(self) -> Self:
         """The same options with depth, width and heads written out."""
         depth = self.depth or DEPTHS[self.size]

@@ -49,6 +49,11 @@ class LlamaOptions(ModelOptions):
             )
         return self
 
+    @property
+    def by_size(self) -> frozenset[str]:
+        """Heads stay where keys and values have a number of their own, which divides theirs."""
+        return super().by_size - ({"heads"} if self.kv_heads is not None else set())
+
     def block_parameters(self, width: int) -> int:
         kv_width = width if self.kv_heads is None or self.heads is None else width // self.heads * self.kv_heads
         return 2 * width**2 + 2 * width * kv_width + SwiGLU.parameters_of(width, self.feedforward) + 2 * width

@@ -120,7 +120,7 @@ def _rate(base: Recipe, own: Recipe) -> Any:
 
 def of_size(recipe: Recipe, size: str) -> Recipe:
     """A resolved recipe with another size of the dial, and what follows from it; a learning rate set by hand stays."""
-    kept = recipe.model.model_dump(exclude={"depth", "width", "heads"}) | {"size": size}
+    kept = recipe.model.model_dump(exclude=set(recipe.model.by_size)) | {"size": size}
     model = type(recipe.model).model_validate(kept)
     width, rate = recipe.optim.derived_rate_width or recipe.model.shape[1], recipe.optim.learning_rate
     derived = rate is not None and abs(rate / derived_learning_rate(width) - 1) < 1e-6
@@ -203,7 +203,8 @@ def candidates(shape: Shape, law: Law, budget: float | None) -> list[Candidate]:
         most = min(most, shape.affordable(budget))
     if law.key.regime == "single-epoch":
         most = min(most, shape.unique_tokens)
-        amounts = np.geomspace(least, most, LENGTHS).tolist() if most > least else []
+        # Where all runs had all data once there is one amount.
+        amounts = np.geomspace(least, most, LENGTHS).tolist() if most > least else [float(least)] if most == least else []
     else:
         epochs = sorted({round(float(one)) for one in np.geomspace(2, MOST_EPOCHS, LENGTHS)})
         amounts = [float(one * shape.unique_tokens) for one in epochs if least <= one * shape.unique_tokens <= most]

@@ -55,9 +55,10 @@ class Form:
         for name, value in zip(self.parameters, theta_P.tolist(), strict=True):
             plain = float(np.exp(value)) if name.startswith("log ") else value
             found[name.removeprefix("log ")] = plain
-        for amplitude, exponent, along in (("A", "alpha", "params"), ("B", "beta", "tokens"), ("K", "gamma", "flops")):
-            if amplitude in found and exponent in found and along in (*self.uses, "unique"):
-                found[amplitude] *= centre.get(along if along in self.uses else "unique", 1.0) ** found[exponent]
+        data = "unique" if "unique" in self.uses else "tokens"  # passes over unique tokens are worth a multiple of those
+        for amplitude, exponent, along in (("A", "alpha", "params"), ("B", "beta", data), ("K", "gamma", "flops")):
+            if amplitude in found and exponent in found and along in self.uses:
+                found[amplitude] *= centre.get(along, 1.0) ** found[exponent]
         if "D0" in found:
             found["D0"] *= centre["tokens"]
         return found

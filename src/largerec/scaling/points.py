@@ -28,7 +28,8 @@ class Point:
         name: unique in the grid; the run's folder is ``dir``, relative to the grid's.
         data_hash: of the split log that it was trained on, as in the ``lineage.json`` of its folder.
         params: parameters outside the item and position tables; ``params_embedding`` are those tables.
-        tokens: training targets processed up to the weights that were kept, repeated ones counted each time; so steps, epochs.
+        tokens: training targets processed up to the weights that were kept, repeated ones counted each time; so steps, epochs,
+            seconds.
         unique_tokens: training targets there are, before any repetition (the D of the data).
         history: the most events that a state can see; ``catalogue``: items that the loss and the metrics range over.
         flops: floating-point operations of training, by formula; a multiply-add counts as two.

@@ -152,9 +152,9 @@ def _validations(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> Point:
-    """The point of a run that ended; tokens, steps and operations are those up to the weights that were kept."""
+    """The point of a run that ended; tokens, steps, operations and seconds are those up to the weights that were kept."""
     kept, loss, interval, found = trainer.state, math.nan, None, dict[str, float]()
-    tokens, steps = kept.tokens, kept.step
+    tokens, steps, seconds = kept.tokens, kept.step, kept.seconds
     if kept.best_step and state != "failed":
         trainer.bundle.load_weights(trainer.model)
         trainer.scorer.prepared()
@@ -163,11 +163,12 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
         user_N = np.searchsorted(data.split.sequences.offsets_U1, data.row_N, side="right")
         low, high = metrics.bootstrap_intervals({"loss": loss_N}, user_N, samples=BOOTSTRAP, seed=SEED)["loss"]
         interval, steps = (low, high), kept.best_step
-        tokens = next(entry["tokens"] for entry in _validations(trainer.bundle) if entry["step"] == steps)
+        at = next(entry for entry in _validations(trainer.bundle) if entry["step"] == steps)
+        tokens, seconds = at["tokens"], at["seconds"]
     return Point(
         name=run.name,
         family=run.cell.family,
-        size=str(run.cell.size),
+        size=run.recipe.model.size,
         seed=run.cell.seed,
         dir=f"runs/{run.name}",
         data_hash=data.split.data_hash,
@@ -182,7 +183,7 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
         history=run.history,
         catalogue=run.catalogue,
         flops=run.flops_per_token * tokens,
-        seconds=round(kept.seconds, 3),
+        seconds=round(seconds, 3),
         cores=torch.get_num_threads(),
         loss=loss,
         loss_interval=interval,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,35 +63,52 @@ def _scaled(recipe: Recipe, place: Bundle, clock: Clock, *, quiet: bool) -> dict
     _check_same_grid(recipe, place, data)
     runs, points = planned(recipe, data, place.path), read_points(place.path)
     _check_same_data(runs, points, data, place)
-    runs = with_costs(runs, data, place)
-    plan = within_budget(runs, limit, recipe.scale.hold_out, points, clock.core_minutes)
+    finished = {point.name for point in points}
+    runs = with_costs(runs, data, place, finished)
+    begun = (_foretold_before(place) & _begun(place)) - finished
+    plan = within_budget(runs, limit, recipe.scale.hold_out, points, clock.core_minutes, begun)
     place.write_json("plan.json", {"budget_core_minutes": limit, **plan.to_json()})
-    late = _make(plan.fitted, plan, data, clock, quiet=quiet)
+    pace = Pace()
+    late = _make(plan.fitted, plan, data, clock, pace, quiet=quiet)
     fitted = sorted(read_points(place.path), key=lambda point: (point.flops, point.name))  # in whatever order they were made
     fitted = [point for point in fitted if not point.held_out]
     laws, refused = fit_all(fitted, QUALITIES, seed=recipe.seed)
     predictions = predict(place, fitted, plan.held_out, laws, refused, data)
-    late += _make(plan.held_out, plan, data, clock, quiet=quiet)
-    return _written(recipe, place, plan, laws, predictions, late, clock)
+    late += _make(plan.held_out, plan, data, clock, pace, quiet=quiet)
+    return _written(recipe, place, plan, laws, refused, predictions, late, clock)
 
 
 # --- runs
 
 
-def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, *, quiet: bool) -> list[str]:
+@dataclass
+class Pace:
+    """Core-minutes that the runs of this session were expected to cost and did: what the others are expected to is off alike."""
+
+    expected: float = 0.0
+    spent: float = 0.0
+
+    @property
+    def slower(self) -> float:
+        return min(3.0, max(1.0, self.spent / self.expected)) if self.expected else 1.0
+
+
+def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, pace: Pace, *, quiet: bool) -> list[str]:
     """Make the runs that have no point yet; returns the names of those for which the budget did not last."""
-    late, begun, expected = [], clock.core_minutes, 0.0
+    late = []
     for run in runs:
         place = clock.place
         points = read_points(place.path)
         if run.name in {point.name for point in points}:
             cleared(run)
             continue
-        # What runs have really cost so far corrects what the others are expected to cost.
-        slower = min(3.0, max(1.0, (clock.core_minutes - begun) / expected)) if expected else 1.0
+        begun = clock.core_minutes
+        left = math.inf if clock.budget is None else clock.budget * 1.02 - begun
         largest = max(plan.held_out, key=lambda other: other.flops, default=run)
-        reserved = 0.0 if run.held_out or largest.name in {point.name for point in points} else largest.core_minutes
-        if clock.budget is not None and clock.core_minutes + slower * (run.core_minutes + reserved) > clock.budget * 1.02:
+        awaited = largest.name not in {run.name, *(point.name for point in points)}
+        reserved = pace.slower * largest.core_minutes if awaited else 0.0
+        # No run displaces the largest; but where that fits no more, nothing is kept for it.
+        if pace.slower * run.core_minutes + (reserved if reserved <= left else 0.0) > left:
             late.append(run.name)
             continue
         try:
@@ -98,7 +116,7 @@ def _make(runs: Sequence[Planned], plan: Plan, data: GridData, clock: Clock, *, 
         except OutOfBudget:
             late.append(run.name)
             continue
-        expected += run.core_minutes
+        pace.expected, pace.spent = pace.expected + run.core_minutes, pace.spent + clock.core_minutes - begun
         cleared(run)
         clock.save()
     return late
@@ -163,25 +181,43 @@ def predict(
 ) -> dict[str, Any]:
     """Write down what the laws foretell of the held-out runs, with the hash of the points of the fit, before those begin.
 
-    Predictions of a run that has begun are never written again: where there are such and the points have changed since, the file
-    stays as it is.
+    Once a run has begun that was foretold, whether or not it is asked for now, nothing that was said is written again. Runs that
+    came later are added, each with the date, points and hash of its own prediction. Of one that has begun without a prediction
+    nothing is foretold any more.
     """
-    hashed = points_hash(fitted)
-    begun = [run.name for run in runs if (place.path / "runs" / run.name).exists()]
-    if place.file(PREDICTIONS).is_file():
-        old = place.read_json(PREDICTIONS)
-        foretold = {one["name"] for one in old["runs"]}
-        if begun or (old["points_sha256"] == hashed and foretold == {run.name for run in runs}):
-            return old
-    found = {
+    begun, foretold = _begun(place), _foretold_before(place)
+    told: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "points_sha256": hashed,
+        "points_sha256": points_hash(fitted),
         "points": [point.name for point in fitted],
         "refused": list(refused),
-        "runs": [_foretold(run, laws, data) for run in runs],
     }
+    ahead = [run for run in runs if run.name not in begun]
+    if not foretold & begun:
+        found = told | {"runs": [_foretold(run, laws, data) for run in ahead]}
+        if place.file(PREDICTIONS).is_file():
+            old = place.read_json(PREDICTIONS)
+            if old["points_sha256"] == told["points_sha256"] and foretold == {run.name for run in ahead}:
+                return old
+    else:
+        found = place.read_json(PREDICTIONS)
+        added = [_foretold(run, laws, data) | told for run in ahead if run.name not in foretold]
+        if not added:
+            return found
+        found["runs"] += added
     place.write_json(PREDICTIONS, found)
     return found
+
+
+def _begun(place: Bundle) -> set[str]:
+    """Names of runs that have begun; of a finished one the folder may have been removed since."""
+    folders = {folder.name for folder in (place.path / "runs").glob("*")}
+    return folders | {point.name for point in read_points(place.path)}
+
+
+def _foretold_before(place: Bundle) -> set[str]:
+    """Names of runs of which there is a prediction."""
+    return {one["name"] for one in place.read_json(PREDICTIONS)["runs"]} if place.file(PREDICTIONS).is_file() else set()
 
 
 def place_of(run: Planned, data: GridData) -> Place:
@@ -239,6 +275,7 @@ def _written(
     place: Bundle,
     plan: Plan,
     laws: Sequence[Law],
+    refused: Sequence[dict[str, Any]],
     predictions: dict[str, Any],
     late: Sequence[str],
     clock: Clock,
@@ -255,7 +292,7 @@ def _written(
         "left_out": [*late, *(run.name for run in plan.left_out)],
         "points": [point.to_json() for point in points],
         "laws": [law.to_json() for law in laws],
-        "refused": predictions["refused"],
+        "refused": list(refused),
         "predictions": predictions,
         "checks": list(checks(predictions, points)),
         "summary": summary(checked),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,7 +73,8 @@ def planned(recipe: Recipe, data: GridData, folder: Path) -> list[Planned]:
     Raises:
         LargeRecError: a combination is no recipe, or leaves nothing to train on.
     """
-    found = [_planned(recipe, cell, data, folder) for cell in cells(recipe.scale, recipe.model.name, recipe.seed)]
+    asked = cells(recipe.scale, recipe.model.name, recipe.seed, recipe.batch.users, recipe.batch.recent)
+    found = [_planned(recipe, cell, data, folder) for cell in asked]
     return sorted(found, key=lambda one: (one.flops, one.name))
 
 
@@ -111,9 +113,9 @@ def _of_cell(recipe: Recipe, cell: Cell, folder: Path) -> Recipe:
     """The recipe of one run, in its own folder."""
     one = recipe.with_family(cell.family)
     kept = one.model.model_dump(exclude_unset=True)
-    for derived in ("depth", "width", "heads"):
-        kept.pop(derived, None)
-    kept |= {"name": cell.family, "size": cell.size} | ({} if cell.width is None else {"width": cell.width})
+    if cell.size is not None:
+        kept = {key: value for key, value in kept.items() if key not in one.model.by_size} | {"size": cell.size}
+    kept |= {"name": cell.family} | ({} if cell.width is None else {"width": cell.width})
     batch: dict[str, Any] = {"users": cell.users, "recent": cell.recent}
     batch |= {} if cell.history is None else {"max_length": cell.history}
     train = {} if cell.epochs is None else {"max_epochs": cell.epochs}
@@ -156,8 +158,9 @@ def measured_rate(run: Planned, data: GridPart) -> dict[str, float]:
     }
 
 
-def with_costs(runs: Sequence[Planned], data: GridData, place: Bundle) -> list[Planned]:
-    """The runs with expected core-minutes. What was measured is kept in ``rates.json``, a speed for each shape of model."""
+def with_costs(runs: Sequence[Planned], data: GridData, place: Bundle, made: Collection[str] = ()) -> list[Planned]:
+    """The runs with expected core-minutes, those that are not ``made`` and were interrupted with what is left of them. What was
+    measured is kept in ``rates.json``, a speed for each shape of model."""
     rates: dict[str, dict[str, float]] = place.read_json(RATES) if place.file(RATES).is_file() else {}
     cores, found = float(torch.get_num_threads()), []
     for run in runs:
@@ -166,10 +169,23 @@ def with_costs(runs: Sequence[Planned], data: GridData, place: Bundle) -> list[P
             rates[shape] = measured_rate(run, data.part(run.cell.version))
             place.write_json(RATES, rates)
         rate = rates[shape]
-        checks = -(-run.steps // (run.recipe.train.evaluate_every or run.steps)) + 1  # and one of the kept weights
-        seconds = run.tokens / rate["tokens_per_second"] + checks * rate["validation_seconds"] + rate["beginning_seconds"]
+        steps, tokens = (run.steps, run.tokens) if run.name in made else _left(run)
+        checks = -(-steps // (run.recipe.train.evaluate_every or run.steps)) + 1  # and one of the kept weights
+        seconds = tokens / rate["tokens_per_second"] + checks * rate["validation_seconds"] + rate["beginning_seconds"]
         found.append(replace(run, core_minutes=seconds * cores / 60))
     return found
+
+
+def _left(run: Planned) -> tuple[int, int]:
+    """Steps and tokens that a run has still to make: all, or those after its checkpoint."""
+    bundle = Bundle(run.recipe.run.dir)
+    if not bundle.file("state.safetensors").is_file():
+        return run.steps, run.tokens
+    try:
+        state = json.loads(bundle.read_metadata("state.safetensors")["state"])
+        return max(0, run.steps - int(state["step"])), max(0, run.tokens - int(state["tokens"]))
+    except (KeyError, TypeError, ValueError):
+        return run.steps, run.tokens  # the trainer says what is wrong with it
 
 
 # --- what is made
@@ -195,19 +211,25 @@ class Plan:
 
 
 def within_budget(
-    runs: Sequence[Planned], budget: float | None, hold_out: float, points: Sequence[Point] = (), spent: float = 0.0
+    runs: Sequence[Planned],
+    budget: float | None,
+    hold_out: float,
+    points: Sequence[Point] = (),
+    spent: float = 0.0,
+    begun: Collection[str] = (),
 ) -> Plan:
     """Spend a budget of core-minutes on runs that are sorted by operations.
 
     The largest run that takes at most half of the budget is held out. Runs of at most a ``hold_out``-th of its operations are
     fitted to, and taken cheapest first; what is left buys runs between the two, which are held out too. Without a budget all are
-    made. Runs that have a point already cost nothing more than what is ``spent``, and stay what they were.
+    made. Runs that have a point already cost nothing more than what is ``spent``, and stay what they were. Held-out runs that
+    were interrupted (``begun``) stay held out too, and go before all others.
 
     Raises:
         LargeRecError: no run fits half of the budget, or none is small enough to be fitted to.
     """
     by_cost = sorted(runs, key=lambda run: (run.core_minutes, run.name))
-    was_held_out = {point.name: point.held_out for point in points}
+    was_held_out = dict.fromkeys(begun, True) | {point.name: point.held_out for point in points}
     affordable = [
         run for run in runs if budget is None or run.core_minutes <= LARGEST_SHARE * budget or was_held_out.get(run.name)
     ]
@@ -224,8 +246,9 @@ def within_budget(
             "to. Spread scale.sizes or scale.users wider, or lower scale.hold_out."
         )
     between = [run for run in by_cost if run.flops * hold_out > top.flops and run.flops <= top.flops]
-    taken = {run.name for run in runs if run.name in was_held_out}
-    for run in (top, *small, *between):
+    interrupted = [run for run in by_cost if run.name in begun]
+    taken = {run.name for run in runs if run.name in {point.name for point in points}}
+    for run in (*interrupted, top, *small, *between):
         if run.name not in taken and (budget is None or spent + run.core_minutes <= budget):
             spent, taken = spent + run.core_minutes, taken | {run.name}
     # Made by rising operations: what is hopeless beside others then depends on no clock.
