@@ -305,6 +305,22 @@ def test_vectors_are_rows_and_means_of_rows() -> None:
     torch.testing.assert_close(found[1], torch.stack([rows[2], rows[3], rows[5]]))
 
 
+def test_what_training_never_misses_is_the_mean_when_it_is_missing() -> None:
+    """Else chance would say what someone new, or without a context, does."""
+    assert fitted(["a", "b", "a", "b"]).unseen == (0, 1) and fitted(["a", "b", None, "a"], min_count=2).unseen == ()
+    assert fitted([1.0, 2.0, 3.0], asked="number").unseen == (0,) and fitted([["a"], [], None]).unseen == (1,)
+    table = pl.DataFrame({"x": ["a", "b", "b"]})
+    field, empty = fitted(table["x"].to_list()), pl.DataFrame()
+    features = Features((field,), {"context": empty, "user": empty, "item": table}, 4)
+    assert Features.from_json(json.loads(json.dumps(features.to_json())), features.tables) == features
+    assert features.layout().unseen == ((1, 3, 5), (2, 3, 5)) and features.layout().rows == 5
+    vectors = FieldVectors(features.layout())
+    given = {"code": torch.tensor([[1], [2], [3], [4]]), "number": torch.empty(4, 0)}
+    rows = vectors.table.weight
+    torch.testing.assert_close(vectors(given)[:, 0], rows[1:])
+    torch.testing.assert_close(vectors.eval()(given)[:, 0], torch.stack([rows[3:].mean(0), rows[3:].mean(0), rows[3], rows[4]]))
+
+
 # --- a model that reads them
 
 MODES = (("heads", "interleaved"), ("heads", "summed"), ("input", "interleaved"), ("both", "interleaved"))

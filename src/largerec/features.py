@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -105,6 +105,7 @@ class Field:
 
     ``values``: those that have a row of their own, as text. ``separator``: of a text with several values. ``slots``: values of
     one row that are kept, the first ones. ``edges``: between a number's buckets; ``mean`` and ``scale`` of it otherwise.
+    ``unseen``: which of 0 (missing) and 1 (unknown) no training event has, so that nothing is learned of them.
     """
 
     side: Side
@@ -117,6 +118,7 @@ class Field:
     mean: float = 0.0
     scale: float = 1.0
     standard: bool = False
+    unseen: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -128,6 +130,11 @@ class Field:
         if self.kind == "number":
             return 1 + (1 if self.standard else len(self.edges) + 1)
         return 2 + len(self.values)
+
+    @property
+    def first_value(self) -> int:
+        """The first of those rows that is a value's."""
+        return 1 if self.kind == "number" else 2
 
     def codes(self, given: pl.Series) -> np.ndarray:
         """Row of each value within the field, -1 in unused slots [N, slots]; 0 is missing, 1 unknown."""
@@ -288,7 +295,7 @@ def fit_field(
     if kind == "many" and separator is None and known.dtype == pl.String:
         separator = next((one for one in SEPARATORS if known.str.contains(one, literal=True).any()), None)
     if kind == "number":
-        return _fit_number(side, column, given, weight_N, options)
+        return _with_unseen(_fit_number(side, column, given, weight_N, options), given)
     if kind == "categorical" and isinstance(given.dtype, (pl.List, pl.Array)):
         raise LargeRecError(f"feature {name} holds lists, which are no single value; its type is many (or auto).")
     lists = (
@@ -300,7 +307,12 @@ def fit_field(
     counts = counts.group_by("value").agg(pl.col("events").sum()).filter(pl.col("events") >= options.min_count)
     values = counts.sort("events", "value", descending=[True, False])["value"].to_list()
     slots = min(MOST_SLOTS, max(1, int(lists.list.len().max() or 1))) if kind == "many" else 1  # type: ignore[arg-type]
-    return Field(side, column, kind, tuple(values), separator if kind == "many" else None, slots)
+    return _with_unseen(Field(side, column, kind, tuple(values), separator if kind == "many" else None, slots), given)
+
+
+def _with_unseen(field: Field, given: pl.Series) -> Field:
+    code_NS = field.codes(given)
+    return replace(field, unseen=tuple(code for code in range(field.first_value) if not (code_NS == code).any()))
 
 
 def _fit_number(side: Side, column: str, given: pl.Series, weight_N: np.ndarray, options: FeatureOptions) -> Field:
@@ -324,13 +336,15 @@ def _fit_number(side: Side, column: str, given: pl.Series, weight_N: np.ndarray,
 @dataclass(frozen=True)
 class FieldLayout:
     """What a model must know of the fields: rows of the table (row 0 is no value), the field of each slot [S] and of each
-    standardised number [Z], their names [F], and the width of a value's vector."""
+    standardised number [Z], their names [F], and the width of a value's vector. ``unseen``: rows that no training event has, each
+    with the first of its field's values and the row behind the last."""
 
     rows: int
     field_S: tuple[int, ...]
     field_Z: tuple[int, ...]
     names: tuple[str, ...]
     width: int
+    unseen: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def n_fields(self) -> int:
@@ -349,7 +363,11 @@ class Features:
         slots = [number for number, field in enumerate(self.fields) for _ in range(field.slots)]
         numbers = [number for number, field in enumerate(self.fields) if field.standard]
         names = tuple(field.name for field in self.fields)
-        return FieldLayout(1 + sum(field.rows for field in self.fields), tuple(slots), tuple(numbers), names, self.width)
+        unseen, first = [], 1
+        for field in self.fields:
+            unseen += [(first + code, first + field.first_value, first + field.rows) for code in field.unseen]
+            first += field.rows
+        return FieldLayout(first, tuple(slots), tuple(numbers), names, self.width, tuple(unseen))
 
     @property
     def clock(self) -> list[str]:
@@ -392,7 +410,8 @@ class Features:
         """Read back what :meth:`to_json` wrote; the tables have the columns of the fields."""
         fields = []
         for one in document["fields"]:
-            given: dict[str, Any] = {**one, "values": tuple(one["values"]), "edges": tuple(one["edges"])}
+            lists = {name: tuple(one.get(name, ())) for name in ("values", "edges", "unseen")}
+            given: dict[str, Any] = {**one, **lists}
             fields.append(Field(**given))
         return cls(tuple(fields), tables, int(document["width"]))
 
