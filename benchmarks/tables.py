@@ -31,7 +31,7 @@ LISTS = {"trivago-lists": "trivago, 25 hotels"}
 # result files of benchmarks/zoo.py -> data; the first was tuned, the others have its settings
 ZOOS = {"zoo-beauty": "Amazon Beauty", "zoo-sports": "Amazon Sports", "zoo-toys": "Amazon Toys"}
 # result files of benchmarks/zoo.py with tasks -> data
-RANKED = {"kuairand-tasks": "KuaiRand"}
+RANKED = {"kuairand-tasks": "KuaiRand", "ml-latest-tasks": "MovieLens latest"}
 
 # Tokens a second of other projects' HSTU at the shapes of train_speed.py, measured on another machine with two such cores.
 PEERS = {"Meta's research HSTU": ("5,900", "1,800"), "RecTools HSTU": ("7,800", "3,700")}
