@@ -1,7 +1,7 @@
 """Features in a model: a vector for each field of an event, and one vector for all of them.
 
 Shapes: T events that are asked about or carried by tokens, S slots, Z standardised numbers, F fields, E width of a field's
-vector, D width of the model, V rows of the table, R rows that were never learned, P values that stand for those.
+vector, D width of the model, R rows of the table that were never learned.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from largerec.features import FieldLayout
 from largerec.layers import init_weight
@@ -27,9 +26,6 @@ class FieldVectors(nn.Module):
     field_S: torch.Tensor
     field_Z: torch.Tensor
     unseen_R: torch.Tensor
-    of_P: torch.Tensor
-    value_P: torch.Tensor
-    share_P: torch.Tensor
 
     def __init__(self, layout: FieldLayout) -> None:
         super().__init__()
@@ -39,25 +35,22 @@ class FieldVectors(nn.Module):
         init_weight(self.table.weight)
         self.register_buffer("field_S", torch.tensor(layout.field_S, dtype=torch.long), persistent=False)
         self.register_buffer("field_Z", torch.tensor(layout.field_Z, dtype=torch.long), persistent=False)
-        # Each unseen row, and the rows of its field's values with their shares of the mean.
-        means = [(row, range(first, end)) for row, first, end in layout.unseen if end > first]
-        parts = [(number, value, 1 / len(values)) for number, (_, values) in enumerate(means) for value in values]
-        self.register_buffer("unseen_R", torch.tensor([row for row, _ in means], dtype=torch.long), persistent=False)
-        self.register_buffer("of_P", torch.tensor([part[0] for part in parts], dtype=torch.long), persistent=False)
-        self.register_buffer("value_P", torch.tensor([part[1] for part in parts], dtype=torch.long), persistent=False)
-        self.register_buffer("share_P", torch.tensor([part[2] for part in parts]), persistent=False)
+        unseen = [(row, first, end) for row, first, end in layout.unseen if end > first]
+        self.register_buffer("unseen_R", torch.tensor([row for row, _, _ in unseen], dtype=torch.long), persistent=False)
+        self.values_of = [slice(first, end) for _, first, end in unseen]
         self.direction_ZE = nn.Parameter(torch.empty(len(layout.field_Z), layout.width)) if layout.field_Z else None
         if self.direction_ZE is not None:
             init_weight(self.direction_ZE)
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
         code_TS = features["code"]
-        table_VE = self.table.weight
-        if len(self.unseen_R) and not self.training:
-            shares_PE = table_VE[self.value_P] * self.share_P.to(table_VE.dtype)[:, None]
-            means_RE = table_VE.new_zeros(len(self.unseen_R), self.width).index_add(0, self.of_P, shares_PE)
-            table_VE = table_VE.index_copy(0, self.unseen_R, means_RE)
-        x_TSE = F.embedding(code_TS, table_VE)
+        x_TSE: torch.Tensor = self.table(code_TS)
+        if self.values_of and not self.training:
+            place_TS = torch.searchsorted(self.unseen_R, code_TS).clamp_max(len(self.values_of) - 1)
+            unseen_TS = self.unseen_R[place_TS] == code_TS
+            if unseen_TS.any():  # seldom: only then is a whole field read
+                mean_RE = torch.stack([self.table.weight[values].mean(0) for values in self.values_of])
+                x_TSE = torch.where(unseen_TS[:, :, None], mean_RE[place_TS], x_TSE)
         if not self.single:
             used_TS = (code_TS > 0).to(x_TSE.dtype)
             count_TF = used_TS.new_zeros(len(code_TS), self.n_fields).index_add(1, self.field_S, used_TS)
