@@ -40,6 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
             "side": {"columns": ["title"], "width": 24},
         }
     },
+    "more negatives than items": {
+        "model": {"name": "sasrec"},
+        "objective": {"name": "sampled-softmax", "negatives": 70, "shared": False},
+    },
     "sampled": {"model": {"name": "sasrec"}, "objective": {"name": "sampled-softmax", "negatives": 15}},
     "tasks, interleaved": {"model": {"name": "sasrec"}, "batch": {"actions": "interleaved"}},
     "tasks, summed": {"model": {"name": "hstu"}, "batch": {"actions": "summed"}, "ranking": {"head": "linear"}},

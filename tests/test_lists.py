@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,18 @@ def test_a_known_law_of_choice_is_found() -> None:
     np.testing.assert_allclose(np.add.reduceat(found_S, context.offsets_L1[:-1]), 1)
     again = from_json(json.loads(json.dumps(model.to_json())), "x")
     np.testing.assert_array_equal(again.utilities(context), model.utilities(context))
+
+
+def test_an_input_that_never_differs_has_no_say() -> None:
+    """Its deviation may be a rounding error instead of 0."""
+    rng = np.random.default_rng(3)
+    context = random_context(rng)
+    chosen_L = rng.integers(0, np.diff(context.offsets_L1))
+    counts = [np.full(len(context.count_S), float(count)) for count in (0, 1, 5)]
+    models = [fit_choice(replace(context, count_S=count_S), chosen_L) for count_S in counts]
+    assert [model.weights["log training targets"] for model in models] == [0, 0, 0]
+    for model in models[1:]:
+        assert model.weights == pytest.approx(models[0].weights)
 
 
 def test_the_fit_is_where_the_slope_is_nothing_and_lists_are_judged_out_of_fold() -> None:

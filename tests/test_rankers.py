@@ -13,18 +13,22 @@ import torch
 from logs import START_MS
 from runs import assert_same_training
 from test_features import ALL, killed_at, recipe_of, write_log
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from largerec.accounting import serving_flops, training_flops_per_token
 from largerec.batches import Batch
 from largerec.cli import app
 from largerec.engine import load
 from largerec.errors import LargeRecError
+from largerec.estimate import estimate
 from largerec.evaluate import evaluate
 from largerec.evaluate_tasks import predict_tasks
 from largerec.features import FieldLayout
 from largerec.models import FAMILIES, build_model
 from largerec.models.ranker import Ranker, pairs_of
-from largerec.ranking import RankingOptions, add_tasks
+from largerec.ranking import RankingOptions, TaskHeads, add_tasks
+from largerec.recipe import recipe_from
 from largerec.sequences import TEST
 from largerec.tasks import TaskOptions
 from largerec.train import train
@@ -120,6 +124,31 @@ def test_every_weight_is_used_and_one_batch_is_learned_by_heart(family: str, lay
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
+@each_ranker
+@pytest.mark.parametrize("layout", [None, LAYOUT])
+def test_operations_are_what_torch_counts(family: str, layout: FieldLayout | None) -> None:
+    """Of a training token, and of one candidate after a history."""
+    model, batch = model_of(family, layout).train(), batch_of([12])
+    assert isinstance(model.task_heads, TaskHeads) and batch.task_label_TA is not None
+    tasks = {name: task.model_dump(exclude_unset=True) for name, task in TASKS.items()}
+    ranking = {"ranking": {"retrieval": 0}, "train": {"metric": "yes.auc"}}
+    recipe = recipe_from({"model": {"name": family}, "batch": {"actions": "interleaved"}, "tasks": tasks} | ranking)
+    with FlopCounterMode(display=False) as counter:
+        model.task_heads.losses(model(batch), batch, model.item_table_VD, torch.ones(2)).sum().backward()  # type: ignore[no-untyped-call]
+    pairs = pairs_of(batch, (batch.task_label_TA >= 0).any(1).nonzero()[:, 0])
+    context = 4 * len(pairs.asked_P) / batch.n_tokens  # half of the tokens ask, and half of those before them are events
+    asked = 2 * len(pairs.count_N) / batch.n_tokens  # a little more than half: the history has one item more than actions
+    at_rest = training_flops_per_token(recipe, model, N_ITEMS, 0.0)
+    found = at_rest * asked + training_flops_per_token(recipe, model, N_ITEMS, context) - at_rest
+    assert counter.get_total_flops() / batch.n_tokens == pytest.approx(found, rel=1e-6)
+    model.eval().requires_grad_(False)
+    only = replace(batch, asked_T=torch.arange(batch.n_tokens) == batch.n_tokens - 1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.task_heads(model(only)[-1:], model.item_table_VD[:1])
+    serving = serving_flops(recipe, model, N_ITEMS, 12)
+    assert counter.get_total_flops() == serving.candidate and serving.event == serving.history == serving.catalogue == 0
+
+
 def test_the_papers_formulas() -> None:
     """Each family's core written out for one event."""
     torch.manual_seed(1)
@@ -212,6 +241,8 @@ def test_the_commands_speak_of_tasks_alone(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, (command, done.output, done.exception)
     assert "Tasks on the test part" in (run / "report.html").read_text(encoding="utf-8")
+    found = estimate(recipe)
+    assert found["flops_per_candidate"] > 0 and "flops_per_request" not in found
     done = CliRunner().invoke(app, ["recommend", str(run), "--user-id", "1"])
     assert isinstance(done.exception, LargeRecError)
 
@@ -233,6 +264,8 @@ def test_the_commands_speak_of_tasks_alone(tmp_path: Path) -> None:
         (("model.heads=2",), "has no heads"),
         (("model.tied=false",), "scores no catalogue"),
         (("model.hidden=[]",), "one width or more"),
+        (("model.attention=[8,0]",), r"model.attention=\[8, 0\] holds a width below 1"),
+        (("model={name='dlrm', bottom=[-1]}",), r"model.bottom=\[-1\] holds a width below 1"),
     ],
 )
 def test_what_says_nothing_of_a_ranker_is_refused(tmp_path: Path, changes: tuple[str, ...], message: str) -> None:

@@ -16,7 +16,7 @@ from logs import chain_log
 from runs import log_lines, tiny_recipe, trained_run
 from safetensors.torch import load_file
 
-from largerec.batches import Batch
+from largerec.batches import COUNTED_PASSES, Batch
 from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
@@ -168,6 +168,31 @@ def test_training_follows_the_schedule(tmp_path: Path) -> None:
     found = {line["step"]: line["lr"] for line in log_lines(tmp_path / "run") if "loss" in line}
     peak = derived_learning_rate(16)
     assert found == {step + 1: learning_rate_at(step, 20, recipe.optim, peak) for step in range(20)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("more", [(), ("batch.stochastic_length=1.3", "batch.window=all")])
+def test_a_plan_is_so_many_whole_passes(tmp_path: Path, seed: int, more: tuple[str, ...]) -> None:
+    """Passes pack their windows anew, into a few more or fewer batches, and the schedule ends with the last of them."""
+    changes = ("train.max_epochs=9", "train.patience=99", "optim.schedule=linear", "train.log_every=1", f"seed={seed}")
+    with Progress(quiet=True) as progress:
+        trainer = Trainer(tiny_recipe(tmp_path / "run", "batch.tokens=64", *changes, *more), progress)
+    counts = [len(trainer.batches.windows_of(epoch)) for epoch in range(9)]
+    assert len(set(counts)) > 1, "else there is nothing to see"
+    trainer.run()
+    assert (trainer.state.epoch, trainer.state.batch, trainer.state.step) == (9, 0, sum(counts))
+    lines = log_lines(tmp_path / "run")
+    assert sum("validation" in line for line in lines) == 9
+    last = [line["lr"] for line in lines if "loss" in line][-1]
+    assert last == learning_rate_at(sum(counts) - 1, sum(counts), trainer.recipe.optim, derived_learning_rate(16))
+
+
+def test_long_plans_are_counted_in_part(tmp_path: Path) -> None:
+    with Progress(quiet=True) as progress:
+        batches = Trainer(tiny_recipe(tmp_path / "run"), progress).batches
+    counted = batches.steps_of(COUNTED_PASSES)
+    assert batches.steps_of(3 * COUNTED_PASSES) == 3 * counted
+    assert batches.steps_of(10**9, 17) == 17 and batches.steps_of(1, 10**9) == len(batches.windows_of(0))
 
 
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,17 @@ def test_refused_weights_teach(weights: Any, said: str) -> None:
         build_sequences(with_column(chain_log(), "train_weight", weights), SplitOptions())
 
 
+def test_weights_and_positives_that_leave_nothing_together_are_refused() -> None:
+    log = with_column(chain_log(), "train_weight", [0.0, 1.0] * 360)
+    for first, fine in (([0.0, 1.0], True), ([1.0, 0.0], False)):
+        marked = with_column(log, "liked", [*first * 5, 1.0, 1.0] * 60)  # the last two validate and test
+        if fine:
+            assert build_sequences(marked, SplitOptions(positives="liked = 1")).weight_N is not None
+            continue
+        with pytest.raises(LargeRecError, match=r"is 0 for every training event for which split\.positives holds"):
+            build_sequences(marked, SplitOptions(positives="liked = 1"))
+
+
 def test_a_run_says_that_its_targets_are_weighed(tmp_path: Path) -> None:
     with_column(chain_log(), "train_weight", [0.0, 2.0] * 360).write(tmp_path / "log.parquet")
 

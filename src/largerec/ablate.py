@@ -280,8 +280,8 @@ def recipe_steps(recipe: Recipe, raw: Arm) -> int:
     one = recipe_of(recipe, raw, Path("unused"), 0, 1, 1)
     sequences = build_sequences(load_log(one.data), one.split, one.tasks)
     token_of_item = AtomicTokenizer.fit(sequences).encode(sequences.item_ids)
-    whole = recipe.train.max_epochs * len(TrainingBatches(sequences, token_of_item, recipe.batch, recipe.seed).windows_of(0))
-    return min(recipe.train.max_steps or whole, whole)
+    batches = TrainingBatches(sequences, token_of_item, recipe.batch, recipe.seed)
+    return batches.steps_of(recipe.train.max_epochs, recipe.train.max_steps)
 
 
 def _hashes(recipe: Recipe, arm: Arm) -> dict[str, str]:

@@ -54,9 +54,10 @@ def matrix_operations(module: nn.Module | None) -> int:
 
 
 def block_operations(model: Backbone) -> int:
-    """Operations of a token's forward pass through the matrices of the blocks: without tables, heads and earlier tokens."""
+    """Operations of a token's forward pass through the blocks: without tables, heads and earlier tokens. Of a ranker: of an event
+    that is asked about."""
     aside = (model.input, model.output_table, model.task_heads, model.similarity)
-    return matrix_operations(model) - sum(matrix_operations(part) for part in aside)
+    return matrix_operations(model) - sum(matrix_operations(part) for part in aside) + model.further_operations
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class RowCost:
 
 
 def scored_items(recipe: Recipe, n_items: int) -> int:
-    """Items that the loss scores for one token."""
+    """Items that the loss scores for one token; negatives are drawn with repetition, so there may be more than items."""
     objective = recipe.objective
-    return n_items if isinstance(objective, SoftmaxOptions) else min(n_items, objective.negatives + 1)
+    return n_items if isinstance(objective, SoftmaxOptions) else objective.negatives + 1
 
 
 def scoring_operations(recipe: Recipe, model: Backbone, scored: float, prepared: float) -> float:
@@ -105,13 +106,14 @@ def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean
     """Forward and backward passes of one training token: blocks, earlier tokens, tables, the loss and the task heads.
 
     A contrastive view counts as one more pass through the blocks; its comparison of users is left out. With interleaved actions
-    every second token predicts an item and the others are asked about tasks. A table whose rows are made (low-rank, side
-    vectors) is made whole once for every part of a step; so are the negatives of a mixture of logits. ``mean_context``: the
-    earlier tokens that a token looks at, on average.
+    every second token predicts an item and the others are asked about tasks; those alone go through a ranker. A table whose
+    rows are made (low-rank, side vectors) is made whole once for every part of a step; so are the negatives of a mixture of
+    logits. ``mean_context``: the earlier tokens that a token looks at, on average.
     """
     passes = 1 + recipe.contrastive.passes
     item_share = task_share = 0.5 if recipe.batch.actions == "interleaved" else 1.0
-    through = BOTH_WAYS * (block_operations(model) + recipe.model.context_operations(mean_context))
+    reached = task_share if model.ranks_only else 1.0
+    through = BOTH_WAYS * (block_operations(model) * reached + recipe.model.context_operations(mean_context))
     row = RowCost.of(model.input.item).training
     scored = scored_items(recipe, n_items)
     each = scoring_operations(recipe, model, scored, 1 + (scored - 1) / recipe.batch.tokens)
@@ -125,7 +127,8 @@ def training_flops_per_token(recipe: Recipe, model: Backbone, n_items: int, mean
 @dataclass(frozen=True)
 class ServingFlops:
     """Operations of using a model: of one event read after ``context`` others whose state is kept; of a whole history of so many
-    read at once; of scoring the catalogue for one request; of one candidate's tasks. Item tables are made once, at loading."""
+    read at once; of scoring the catalogue for one request; of one candidate's tasks. Item tables are made once, at loading. A
+    ranker reads a history only beside a candidate, and scores no catalogue."""
 
     event: float
     history: float
@@ -141,6 +144,8 @@ def serving_flops(recipe: Recipe, model: Backbone, n_items: int, context: int) -
     fixed = block_operations(model) + RowCost.of(model.input.item).forward
     at_end, on_average = (recipe.model.context_operations(at) for at in (tokens + 1, (tokens + 1) / 2))
     heads = _head_operations(model)
+    if model.ranks_only:  # its operations beside a history are given for a token, of which half are asked about
+        return ServingFlops(0, 0, 0, block_operations(model) + 2 * recipe.model.context_operations(tokens) + heads)
     candidate = heads + (fixed + at_end if each == 2 else 0)
     catalogue = scoring_operations(recipe, model, n_items, 0)
     return ServingFlops(each * (fixed + at_end), tokens * (fixed + on_average), catalogue, candidate if heads else 0)

@@ -27,6 +27,10 @@ from largerec.tasks import UNKNOWN
 Actions = Literal["interleaved", "summed"]
 
 
+COUNTED_PASSES = 64
+"""Passes whose steps are counted before a plan, so that its schedule ends with its last pass."""
+
+
 class BatchOptions(Options):
     """How histories become batches.
 
@@ -389,10 +393,22 @@ class TrainingBatches:
                 f"with batch.users={options.users} and batch.recent={options.recent} no user is left who has two events to train "
                 "on; raise them."
             )
+        if self.rows.positive_M is not None and options.actions is None and not self._positive_W().any():
+            raise LargeRecError(
+                f"with batch.users={options.users} and batch.recent={options.recent} split.positives holds for no event that is "
+                "left to train on; raise them."
+            )
         self.asked_W = (
             ~np.isin(self.start_W, self.first_U) if options.window == "all" else np.zeros(len(self.start_W), dtype=bool)
         )
         self.options, self.seed = options, seed
+
+    def _positive_W(self) -> np.ndarray:
+        """Whether a window may ask for a positive event, wherever in its room a pass takes it."""
+        assert self.rows.positive_M is not None
+        positives_M1 = np.concatenate([[0], np.cumsum(self.rows.positive_M)])
+        found_W: np.ndarray = positives_M1[self.end_W + 1] > positives_M1[self.start_W - self.room_W + 1]
+        return found_W
 
     @property
     def unique_targets(self) -> int:
@@ -440,6 +456,19 @@ class TrainingBatches:
             batches.append(order_W[first:last])
             first = last
         return batches
+
+    def steps_of(self, passes: int, most: int | None = None) -> int:
+        """Batches of so many passes, ``most`` at the most. Each pass packs its windows anew, into a few more or fewer batches;
+        they are counted in up to ``COUNTED_PASSES`` passes, and taken to go on alike in the others."""
+        steps = 0
+        for epoch in range(passes):
+            if epoch == COUNTED_PASSES:
+                steps = round(steps * passes / COUNTED_PASSES)
+                break
+            steps += len(self.windows_of(epoch))
+            if most is not None and steps >= most:
+                break
+        return steps if most is None else min(most, steps)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Batches ``first``, ``first + 1``, ... of an epoch, built ahead of their use by one thread."""

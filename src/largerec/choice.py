@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from largerec.errors import LargeRecError
 from largerec.list_metrics import list_of, places
@@ -190,7 +189,9 @@ def fit_choice(context: ListContext, chosen_L: Ints, ridge: float = RIDGE) -> Ch
     given = inputs(context)
     input_SF = np.stack(list(given.values()), axis=1)
     scale_F = input_SF.std(axis=0)
-    scale_F[scale_F == 0] = np.inf  # an input that never differs has no say
+    scale_F[np.ptp(input_SF, axis=0) == 0] = (
+        np.inf
+    )  # an input that never differs has no say; its deviation may be a rounding error
     input_SF = input_SF / scale_F
     own_L = context.offsets_L1[:-1] + chosen_L
 
@@ -199,6 +200,8 @@ def fit_choice(context: ListContext, chosen_L: Ints, ridge: float = RIDGE) -> Ch
         value = -np.log(np.maximum(probability_S[own_L], 1e-300)).sum() + ridge / 2 * weight_F @ weight_F
         slope_F: Floats = probability_S @ input_SF - input_SF[own_L].sum(axis=0) + ridge * weight_F
         return float(value), slope_F
+
+    from scipy.optimize import minimize  # here, since few runs need it and every command would wait half a second for it
 
     found = minimize(loss, np.zeros(len(given)), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
     return ChoiceModel(dict(zip(given, (found.x / scale_F).tolist(), strict=True)))

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from largerec.accounting import embedding_parameters, serving_flops, training_flops_per_token, training_memory_bytes
+from largerec.accounting import (
+    ServingFlops,
+    embedding_parameters,
+    serving_flops,
+    training_flops_per_token,
+    training_memory_bytes,
+)
 from largerec.models import non_embedding_parameters
 from largerec.progress import Progress
 from largerec.recipe import Recipe
@@ -35,13 +41,22 @@ def training_rate(trainer: Trainer, seconds: float = MEASURED_SECONDS) -> float:
     return tokens / max(time.perf_counter() - started, 1e-9)
 
 
+def _request(serving: ServingFlops, *, ranks_only: bool) -> dict[str, float]:
+    if ranks_only:
+        return {"flops_per_candidate": serving.candidate}
+    return {
+        "flops_per_request": serving.history + serving.catalogue,
+        "flops_per_request_with_state": serving.event + serving.catalogue,
+    }
+
+
 def estimate(recipe: Recipe) -> dict[str, Any]:
     """Take up to twenty real training steps (about five seconds) in a temporary folder and scale them up.
 
     Returns parameters, memory of weights and optimizer and the peak of the whole process in MB, floating-point operations of a
     training token and of a request (a whole history of ``batch.max_length`` events read at once, or one event after a kept state,
-    and the catalogue scored), tokens a second as measured, and seconds an epoch and core-hours for the whole plan (without
-    validation and early stopping).
+    and the catalogue scored; of a ranker: of one candidate), tokens a second as measured, and seconds an epoch and core-hours for
+    the whole plan (without validation and early stopping).
 
     Raises:
         LargeRecError: as :func:`largerec.train.train`.
@@ -66,8 +81,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
             "flops_per_token": training_flops_per_token(
                 trainer.recipe, trainer.model, trainer.scorer.size, trainer.batches.mean_context
             ),
-            "flops_per_request": serving.history + serving.catalogue,
-            "flops_per_request_with_state": serving.event + serving.catalogue,
+            **_request(serving, ranks_only=trainer.model.ranks_only),
             "tokens_per_second": round(rate),
             "tokens_per_epoch": per_epoch,
             "seconds_per_epoch": round(per_epoch / rate, 1),

@@ -325,7 +325,9 @@ def _fit_number(side: Side, column: str, given: pl.Series, weight_N: np.ndarray,
         )
     each = np.repeat(value_N[known_N], weight_N[known_N])
     if options.numbers == "standard":
-        return Field(side, column, "number", mean=float(each.mean()), scale=float(each.std()) or 1.0, standard=True)
+        return Field(
+            side, column, "number", mean=float(each.mean()), scale=float(each.std()) if np.ptp(each) else 1.0, standard=True
+        )
     cut = np.unique(np.quantile(each, np.linspace(0, 1, options.buckets + 1)[1:-1]))
     return Field(side, column, "number", edges=tuple(float(edge) for edge in cut))
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_matrix
 
 from largerec.errors import LargeRecError, Unfit
 from largerec.item_tables import SideOptions
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 OVERSAMPLING, ITERATIONS = 16, 6
 WORD = r"[\p{L}\p{M}\p{N}]+"
@@ -86,6 +89,8 @@ def _text(name: str, kind: pl.DataType) -> pl.Expr:
 
 def _weighed_words(known: pl.DataFrame, n_items: int) -> csr_matrix:
     """Rarity of each word that an item has and another has too, rows of length one [V, W]; columns have words of their own."""
+    from scipy.sparse import csr_matrix  # here, since few runs need it and every command would wait for it
+
     words = pl.concat(
         known.select(
             "token", pl.col(name).str.to_lowercase().str.extract_all(WORD).alias("word"), pl.lit(name).alias("column")

@@ -77,6 +77,7 @@ class Backbone(nn.Module):
     recompute = False
     cached = False
     ranks_only = False  # see models/ranker.py
+    further_operations = 0  # of a token's forward pass, beside each matrix once
 
     def __init__(self, options: Any, n_items: int, max_length: int) -> None:
         super().__init__()

@@ -370,21 +370,24 @@ def _refuse_empty_stages(sequences: Sequences, source: str) -> None:
         raise LargeRecError(
             f"{source}: no user has two training events, so there is nothing to learn; bring a longer log or move the split."
         )
-    if sequences.positive_N is not None:
-        learned_N = sequences.positive_N & (sequences.stage_N == TRAIN)
-        learned_N[sequences.offsets_U1[:-1]] = False
-        if not learned_N.any():
-            raise LargeRecError(
-                f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there "
-                "is nothing to learn; loosen the condition or move the split."
-            )
+    later_N = sequences.stage_N == TRAIN
+    later_N[sequences.offsets_U1[:-1]] = False
+    if sequences.positive_N is not None and not (later_N & sequences.positive_N).any():
+        raise LargeRecError(
+            f"{source}: split.positives holds for no training event that has a history (a user's first has none), so there "
+            "is nothing to learn; loosen the condition or move the split."
+        )
     if sequences.weight_N is not None:
-        weighed_N = (sequences.weight_N > 0) & (sequences.stage_N == TRAIN)
-        weighed_N[sequences.offsets_U1[:-1]] = False
+        weighed_N = later_N & (sequences.weight_N > 0)
         if not weighed_N.any():
             raise LargeRecError(
                 f"{source}: column {WEIGHT_COLUMN!r} is 0 for every training event that has a history, so there is nothing to "
                 "learn; give some a weight."
+            )
+        if sequences.positive_N is not None and not sequences.tasks and not (weighed_N & sequences.positive_N).any():
+            raise LargeRecError(
+                f"{source}: column {WEIGHT_COLUMN!r} is 0 for every training event for which split.positives holds, so there is "
+                "nothing to learn; give some a weight, or loosen the condition."
             )
     stages: tuple[Stage, ...] = ("validation", "test")
     for stage in stages:

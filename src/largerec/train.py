@@ -113,8 +113,7 @@ class Trainer:
         self.asked_rows = (
             asked_rows(sequences, "validation", self.options.validation_targets, recipe.seed) if recipe.learned_tasks else None
         )
-        whole = self.options.max_epochs * len(self.batches.windows_of(0))
-        self.total_steps = min(self.options.max_steps or whole, whole)
+        self.total_steps = self.batches.steps_of(self.options.max_epochs, self.options.max_steps)
         self.state = State()
         self.on_validation: Callable[[], None] = lambda: None
         notes = [*log.notes, *_warnings(recipe, sequences)]
@@ -263,7 +262,7 @@ class Trainer:
                 state.epoch, state.batch = state.epoch + 1, 0
             if state.step % options.log_every == 0 or epoch_ended:
                 self._log_loss()
-            budget_spent = state.step >= self.total_steps or (epoch_ended and state.epoch >= options.max_epochs)
+            budget_spent = state.step >= (options.max_steps or math.inf) or (epoch_ended and state.epoch >= options.max_epochs)
             due = state.step % options.evaluate_every == 0 if options.evaluate_every else epoch_ended
             if due or budget_spent:
                 with self.average.in_place() if self.average is not None else nullcontext():

@@ -25,6 +25,10 @@ class DINOptions(RankerOptions):
     has_depth: ClassVar[bool] = False
     attention: tuple[int, ...] = (32, 16)
 
+    @property
+    def inner_widths(self) -> dict[str, tuple[int, ...]]:
+        return {"attention": self.attention}
+
     def context_operations(self, mean_context: float) -> float:
         """The activation unit on each pair: half of the tokens are asked about, and half of what is earlier are events."""
         _, width, _ = self.shape
@@ -60,6 +64,8 @@ class DIN(Ranker):
         self.unit = ActivationUnit(self.width, options.attention)
         self.top = Network((self.n_fields + 1) * self.width, options.hidden, options.dropout)
         self.state_width = options.hidden[-1]
+        maps = (*self.unit.maps, self.unit.out)
+        self.further_operations = -2 * sum(one.weight.numel() for one in maps)  # it runs on pairs: context_operations has it
 
     def states(self, field_NME: torch.Tensor, history: tuple[Pairs, torch.Tensor]) -> torch.Tensor:
         pairs, x_TE = history

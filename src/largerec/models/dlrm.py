@@ -22,6 +22,10 @@ class DLRMOptions(RankerOptions):
     has_depth: ClassVar[bool] = False
     bottom: tuple[int, ...] = (64,)
 
+    @property
+    def inner_widths(self) -> dict[str, tuple[int, ...]]:
+        return {"bottom": self.bottom}
+
 
 class DLRM(Ranker):
     """The states of events in question [N, D]."""
@@ -40,6 +44,7 @@ class DLRM(Ranker):
         self.register_buffer("dense_Z", torch.tensor(dense, dtype=torch.long), persistent=False)
         self.register_buffer("sparse_M", torch.tensor(sparse, dtype=torch.long), persistent=False)
         self.register_buffer("upper_2P", torch.triu_indices(vectors, vectors, 1), persistent=False)
+        self.further_operations = 2 * vectors**2 * self.width  # all products, of which half are used
         inner = self.upper_2P.shape[1] + (self.width if dense else 0)
         self.top = Network(inner, options.hidden, options.dropout)
         self.state_width = options.hidden[-1]

@@ -47,9 +47,17 @@ class RankerOptions(ModelOptions):
             raise LargeRecError(f"model.depth={self.depth} would do nothing: {self.name!r} has no stack of layers. Leave it out.")
         if not self.tied:
             raise LargeRecError(f"model.tied=false would do nothing: {self.name!r} scores no catalogue. Leave it out.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise LargeRecError(f"model.hidden={list(self.hidden)} must hold one width or more, each 1 or more.")
+        if not self.hidden:
+            raise LargeRecError("model.hidden=[] must hold one width or more: the last one is the state's.")
+        for name, widths in (("hidden", self.hidden), *self.inner_widths.items()):
+            if min(widths, default=1) < 1:
+                raise LargeRecError(f"model.{name}={list(widths)} holds a width below 1; each must be 1 or more.")
         return self
+
+    @property
+    def inner_widths(self) -> dict[str, tuple[int, ...]]:
+        """Further options that are widths of layers, by name."""
+        return {}
 
     def resolved(self) -> Self:
         given = {"depth": self.depth or self.default_depth, "width": self.width or WIDTH, "heads": 1}

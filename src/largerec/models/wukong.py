@@ -42,6 +42,9 @@ class WukongLayer(nn.Module):
         self.compress = linear(n_vectors, options.compressed, bias=False)
         self.residual = None if n_vectors == made else linear(n_vectors, made, bias=False)
         self.last_norm = nn.LayerNorm(width)
+        over_vectors = sum(p.weight.numel() for p in (self.projection, self.compress, self.residual) if p is not None)
+        # The maps over vectors run for each of the width's numbers, and then there are the products.
+        self.further_operations = 2 * over_vectors * (width - 1) + 2 * n_vectors * width * options.rank
 
     def forward(self, x_NME: torch.Tensor) -> torch.Tensor:
         x_NEM = x_NME.transpose(1, 2)
@@ -63,6 +66,7 @@ class Wukong(Ranker):
         self.layers = nn.ModuleList(WukongLayer(options, n_vectors, self.width) for n_vectors in vectors)
         self.top = Network(made * self.width, options.hidden, options.dropout)
         self.state_width = options.hidden[-1]
+        self.further_operations = sum(layer.further_operations for layer in self.layers)
 
     def states(self, field_NME: torch.Tensor, history: tuple[Pairs, torch.Tensor]) -> torch.Tensor:
         for layer in self.layers:

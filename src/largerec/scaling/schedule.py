@@ -82,14 +82,13 @@ def _planned(recipe: Recipe, cell: Cell, data: GridData, folder: Path) -> Planne
     own = _of_cell(recipe, cell, folder)
     part, train = data.part(cell.version), own.train
     batches = part.batches(own)
-    windows = batches.windows_of(0)
-    steps = min(train.max_steps or train.max_epochs * len(windows), train.max_epochs * len(windows))
+    whole = batches.steps_of(train.max_epochs)
+    steps = min(train.max_steps or whole, whole)
     # A short run has a short warm-up, and as many validations as a long one.
     optim = own.optim.model_copy(update={"warmup_steps": min(own.optim.warmup_steps, steps // WARMUP_SHARE)})
     train = train.model_copy(update={"evaluate_every": -(-steps // recipe.scale.checks)})
     own = own.model_copy(update={"optim": optim, "train": train}).resolved()
-    per_pass = batches.tokens_per_epoch
-    tokens = train.max_epochs * per_pass if steps == train.max_epochs * len(windows) else round(per_pass * steps / len(windows))
+    tokens = round(train.max_epochs * batches.tokens_per_epoch * steps / whole)
     catalogue = part.split.tokenizer.size
     model = weightless_model(own, catalogue)
     depth, width, _ = own.model.shape
