@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from largerec.batches import TokenRows, pack_training, prefetch
+from largerec.batches import TokenRows, pack_training
 from largerec.doctor import processor
 from largerec.heads import HeadOptions, ItemHead
 from largerec.kernels import describe
@@ -44,6 +44,7 @@ from largerec.models import build_model
 from largerec.models.hstu import HSTUOptions
 from largerec.objectives import Objective, SampledSoftmaxOptions
 from largerec.optim import OptimOptions, build_optimizer, learning_rate_at
+from largerec.prefetch import prefetch
 
 ITEMS_OF_ML_1M, NEGATIVES, TOKENS_A_STEP = 3416, 128, 16_384
 # Inputs of MovieLens-1M's users (training events less one, at most 200) at every twentieth of the users.

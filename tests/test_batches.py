@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from logs import START_MS, chain_log, log_of, logs, random_log
 
-from largerec.batches import Batch, BatchOptions, TokenRows, TrainingBatches, pack_histories, prefetch, ranges
+from largerec.batches import Batch, BatchOptions, TokenRows, TrainingBatches, pack_histories, ranges
 from largerec.events import EventLog, TimeKind
+from largerec.prefetch import prefetch
 from largerec.sequences import Sequences, SplitOptions, build_sequences
 from largerec.tokenizers import AtomicTokenizer
 

@@ -7,9 +7,7 @@ pure function of (seed, epoch, number), so a position in training is two integer
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +19,7 @@ from pydantic import Field
 from largerec.errors import LargeRecError
 from largerec.features import FeatureRows
 from largerec.options import Options
+from largerec.prefetch import prefetch
 from largerec.sequences import TRAIN, Sequences
 from largerec.tasks import UNKNOWN
 
@@ -482,38 +481,3 @@ class TrainingBatches:
 
         numbered = list(enumerate(self.windows_of(epoch)))[first:]
         return prefetch((lambda n=number, w=windows: batch(n, w)) for number, windows in numbered)  # type: ignore[misc]
-
-
-def prefetch(makers: Iterator[Callable[[], Batch]], ahead: int = 4) -> Iterator[Batch]:
-    """Run the makers in a background thread, in order, at most ``ahead`` before their use; errors reach the caller."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
-
-    def offer(thing: Batch | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(thing, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for make in makers:
-                if stop.is_set():
-                    return
-                offer(make())
-            offer(None)
-        except BaseException as error:
-            offer(error)
-
-    thread = threading.Thread(target=work, name="largerec-batches", daemon=True)
-    thread.start()
-    try:
-        while (thing := ready.get()) is not None:
-            if isinstance(thing, BaseException):
-                raise thing
-            yield thing
-    finally:
-        stop.set()
-        thread.join()

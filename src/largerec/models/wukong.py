@@ -63,10 +63,11 @@ class Wukong(Ranker):
         super().__init__(options, n_items, max_length, inputs)
         made = options.machine + options.compressed
         vectors = (self.n_fields, *[made] * (options.shape[0] - 1))
-        self.layers = nn.ModuleList(WukongLayer(options, n_vectors, self.width) for n_vectors in vectors)
+        layers = [WukongLayer(options, n_vectors, self.width) for n_vectors in vectors]
+        self.layers = nn.ModuleList(layers)
         self.top = Network(made * self.width, options.hidden, options.dropout)
         self.state_width = options.hidden[-1]
-        self.further_operations = sum(layer.further_operations for layer in self.layers)
+        self.further_operations = sum(layer.further_operations for layer in layers)
 
     def states(self, field_NME: torch.Tensor, history: tuple[Pairs, torch.Tensor]) -> torch.Tensor:
         for layer in self.layers:
