@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 
 from largerec.audit import Audit, audit, bots, clocks, misclicks, repeats, timeline
 from largerec.audit.findings import Finding, by_share, counted
-from largerec.audit.ordered import DAY, HOUR, MINUTE, SECOND, Ordered
+from largerec.audit.ordered import CLOSE_RULES, DAY, HOUR, MINUTE, SECOND, Ordered
 from largerec.audit.periods import activity
 from largerec.audit.shape import gini, power_law, shape
 from largerec.cli import app
+from largerec.curate.plan import plan_of
+from largerec.curate.rows import Training
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
@@ -160,8 +162,8 @@ def test_near_duplicates_and_ties() -> None:
         "time ties"
     ]
     assert tied.count == 2 and tied.severity == "warn"
-    assert repeats.resolution(Ordered.of(log_of([("a", "x", 5 * DAY), ("b", "y", 9 * DAY)]))) == "day"
-    assert repeats.resolution(Ordered.of(log_of([("a", "x", 5), ("b", "y", 9)], "order"))) is None
+    assert Ordered.of(log_of([("a", "x", 5 * DAY), ("b", "y", 9 * DAY)])).resolution == "day"
+    assert Ordered.of(log_of([("a", "x", 5), ("b", "y", 9)], "order")).resolution is None
 
 
 # --- clocks ---------------------------------------------------------------------------------------------------------------
@@ -329,6 +331,43 @@ def test_misclicks_score_above_what_was_meant() -> None:
         better = np.searchsorted(np.sort(score_N[~label_N]), score_N[label_N]).mean() / (~label_N).sum()
         assert better > 0.85
     assert found(log)["suspected mis-clicks"].count > 0.3 * label_N.sum()
+
+
+def coarse_log(unit: int) -> EventLog:
+    """Times in whole units: daily visitors of few items, large orders, an item's launch day, and quick visits that fit badly."""
+    first, rng = START_MS // DAY * DAY, np.random.default_rng(2)
+    rows: list[Row] = [(f"d{n % 6}", f"i{n % 5}", first + n // 6 * max(unit, 5 * HOUR)) for n in range(360)]
+    rows += [(f"o{n // 60}", f"i{n % 60 * 4 + n // 240}", first + n // 60 * DAY) for n in range(480)]
+    rows += [(f"u{n}", "launch", first + 9 * DAY) for n in range(60)]
+    rows += [(f"p{n % 40}", f"i{rng.integers(240)}", first + int(rng.integers(60)) * DAY) for n in range(1500)]
+    return log_of(sorted(rows, key=lambda row: row[2]))
+
+
+@pytest.mark.parametrize(("unit", "name"), [(DAY, "day"), (HOUR, "hour")])
+def test_rules_of_minutes_are_off_where_times_are_whole_days_or_hours(unit: int, name: str) -> None:
+    log = coarse_log(unit)
+    ordered = Ordered.of(log)
+    assert ordered.resolution == name and ordered.tells(DAY) and not ordered.tells(MINUTE)
+    shown = bots.signs(ordered)
+    assert not (shown.of["fast"] | shown.of["regular"]).any(), "whole units make neither"
+    names = found(log)
+    assert not {"users like bots", "suspected mis-clicks", "clock jumps"} & set(names)
+    assert ("surges" in names) == (unit == HOUR) and "pushed items" not in names
+    (note,) = audit(log, now=NOW).notes
+    assert note.startswith(f"times are whole {name}s: nothing tells fast and regular users") and "rules that look closer" in note
+    for plan in ("bots", "misclicks", "bursts"):
+        (step,) = plan_of([plan]).step
+        training = Training(log, np.zeros(log.events.height), np.ones(log.events.height), log.events["user_id"].unique(), 0)
+        change = step.change(training)
+        assert not any(mask_R.any() for _, mask_R in change.why), f"{plan} takes nothing"
+        assert (unit == HOUR and plan == "bursts") or change.facts["note"].startswith(f"times are whole {name}s")
+
+
+def test_seconds_are_fine_enough_for_every_rule() -> None:
+    assert Ordered.of(log_of(steady())).coarse is None and audit(log_of(steady()), now=NOW).notes == ()
+    minutes = Ordered.of(log_of([(u, i, t // MINUTE * MINUTE) for u, i, t in steady()]))
+    assert minutes.coarse == "times are whole minutes: nothing tells mis-clicks"
+    assert list(CLOSE_RULES.values()) == [bots.FAST_MS, HOUR, HOUR, misclicks.MOMENT_MS, clocks.FRAGMENT_GAP]
 
 
 # --- leakage --------------------------------------------------------------------------------------------------------------

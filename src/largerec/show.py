@@ -377,6 +377,8 @@ def audited(found: dict[str, Any]) -> None:
         table.add_row(one["severity"], one["name"], count, escape(one["said"] + mended))
     order = [escape(found["order"]["said"])] if "order" in found else []
     to.print(table if found["findings"] else "Nothing was found.", *order, sep="\n")
+    for note in found["notes"]:
+        to.print(f"note: {note}", markup=False, soft_wrap=True)
     if "report" in found:
         to.print(f"Report: {found['report']} (open it in a browser), {found['json']}", markup=False, soft_wrap=True)
     else:

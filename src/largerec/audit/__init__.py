@@ -72,5 +72,6 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
         *leakage.findings(ordered, split),
         *findings_of_drift(drifting, known, ordered),
     ]
+    coarse = tuple(f"{note}; the rules that look closer are off" for note in [ordered.coarse] if note)
     found.sort(key=lambda one: SEVERITIES.index(one.severity))
-    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, log.notes)
+    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, log.notes + coarse)

@@ -48,8 +48,8 @@ class Signs:
 
 
 def signs(log: Ordered) -> Signs:
-    """Look for every sign; users with fewer than 30 events show none. Fast, regular and sleepless need a clock."""
-    users = len(log.length_U)
+    """Look for every sign; users with fewer than 30 events show none. Fast, regular and sleepless need a fine clock."""
+    users, whole = len(log.length_U), log
     log = moves(log)
     long_U = log.length_U >= FEWEST
     of: dict[str, Bools] = {name: np.zeros(users, dtype=bool) for name in SIGNS}
@@ -58,9 +58,11 @@ def signs(log: Ordered) -> Signs:
     different_U = _different_items(log, long_U)
     of["narrow"] = long_U & (different_U <= NARROW * log.length_U)
     of["sweeping"] = long_U & (different_U >= max(SWEEP_ITEMS, SWEEP_SHARE * len(log.item_ids)))
-    if log.has_clock:
+    # Where all times of a day are one, people who buy much that day are fast, and those who come daily regular.
+    if whole.tells(FAST_MS):
         of["fast"] = long_U & _fast(log)
         of["regular"] = long_U & _regular(log, long_U)
+    if whole.tells(HOUR):
         of["sleepless"] = long_U & _sleepless(log)
     return Signs(of)
 

@@ -49,7 +49,7 @@ def bursts(log: Ordered) -> pl.DataFrame:
 
 def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Pushes and surges."""
-    if not log.has_clock:
+    if not log.tells(HOUR):
         return []
     found, every = [], bursts(log)
     for name, push, severity, meaning, cure in SORTS:

@@ -15,7 +15,6 @@ import numpy as np
 
 from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, Bools, Ints, Ordered
-from largerec.audit.repeats import resolution
 from largerec.columns import iso_time
 
 YEAR = 365 * DAY
@@ -134,7 +133,7 @@ def misplaced(log: Ordered, known_N: Bools) -> tuple[Ints, dict[int, int]]:
     many events as the shifts of 37 minutes more and less do, which no clock error makes.
     """
     hours_N, by_shift = np.zeros(len(log), dtype=np.int64), dict[int, int]()
-    if not log.has_clock or resolution(log) in ("day", "hour"):
+    if not log.tells(FRAGMENT_GAP):
         return hours_N, by_shift
     at = np.flatnonzero(log.timed_N & ~known_N)
     fragments = _Fragments(log.user_N[at].astype(np.int64), log.time_N[at])

@@ -94,7 +94,7 @@ def scores(log: Ordered) -> Floats:
 
 def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Suspected mis-clicks, in a sample of the users where the log is long."""
-    if not log.has_clock or len(log) < 100:
+    if not log.tells(MOMENT_MS) or len(log) < 100:
         return []
     some = log.some_users(SAMPLE)
     left_N = np.full(len(some), -1, dtype=np.int64)

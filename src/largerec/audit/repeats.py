@@ -8,12 +8,11 @@ import numpy as np
 import polars as pl
 
 from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
-from largerec.audit.ordered import DAY, HOUR, MINUTE, SECOND, Bools, Ordered
+from largerec.audit.ordered import SECOND, Bools, Ordered
 
 SCHEMA = 5  # columns that a log may have before there are further ones that tell rows apart
 NEAR_MS = 10 * SECOND
 NEAR_LAGS = 3  # events back that a near duplicate is looked for
-RESOLUTIONS = (("day", DAY), ("hour", HOUR), ("minute", MINUTE), ("second", SECOND))
 
 
 def tied(log: Ordered) -> Bools:
@@ -67,14 +66,6 @@ def near(log: Ordered) -> Bools:
     return near_N
 
 
-def resolution(log: Ordered) -> str | None:
-    """The coarsest unit of which (nearly) all times are whole multiples; None for milliseconds or where there is no clock."""
-    if not log.has_clock:
-        return None
-    time_N = log.time_N[log.timed_N]
-    return next((name for name, size in RESOLUTIONS if float((time_N % size == 0).mean()) >= 0.999), None)
-
-
 def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
     """Duplicates, near duplicates and ties."""
     found = []
@@ -124,7 +115,7 @@ def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
 
 def _ties(log: Ordered) -> list[Finding]:
     tied_N = tied(log)
-    count, coarse = int(tied_N.sum()), resolution(log)
+    count, coarse = int(tied_N.sum()), log.resolution
     if not count:
         return []
     unit = f" Times are whole {coarse}s." if coarse else ""

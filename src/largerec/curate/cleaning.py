@@ -100,7 +100,7 @@ class ClocksStep(Options):
         }
         masks = {kind: mask_N if kind in self.kinds else np.zeros(len(log), dtype=bool) for kind, mask_N in masks.items()}
         any_N = np.logical_or.reduce(list(masks.values()))
-        facts = {"found": {kind: int(mask_N.sum()) for kind, mask_N in masks.items()}}
+        facts = {"found": {kind: int(mask_N.sum()) for kind, mask_N in masks.items()}, **_coarse(log)}
         if self.action == "remove":
             return Change(why=(("its time cannot be right", training.of_rows(any_N)),), facts=facts)
         time_N = log.time_N.copy()
@@ -120,6 +120,11 @@ class ClocksStep(Options):
             columns={"timestamp": pl.Series("timestamp", time_R, dtype=pl.Int64)},
             facts=facts,
         )
+
+
+def _coarse(log: Ordered) -> dict[str, str]:
+    """The note of a log whose times are too coarse for some rules."""
+    return {"note": log.coarse} if log.coarse else {}
 
 
 def _neighbours_time(log: Ordered, wrong_N: Bools) -> Ints:
@@ -156,7 +161,7 @@ class BotsStep(Options):
             for said in sorted(set(told.values()))
             if (own := [user for user in users if told[int(user)] == said])
         )
-        return Change(why=why, facts={"users": len(users)})
+        return Change(why=why, facts={"users": len(users), **_coarse(training.ordered)})
 
 
 class BurstsStep(Options):
@@ -170,6 +175,8 @@ class BurstsStep(Options):
         log = training.ordered
         if not log.has_clock:
             return Change(facts={"note": "the log has an order and no clock: there are no hours with a burst"})
+        if not log.tells(HOUR):
+            return Change(facts=_coarse(log))
         found = bursts.bursts(log)
         table = pl.DataFrame({"item": log.item_N, "hour": np.where(log.timed_N, log.time_N // HOUR * HOUR, -1)})
         why, facts = [], {}
@@ -199,6 +206,8 @@ class MisclicksStep(Options):
         log = training.ordered
         if not log.has_clock:
             return Change(facts={"note": "the log has an order and no clock: haste cannot be told"})
+        if not log.tells(misclicks.MOMENT_MS):
+            return Change(facts=_coarse(log))
         left_N = np.full(len(log), -1, dtype=np.int64)
         left_N[:-1] = log.pause_N[1:]
         suspect_N = (misclicks.scores(log) >= self.score) & (left_N >= 0) & (left_N <= misclicks.MOMENT_MS)
