@@ -114,8 +114,9 @@ def test_drift_and_new_items() -> None:
     assert found is not None and found["divergence_first_to_last"] == pytest.approx(1)
     assert found["new_item_share"] == [1.0] * 8 and found["divergence_by_chance"] < 0.1
     assert found["item_half_life_days"] == pytest.approx(500 * MINUTE_MS / DAY, rel=0.1) and found["interest"] is None
-    names = {one.name for one in audit(log_of(rows), now=START_MS * 2).findings}
-    assert {"drift of popularity", "many new items"} <= names
+    names = {one.name: one for one in audit(log_of(rows), now=START_MS * 2).findings}
+    assert {"drift of popularity", "many new items"} <= names.keys()
+    assert (names["many new items"].count, names["many new items"].of) == (4000, 4000), "of the later half"
     still = Ordered.of(random_log(0, users=50, items=20, events=8000))
     calm = drift(still, np.zeros(len(still), dtype=bool))
     assert calm is not None and calm["divergence_first_to_last"] < 0.02

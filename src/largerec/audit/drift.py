@@ -39,13 +39,15 @@ def drift(log: Ordered, wrong_N: Bools, seed: int = 0) -> dict[str, Any] | None:
     chance = divergence(*(rng.binomial(total_V, 1 / PERIODS) for _ in range(2)))
     first = np.full(size, len(rows))
     np.minimum.at(first, item_R, np.arange(len(rows)))
-    new = [float((first[item_R[a:b]] >= a).mean()) for a, b in itertools.pairwise(edges)]
+    new = [int((first[item_R[a:b]] >= a).sum()) for a, b in itertools.pairwise(edges)]
     return {
         "periods_from_ms": time_R[edges[:-1]].tolist(),
         "divergence_to_next": [divergence(a, b) for a, b in itertools.pairwise(counts)],
         "divergence_first_to_last": divergence(counts[0], counts[-1]),
         "divergence_by_chance": chance,
-        "new_item_share": new,
+        "new_item_share": [count / (b - a) for count, (a, b) in zip(new, itertools.pairwise(edges.tolist()), strict=True)],
+        "late_events": len(rows) - int(edges[PERIODS // 2]),
+        "late_events_on_new_items": sum(new[PERIODS // 2 :]),
         "item_half_life_days": item_half_life(item_R, time_R / DAY, size),
         "interest": interest(log),
     }
@@ -119,12 +121,11 @@ def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ord
             )
             cure = "Test by time, and try an import with --from that keeps the recent part only: old events may not help."
             said.append(Finding("drift of popularity", "information", "info", PERIODS, "periods", PERIODS, text, cure))
-        late = float(np.mean(found["new_item_share"][PERIODS // 2 :]))
-        if late >= NEW:
+        count, of = found["late_events_on_new_items"], found["late_events"]
+        if (late := count / of) >= NEW:
             text = f"In the later half of the log {late:.0%} of the events are on items that came new in their period."
             cure = "Train often, or give models the items' content: a model of ids cannot know an item before its first event."
-            count = round(late * len(log))
-            said.append(Finding("many new items", "information", "warn", count, "events", len(log), text, cure))
+            said.append(Finding("many new items", "information", "warn", count, "events", of, text, cure))
     if information["compression"]["saved_by_order"] < 0.005 and len(log) >= 1000:
         saved = information["compression"]["saved_by_order"]
         text = f"Shuffling each user's events costs a compressor {max(saved, 0):.1%}: on this scale their order says little."
