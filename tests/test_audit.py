@@ -300,10 +300,17 @@ def test_a_user_who_never_sleeps_and_takes_everything() -> None:
 def test_pushes_and_surges() -> None:
     rows = steady(30, 100, users=200)
     first = START_MS // DAY * DAY + 5 * DAY
-    rows += [("u1", "pushed", first + n * 20 * SECOND) for n in range(60)]
+    rows += [("u1", ("pushed", f"i{n % 60}")[n % 2], first + n * 20 * SECOND) for n in range(120)]
+    rows += [("u2", "gallery", first + n * 20 * SECOND) for n in range(60)]
     rows += [(f"v{n}", "news", first + n * 20 * SECOND) for n in range(60)]
     names = found(log_of(rows))
     assert names["pushed items"].examples == [{"item_id": "pushed", "hour": "2020-09-18T00:00:00Z", "events": 60, "users": 1}]
+    assert names["pushed items"].count == 1, "who looks at one item for an hour has come once"
+    (step,) = plan_of(["bursts"]).step
+    log = log_of(rows)
+    training = Training(log, np.zeros(len(rows)), np.ones(len(rows)), log.events["user_id"].unique(), 0)
+    gone_R = step.change(training).why[0][1]
+    assert set(log.events["item_id"].filter(pl.Series(gone_R))) == {"pushed"} and int(gone_R.sum()) == 60
     assert names["surges"].examples[0]["item_id"] == "news" and names["surges"].severity == "info"
 
 
@@ -318,9 +325,13 @@ def test_missing_days_and_level_shifts() -> None:
 
 
 def test_dead_items() -> None:
-    rows = steady(80) + [("u1", "gone", START_MS + n * HOUR) for n in range(30)]
+    rows = steady(80) + [(f"u{n % 6}", "gone", START_MS + n * 4 * HOUR) for n in range(30)]
+    rows += [("u1", "one user's", START_MS + n * 4 * HOUR) for n in range(30)]
+    rows += [(f"u{n % 6}", "one day's", START_MS + n * HOUR) for n in range(30)]
     one = found(log_of(rows))["dead items"]
     assert [example["item_id"] for example in one.examples] == ["gone"]
+    two_days = [(f"u{n % 9}", f"i{n * 48 // 2000}", START_MS // DAY * DAY + n * 86 * SECOND) for n in range(2000)]
+    assert "dead items" not in found(log_of(two_days)), "two days are too few to miss an item"
 
 
 def test_misclicks_score_above_what_was_meant() -> None:

@@ -1,4 +1,7 @@
-"""Items that get very many events within an hour: from a few users a push, from many a surge of interest."""
+"""Items that get very many events within an hour: from a few users a push, from many a surge of interest.
+
+Only moves count, as for bots: who clicks through the pictures of one item for an hour has come to it once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from largerec.audit.bots import moves
 from largerec.audit.findings import Finding, Severity, counted, curate_command
 from largerec.audit.ordered import HOUR, Ordered
 from largerec.columns import UNTIMED, iso_time
@@ -29,7 +33,8 @@ SORTS: tuple[tuple[str, bool, Severity, str, str], ...] = (
 
 
 def bursts(log: Ordered) -> pl.DataFrame:
-    """Hours of items with a burst: ``item``, ``hour`` (ms), ``events``, ``users``, ``push``, the largest first."""
+    """Hours of items with a burst of moves: ``item``, ``hour`` (ms), ``events``, ``users``, ``push``, the largest first."""
+    log = moves(log)
     times = pl.DataFrame({"item": log.item_N, "user": log.user_N, "hour": log.time_N // HOUR})
     popular = np.flatnonzero(log.count_V >= FEWEST)
     if len(popular) < len(log.count_V):

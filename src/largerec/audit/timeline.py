@@ -13,9 +13,10 @@ PARTIAL = 0.1  # of the median of the days around
 AROUND = 7  # days on either side
 SHIFT_RATIO = 2.0  # levels that differ by so much
 SHIFT_DAYS = 7  # on either side of a shift, at least
-DEAD_EVENTS = 20
+DEAD_EVENTS, DEAD_USERS = 20, 5
 DEAD_SHARE = 0.25  # of the log's time in which a dead item is silent
 DEAD_PAUSES = 20.0  # its usual pauses that this silence is worth
+DEAD_LIFE, DEAD_SILENCE = 3 * DAY, 7 * DAY  # from first event to last, and after that, at least: one visit is no life
 
 
 def days(log: Ordered, wrong_N: Bools) -> tuple[int, Ints]:
@@ -67,7 +68,11 @@ def level_shifts(count_D: Ints) -> list[tuple[int, float, float]]:
 
 
 def dead_items(log: Ordered, wrong_N: Bools) -> tuple[Ints, Ints]:
-    """Items with twenty events or more that fell silent long before the end of the log, and the time of their last event."""
+    """Items that fell silent long before the end of the log, and the time of each item's last event [V].
+
+    A dead item had at least twenty events of five users over three days, and has been silent for a week, a quarter of the log
+    and twenty of its usual pauses.
+    """
     kept_N = log.timed_N & ~wrong_N
     item_N, time_N = log.item_N[kept_N], log.time_N[kept_N]
     first_V = np.full(len(log.count_V), np.iinfo(np.int64).max)
@@ -78,7 +83,11 @@ def dead_items(log: Ordered, wrong_N: Bools) -> tuple[Ints, Ints]:
     low, high = np.quantile(time_N, (0.0005, 0.9995))
     silence_V = high - last_V
     pause_V = (last_V - first_V) / np.maximum(count_V - 1, 1)
-    dead_V = (count_V >= DEAD_EVENTS) & (silence_V >= DEAD_SHARE * (high - low)) & (silence_V >= DEAD_PAUSES * pause_V)
+    dead_V = (last_V - first_V >= DEAD_LIFE) & (silence_V >= DEAD_SILENCE)
+    dead_V &= (count_V >= DEAD_EVENTS) & (silence_V >= DEAD_SHARE * (high - low)) & (silence_V >= DEAD_PAUSES * pause_V)
+    some_N = dead_V[item_N]
+    pair_M = np.unique(item_N[some_N].astype(np.int64) * len(log.user_ids) + log.user_N[kept_N][some_N])
+    dead_V &= np.bincount(pair_M // len(log.user_ids), minlength=len(dead_V)) >= DEAD_USERS
     dead = np.flatnonzero(dead_V)
     return dead[np.argsort(-count_V[dead], kind="stable")], last_V
 
@@ -135,8 +144,8 @@ def _dead(log: Ordered, wrong_N: Bools) -> list[Finding]:
         {"item_id": log.item_ids[v], "events": int(log.count_V[v]), "last": iso_time(int(last_V[v]))} for v in dead[:5].tolist()
     ]
     said = (
-        f"{len(dead):,} items with at least {DEAD_EVENTS} events have none in the last quarter of the log or longer, though they "
-        "used to come often: gone from the catalogue, or renamed."
+        f"{len(dead):,} items with at least {DEAD_EVENTS} events of {DEAD_USERS} users have none in the last quarter of the log "
+        "or longer, though they used to come often: gone from the catalogue, or renamed."
     )
     cure = "A model may still recommend them. Leave out what cannot be had any more when you recommend."
     return [Finding("dead items", "fault", "info", len(dead), "items", len(log.item_ids), said, cure, None, examples)]
