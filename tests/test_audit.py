@@ -393,6 +393,16 @@ def test_leakage_of_a_split() -> None:
     assert "test before training ends" not in found(log, split=timed)
 
 
+def test_a_test_event_at_the_moment_of_the_last_training_event_is_not_before_it() -> None:
+    rows = [("a", "x", 0), ("a", "y", 1), ("a", "z", 5), ("b", "x", 3), ("b", "y", 5), ("b", "z", 6), ("b", "x", 7)]
+    log = log_of([(u, i, START_MS + t * MINUTE_MS) for u, i, t in rows])
+    assert "test before training ends" not in found(log), "a's test and b's last training event are at one moment"
+    early = [*rows[:2], ("a", "z", 4), *rows[3:], ("c", "x", -1), ("c", "y", -1), ("c", "z", -1)]
+    untimed = log_of([(u, i, -1 if t < 0 else START_MS + t * MINUTE_MS) for u, i, t in early])
+    one = found(untimed)["test before training ends"]
+    assert (one.count, one.of) == (1, 2) and "without a time, 1, are left out" in one.said
+
+
 def test_features_of_the_whole_period() -> None:
     log = random_log(1, users=40, items=40, events=2000)
     events = log.events.with_columns(user_events=pl.len().over("user_id"), hour=pl.col("timestamp") % 24)

@@ -28,12 +28,13 @@ def findings(log: Ordered, split: SplitOptions) -> list[Finding]:
 
 def _early(log: Ordered, stage_N: np.ndarray, split: SplitOptions) -> list[Finding]:
     """Test events at a time at which training still goes on for others."""
-    test_N = (stage_N == TEST) & log.timed_N
+    asked_N = stage_N == TEST
+    test_N = asked_N & log.timed_N
     train_N = (stage_N == TRAIN) & log.timed_N
     if not log.has_clock or not test_N.any() or not train_N.any():
         return []
     last = int(log.time_N[train_N].max())
-    early_N = test_N & (log.time_N <= last)
+    early_N = test_N & (log.time_N < last)
     count = int(early_N.sum())
     if not count:
         return []
@@ -43,6 +44,8 @@ def _early(log: Ordered, stage_N: np.ndarray, split: SplitOptions) -> list[Findi
         f"Under {split.protocol}, {count:,} of {int(test_N.sum()):,} test events happened before the last training event; "
         f"{share:.0%} of the training events are later than the median test event. A model learns from what was still to come."
     )
+    if untimed := int(asked_N.sum()) - int(test_N.sum()):
+        said += f" Test events without a time, {untimed:,}, are left out here."
     cure = (
         "Recipes with split.protocol=timeline train before a date and test after it: that is how a model is used. Leave-one-out "
         "is fine to compare with published numbers."
