@@ -270,6 +270,29 @@ def test_events_beside_a_session_by_no_whole_hours_are_people() -> None:
     assert "clock jumps" not in found(replace(sound, events=sound.events.with_columns(later)))
 
 
+def test_people_who_look_in_before_a_session_have_no_wrong_clock() -> None:
+    """They come the seldomer the longer before: many about an hour, fewer at 97 minutes, hardly any at 23."""
+    rng = np.random.default_rng(7)
+    rows: list[Row] = []
+    for visit in range(600):
+        start = START_MS + visit * 3 * DAY + int(rng.integers(DAY // SECOND)) * SECOND
+        rows += [(f"u{visit % 200}", f"i{n}", start + n * 40 * SECOND) for n in range(60)]
+        rows.append((f"u{visit % 200}", "i1", start - 20 * MINUTE - int(rng.exponential(1800)) * SECOND))
+    rng.shuffle(rows)
+    ordered = Ordered.of(log_of([(str(u), str(i), int(t)) for u, i, t in rows]))
+    assert clocks.misplaced(ordered, np.zeros(len(rows), dtype=bool))[1] == {}
+
+
+def test_one_users_habit_is_no_wrong_clock() -> None:
+    """Three visits of ten events a day after a long one are three cases of one user, not thirty."""
+    rows: list[Row] = []
+    for visit in range(3):
+        start = START_MS + visit * 30 * DAY
+        rows += [("u", f"i{n}", start + n * 30 * SECOND) for n in range(60)]
+        rows += [("u", f"i{n}", start + 24 * HOUR + (20 + n) * 30 * SECOND) for n in range(10)]
+    assert clocks.misplaced(Ordered.of(log_of(rows)), np.zeros(len(rows), dtype=bool))[1] == {}
+
+
 def test_strays_have_a_window() -> None:
     one = found(log_of([*steady(60), ("u1", "i1", START_MS + 300 * DAY)]))["strays"]
     assert one.count == 1 and one.command is not None and "--until" in one.command and "--from" not in one.command

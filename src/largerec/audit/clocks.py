@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import poisson
 
 from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, Bools, Ints, Ordered
@@ -29,9 +30,11 @@ FRAGMENT_EDGE = 2 * MINUTE
 FRAGMENT_MOST = 50  # events
 FRAGMENT_RATIO = 5  # a host session is so many times longer
 SHIFT_HOURS = tuple(sign * n for sign in (1, -1) for n in (*range(1, 15), 24, 48, 168, 720, 744, 8760, 8784))
-CONTROL_MS = 37 * MINUTE  # shifts next to a whole hour, which no clock error makes
-SHIFT_EXCESS = 2.0  # a shift is believed where it explains so many times what the shifts beside it do
-SHIFT_DEVIATIONS = 4.0
+# Shifts beside a whole hour, which no clock error makes. Nearer beside one hour: within 20 minutes of a session stands none.
+CONTROLS_MS = (-83 * MINUTE, -37 * MINUTE, 37 * MINUTE, 83 * MINUTE)
+CONTROLS_OF_AN_HOUR_MS = (-20 * MINUTE, 20 * MINUTE)
+SHIFT_EXCESS = 2.0  # a shift is believed where it explains so many times the fragments that the shifts beside it do,
+SHIFT_CHANCE = 0.01 / len(SHIFT_HOURS)  # and chance would make that of people no oftener than this (Bonferroni, all shifts)
 SHIFT_SAMPLE = 300_000
 
 
@@ -129,8 +132,9 @@ def misplaced(log: Ordered, known_N: Bools) -> tuple[Ints, dict[int, int]]:
 
     A fragment is a few events of a user with no other of his within 20 minutes. Where it falls into a session of his that is at
     least five times as long once its times are shifted by what clocks are wrong by (time zones, a day, a week, a month, a year),
-    its clock may have been wrong. People come back at the same hour too, so a shift is believed only where it explains twice as
-    many events as the shifts of 37 minutes more and less do, which no clock error makes.
+    its clock may have been wrong. People come back too, after an hour or at the same hour, so a shift is believed only where it
+    explains twice as many fragments as shifts beside it do that no clock error makes, and more than chance would (see
+    ``_believed``).
     """
     hours_N, by_shift = np.zeros(len(log), dtype=np.int64), dict[int, int]()
     if not log.tells(FRAGMENT_GAP):
@@ -138,21 +142,33 @@ def misplaced(log: Ordered, known_N: Bools) -> tuple[Ints, dict[int, int]]:
     at = np.flatnonzero(log.timed_N & ~known_N)
     fragments = _Fragments(log.user_N[at].astype(np.int64), log.time_N[at])
     sample, rest = fragments.candidates(SHIFT_SAMPLE)
-    believed = []
-    for hours in SHIFT_HOURS:
-        count = int(fragments.fit(sample, hours * HOUR).sum())
-        if count < 10:
-            continue
-        beside = sum(int(fragments.fit(sample, hours * HOUR + step).sum()) for step in (-CONTROL_MS, CONTROL_MS)) / 2
-        if count >= SHIFT_EXCESS * beside and count - beside >= SHIFT_DEVIATIONS * np.sqrt(beside + 1):
-            believed.append(hours)
-    for hours in believed:
+    for hours in [hours for hours in SHIFT_HOURS if _believed(fragments, sample, hours)]:
         for part in (sample, rest):
             fitting = at[part[fragments.fit(part, hours * HOUR)]]
             fitting = fitting[hours_N[fitting] == 0]
             hours_N[fitting] = hours
             by_shift[hours] = by_shift.get(hours, 0) + len(fitting)
     return hours_N, by_shift
+
+
+def _believed(fragments: _Fragments, sample: Ints, hours: int) -> bool:
+    """Whether a shift explains more fragments than the shifts beside it do, beyond what chance makes of so many tried.
+
+    Fragments of one user come of one habit, and are no independent witnesses: counts are divided by the design effect of users
+    as clusters, sum of squares over sum (Kish, 1965), before they are compared with a Poisson law. What is expected is the mean
+    of the shifts beside, and one more.
+    """
+    count_U = fragments.fitting(sample, hours * HOUR)
+    count = int(count_U.sum())
+    if not count:
+        return False
+    effect = float((count_U**2).sum()) / count
+    if poisson.sf(count / effect - 1, 1) > SHIFT_CHANCE:  # not even beside nothing
+        return False
+    steps = CONTROLS_OF_AN_HOUR_MS if abs(hours) == 1 else CONTROLS_MS
+    beside = float(np.mean([fragments.fitting(sample, hours * HOUR + step).sum() for step in steps]))
+    chance = float(poisson.sf(count / effect - 1, beside / effect + 1))
+    return count >= SHIFT_EXCESS * beside and chance <= SHIFT_CHANCE
 
 
 class _Fragments:
@@ -178,6 +194,12 @@ class _Fragments:
         every = -(-len(rows) // most) if len(rows) else 1
         drawn = (self.user_M[rows] * 2_654_435_761 >> 12) % every == 0  # users spread by a fixed multiplier, not in order
         return rows[drawn], rows[~drawn]
+
+    def fitting(self, rows: Ints, shift: int) -> Ints:
+        """Fragments of each user that fit when ``shift`` is taken off [users with one]."""
+        fitting = rows[self.fit(rows, shift)]
+        first = np.flatnonzero(np.diff(self.piece_M[fitting], prepend=-1))
+        return np.unique(self.user_M[fitting[first]], return_counts=True)[1]
 
     def fit(self, rows: Ints, shift: int) -> Bools:
         """Which of the events lie within a host session when ``shift`` is taken off, with all of their fragment."""
