@@ -18,7 +18,7 @@ from logs import MINUTE_MS, START_MS, log_of, logs, random_log
 from typer.testing import CliRunner
 
 from largerec.audit import Audit, audit, bots, clocks, misclicks, repeats, timeline
-from largerec.audit.findings import Finding, by_share, counted
+from largerec.audit.findings import Finding, by_share, counted, with_one_import
 from largerec.audit.ordered import CLOSE_RULES, DAY, HOUR, MINUTE, SECOND, Ordered
 from largerec.audit.periods import activity
 from largerec.audit.shape import gini, power_law, shape
@@ -507,6 +507,39 @@ def test_every_finding_with_a_cure_names_a_command_that_runs(tmp_path: Path) -> 
             assert done.exit_code == 0, done.output
             step = json.loads(done.stdout.splitlines()[-1])["versions"][-1]
             assert step["rows"]["removed"] + step["rows"]["changed"] > 0, f"{name}: {command} mends nothing"
+
+
+def test_the_commands_of_an_audit_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Duplicates, times of 1970 and strays are mended by one import; the cures stand beside it."""
+    monkeypatch.chdir(tmp_path)
+    rows = [*steady(60), ("u1", "i1", START_MS + 300 * DAY)]
+    rows = [*rows[:5], ("u2", "i3", 0), *rows[5:40], *rows[30:]]
+    rows += visits("robot", START_MS + 50 * DAY, [2000] * 200, lambda n: f"i{n % 5}")
+    log_of(rows).write("log.parquet")
+    done = CliRunner().invoke(app, ["audit", "log.parquet", "--json"])
+    findings = json.loads(done.output.splitlines()[-1])["findings"]
+    asked = {one["name"]: one for one in findings if one["imports"]}
+    assert {"exact duplicates", "impossible times", "strays"} == set(asked)
+    commands = [one["command"] for one in findings if one["command"]]
+    assert sum("data import" in command for command in commands) == 1
+    told = [one["cure"] for one in asked.values() if one["command"] is None]
+    assert len(told) == 2 and all("The one import that is named at" in cure for cure in told)
+    for command in commands:
+        ran = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert ran.exit_code == 0, f"{command}: {ran.output} {ran.exception}"
+    again = audit(load_log(DataOptions(path="data/mended")), data=["data/mended"], now=NOW)
+    assert not set(asked) & {one.name for one in again.findings}
+
+
+def test_windows_of_several_findings_are_one_and_a_mended_log_goes_elsewhere() -> None:
+    one = Finding("a", "fault", "warn", 1, "events", 2, "Said.", "Mended.", imports=("--from", "2020-01-01", "--dedupe"))
+    two = replace(one, name="b", imports=("--from", "2020-02-01", "--until", "2021-01-01"))
+    first, second = with_one_import([one, two], ["data/mended", "data.time_kind=order"])
+    command = (
+        "largerec data import data/mended data.time_kind=order --to data/mended-2 --dedupe --from 2020-02-01 --until 2021-01-01"
+    )
+    assert first.command == command and second.command is None and second.cure.endswith("named at 'a' does so.")
+    assert "--to data/mended-4 " in str(with_one_import([one], ["data/mended-3"])[0].command)
 
 
 def test_the_command_shows_a_table_and_refuses_other_overrides(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from largerec.audit import bots, bursts, clocks, leakage, misclicks, repeats, timeline
 from largerec.audit.drift import drift
 from largerec.audit.drift import findings as findings_of_drift
-from largerec.audit.findings import SEVERITIES, Finding
+from largerec.audit.findings import SEVERITIES, Finding, with_one_import
 from largerec.audit.information import information
 from largerec.audit.ordered import Ordered
 from largerec.audit.shape import shape
@@ -74,4 +74,5 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
     ]
     coarse = tuple(f"{note}; the rules that look closer are off" for note in [ordered.coarse] if note)
     found.sort(key=lambda one: SEVERITIES.index(one.severity))
+    found = with_one_import(found, data)
     return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, log.notes + coarse)

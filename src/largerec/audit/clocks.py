@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import poisson
 
-from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
+from largerec.audit.findings import Finding, by_share, counted, curate_command
 from largerec.audit.ordered import DAY, HOUR, MINUTE, Bools, Ints, Ordered
 from largerec.columns import iso_time
 
@@ -278,7 +278,7 @@ def findings(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
         more = {"events_by_hours": wrong.by_shift}
         mend = curate_command(data, "clocks")
         found.append(_finding(log, "clock jumps", wrong.misplaced_N, (0.002, 0.02), said, cure, mend, more))
-    return found + _parts(log, wrong) + _strays(log, data, wrong.any_N)
+    return found + _parts(log, wrong) + _strays(log, wrong.any_N)
 
 
 def _by_size(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Finding]:
@@ -301,8 +301,8 @@ def _by_size(log: Ordered, wrong: WrongTimes, data: Sequence[str]) -> list[Findi
             if steps
             else "No time is left without them: mend the clock that wrote them."
         )
-        command = import_command(data, *steps) if steps else None
-        found.append(_finding(log, "impossible times", wrong.impossible_N, (0.0, 0.01), said, cure, command, {"at_zero": zero}))
+        more = {"at_zero": zero}
+        found.append(_finding(log, "impossible times", wrong.impossible_N, (0.0, 0.01), said, cure, None, more, tuple(steps)))
     if count := int(wrong.other_unit_N.sum()):
         said = f"{counted(count, 'times')} fit the rest of the log when multiplied by 1000: seconds among milliseconds."
         cure = "They are multiplied; better still, mend them where the log is written."
@@ -320,11 +320,12 @@ def _finding(
     cure: str,
     command: str | None = None,
     more: dict[str, Any] | None = None,
+    imports: tuple[str, ...] = (),
 ) -> Finding:
     count = int(mask_N.sum())
     severity = by_share(count, len(log), *shares)
     examples = log.examples(np.flatnonzero(mask_N))
-    return Finding(name, "fault", severity, count, "events", len(log), said, cure, command, examples, more or {})
+    return Finding(name, "fault", severity, count, "events", len(log), said, cure, command, examples, more or {}, imports)
 
 
 def _parts(log: Ordered, wrong: WrongTimes) -> list[Finding]:
@@ -341,7 +342,7 @@ def _parts(log: Ordered, wrong: WrongTimes) -> list[Finding]:
     return [Finding("jumps of the file", "fault", "info", count, "places", len(log), said, cure, None, examples)]
 
 
-def _strays(log: Ordered, data: Sequence[str], known_N: Bools) -> list[Finding]:
+def _strays(log: Ordered, known_N: Bools) -> list[Finding]:
     """Events far before or after all the others, with nothing between."""
     time_N = log.time_N[log.timed_N & ~known_N]
     if len(time_N) < 1000:
@@ -359,4 +360,4 @@ def _strays(log: Ordered, data: Sequence[str], known_N: Bools) -> list[Finding]:
         "A split by time, and everything that counts days, is stretched by them."
     )
     cure = "An import leaves them out by a window of time."
-    return [_finding(log, "strays", stray_N, (0.0, 1.1), said, cure, import_command(data, *steps))]
+    return [_finding(log, "strays", stray_N, (0.0, 1.1), said, cure, imports=tuple(steps))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Severity = Literal["info", "warn", "serious"]
@@ -22,6 +23,7 @@ class Finding:
         count, unit, of: so many of how many (events, users, items, days, columns).
         said: what it is, in a sentence or two. cure: what mends it, or why nothing does yet.
         command: the command that mends it, where there is one today.
+        imports: the flags of an import that mends it (see ``with_one_import``).
         examples: some of them. more: further numbers.
     """
 
@@ -36,6 +38,7 @@ class Finding:
     command: str | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the share among them."""
@@ -58,6 +61,21 @@ def curate_command(data: Sequence[str], step: str) -> str:
     return shlex.join(["largerec", "curate", *data, "--step", step])
 
 
-def import_command(data: Sequence[str], *steps: str) -> str:
-    """A ``largerec data import`` of the audited log with these steps."""
-    return shlex.join(["largerec", "data", "import", *data, "--to", "data/mended", *steps])
+def with_one_import(found: Sequence[Finding], data: Sequence[str]) -> list[Finding]:
+    """The findings, the first that an import mends with the command of one that mends all of them.
+
+    Each by itself would begin anew from the log as it was, and find the folder taken. Of several windows the narrowest counts.
+    """
+    ask = [one for one in found if one.imports]
+    if not ask:
+        return list(found)
+    flags: list[str] = ["--dedupe"] if any("--dedupe" in one.imports for one in ask) else []
+    for flag, narrowest in (("--from", max), ("--until", min)):
+        if days := [one.imports[one.imports.index(flag) + 1] for one in ask if flag in one.imports]:
+            flags += [flag, narrowest(days)]
+    mended = re.search(r"(?:^|/)data/mended(?:-(\d+))?(?=/|$)", data[0])  # a log is not imported into itself
+    to = f"data/mended-{int(mended[1] or 1) + 1}" if mended else "data/mended"
+    command = shlex.join(["largerec", "data", "import", *data, "--to", to, *flags])
+    too = f" The one import that is named at {ask[0].name!r} does so."
+    other = {id(one): replace(one, cure=one.cure + too) for one in ask[1:]}
+    return [replace(one, command=command) if one is ask[0] else other.get(id(one), one) for one in found]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from largerec.audit.findings import Finding, by_share, counted, curate_command, import_command
+from largerec.audit.findings import Finding, by_share, counted, curate_command
 from largerec.audit.ordered import SECOND, Bools, Ordered
 
 SCHEMA = 5  # columns that a log may have before there are further ones that tell rows apart
@@ -88,9 +88,10 @@ def findings(log: Ordered, data: Sequence[str]) -> list[Finding]:
                 "An import keeps the first of each."
                 if dropped
                 else "Several behaviours at one time are no fault; nothing to do.",
-                import_command(data, "--dedupe") if dropped else None,
+                None,
                 log.examples(np.flatnonzero(again_in_any_behaviour_N)),
                 {"with_the_same_behaviour": dropped, "identical_in_every_column": same},
+                ("--dedupe",) if dropped else (),
             )
         )
     near_N = near(log) & ~again_N
