@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,19 @@ def test_one_users_habit_is_no_wrong_clock() -> None:
 def test_strays_have_a_window() -> None:
     one = found(log_of([*steady(60), ("u1", "i1", START_MS + 300 * DAY)]))["strays"]
     assert one.count == 1 and one.command is not None and "--until" in one.command and "--from" not in one.command
+
+
+def test_strays_lie_beyond_a_gap_and_one_window_leaves_all_of_them_out() -> None:
+    first = START_MS // DAY * DAY
+    thin = [("u1", "i1", first - n * 4 * DAY) for n in range(30, 0, -1)]
+    assert "strays" not in found(log_of([*thin, *steady(60, 100)])), "few events, but no gap"
+    lonely = [("u1", "i1", first - n * 20 * DAY) for n in range(12, 0, -1)] + [("u1", "i1", first + 200 * DAY)]
+    log = log_of([*lonely[:-1], *steady(60), lonely[-1]])
+    one = found(log)["strays"]
+    assert one.count == 13 and one.imports == ("--from", "2020-09-13", "--until", "2020-11-12")
+    since, until = (datetime.fromisoformat(one.imports[n]).replace(tzinfo=UTC).timestamp() * 1000 for n in (1, 3))
+    left = log.events.filter(pl.col("timestamp").is_between(since, until, closed="left"))
+    assert left.height == 60 * 40 and "strays" not in found(replace(log, events=left))
 
 
 # --- users and items ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ CONTROLS_OF_AN_HOUR_MS = (-20 * MINUTE, 20 * MINUTE)
 SHIFT_EXCESS = 2.0  # a shift is believed where it explains so many times the fragments that the shifts beside it do,
 SHIFT_CHANCE = 0.01 / len(SHIFT_HOURS)  # and chance would make that of people no oftener than this (Bonferroni, all shifts)
 SHIFT_SAMPLE = 300_000
+STRAYS_FEWEST = 1000  # events, below which nothing is said of strays
 
 
 def impossible(log: Ordered, now: int | None = None) -> Bools:
@@ -344,20 +345,36 @@ def _parts(log: Ordered, wrong: WrongTimes) -> list[Finding]:
 
 def _strays(log: Ordered, known_N: Bools) -> list[Finding]:
     """Events far before or after all the others, with nothing between."""
-    time_N = log.time_N[log.timed_N & ~known_N]
-    if len(time_N) < 1000:
+    sound_N = log.timed_N & ~known_N
+    if int(sound_N.sum()) < STRAYS_FEWEST:
         return []
-    low, high = np.quantile(time_N, (0.0005, 0.9995))
-    margin = max(DAY, 0.05 * (high - low))
-    stray_N = log.timed_N & ~known_N & ((log.time_N < low - margin) | (log.time_N > high + margin))
+    first, last = _without_strays(np.sort(log.time_N[sound_N]))
+    early_N, late_N = sound_N & (log.time_N < first), sound_N & (log.time_N > last)
+    stray_N = early_N | late_N
     count = int(stray_N.sum())
     if not count:
         return []
-    steps = ["--from", iso_time(int(low - margin))[:10]] if (log.time_N[stray_N] < low).any() else []
-    steps += ["--until", iso_time(int(high + margin) + DAY)[:10]] if (log.time_N[stray_N] > high).any() else []
+    # The gap is longer than a day: days that begin in it part the strays from the rest.
+    steps: tuple[str, ...] = ("--from", iso_time(first)[:10]) if early_N.any() else ()
+    steps += ("--until", iso_time(last + DAY)[:10]) if late_N.any() else ()
+    verb = "event lies" if count == 1 else "events lie"
     said = (
-        f"{count:,} events lie far outside the time of all the others ({iso_time(int(low))[:10]} to {iso_time(int(high))[:10]}). "
+        f"{count:,} {verb} far outside the time of all the others ({iso_time(first)[:10]} to {iso_time(last)[:10]}). "
         "A split by time, and everything that counts days, is stretched by them."
     )
     cure = "An import leaves them out by a window of time."
-    return [_finding(log, "strays", stray_N, (0.0, 1.1), said, cure, imports=tuple(steps))]
+    return [_finding(log, "strays", stray_N, (0.0, 1.1), said, cure, imports=steps)]
+
+
+def _without_strays(time_N: Ints) -> tuple[int, int]:
+    """The first and the last of sorted times once strays are gone: at most a few in ten thousand on a side, beyond a gap of a day
+    and of a twentieth of what the others span. Looked for again without them, so that no stray is left in what is left."""
+    while len(time_N) >= STRAYS_FEWEST:
+        low, high = np.quantile(time_N, (0.0005, 0.9995))
+        gap = np.flatnonzero(np.diff(time_N) > max(DAY, 0.05 * (high - low)))
+        early, late = gap[time_N[gap] < low], gap[time_N[gap + 1] > high]
+        if not len(early) and not len(late):
+            break
+        start, end = early.max(initial=-1) + 1, late.min(initial=len(time_N) - 1) + 1
+        time_N = time_N[start:end]
+    return int(time_N[0]), int(time_N[-1])
