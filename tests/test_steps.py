@@ -37,8 +37,13 @@ def test_repeats_are_dropped_but_not_of_another_behaviour_or_without_a_time() ->
 
 def test_a_window_takes_its_first_moment_and_leaves_its_last() -> None:
     log = log_of([(1, 1, DAY - 1), (1, 2, DAY), (1, 3, 2 * DAY - 1), (1, 4, 2 * DAY), (1, 5, -1)])
-    found, _ = apply(log, Steps(since="1970-01-02", until="1970-01-03T00:00"))
-    assert found.events["item_id"].to_list() == [2, 3]
+    found, (report,) = apply(log, Steps(since="1970-01-02", until="1970-01-03T00:00"))
+    assert found.events["item_id"].to_list() == [2, 3, 5]
+    assert report["untimed_kept"] == 1
+    assert (
+        found.notes[-1]
+        == "2 events are outside since 1970-01-02 and until 1970-01-03T00:00: dropped; 1 events without a time stay"
+    )
     assert apply(log, Steps(until="1970-01-02"))[0].events["item_id"].to_list() == [1, 5]
 
 
@@ -101,6 +106,16 @@ def test_steps_follow_each_other_in_the_documented_order() -> None:
 def test_settings_that_do_not_fit_are_explained(steps: Steps, expected: str) -> None:
     with pytest.raises(LargeRecError, match=expected):
         apply(log_of([(1, 10, DAY), (2, 20, DAY)]), steps)
+
+
+def test_a_window_keeps_untimed_events_but_needs_one_with_a_time() -> None:
+    log = log_of([(1, 1, -1), (1, 2, -1), (1, 3, 0), (1, 4, 2 * DAY)])
+    found, _ = apply(log, Steps(since="1970-01-02"))
+    assert found.events["item_id"].to_list() == [1, 2, 4]
+    with pytest.raises(LargeRecError, match="no event is since 2030-01-01; the log runs from 1970-01-01"):
+        apply(log, Steps(since="2030-01-01"))
+    with pytest.raises(LargeRecError, match="no event has a time, so there is no window"):
+        apply(log_of([(1, 1, -1)]), Steps(since="2030-01-01"))
 
 
 def test_a_window_needs_a_clock() -> None:

@@ -58,8 +58,8 @@ def data_import(
     dedupe: Annotated[
         bool, typer.Option("--dedupe", help="keep the first of events equal in user, item, time, behaviour")
     ] = False,
-    since: Annotated[str | None, typer.Option("--from", help="keep events from this ISO date on (UTC)")] = None,
-    until: Annotated[str | None, typer.Option("--until", help="keep events before this ISO date (UTC)")] = None,
+    since: Annotated[str | None, typer.Option("--from", help="keep events from this ISO date on (UTC), and untimed ones")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="keep events before this ISO date (UTC), and untimed ones")] = None,
     sample_users: Annotated[float | None, typer.Option("--sample-users", help="keep so many users, or a share below 1")] = None,
     seed: Annotated[int, typer.Option("--seed", help="of the sample of users")] = 0,
     k_core: Annotated[int | None, typer.Option("--k-core", help="keep users and items with at least so many events")] = None,

@@ -21,8 +21,9 @@ class Steps:
     """Which steps to take, in the order of the fields.
 
     ``dedupe``: keep the first of the events that agree in user, item, time and behaviour. ``since``, ``until``: ISO dates in UTC,
-    the first within, the second without. ``sample_users``: how many users to keep (a share when below 1), drawn with ``seed``.
-    ``k_core``: drop users and items with fewer events than this, again and again, until all that are left have as many.
+    the first within, the second without; events without a time stay. ``sample_users``: how many users to keep (a share when below
+    1), drawn with ``seed``. ``k_core``: drop users and items with fewer events than this, again and again, until all left
+    have as many.
     """
 
     dedupe: bool = False
@@ -60,7 +61,10 @@ def _results(log: EventLog, steps: Steps) -> Iterator[tuple[str, dict[str, Any],
     if steps.since is not None or steps.until is not None:
         window = {"since": steps.since, "until": steps.until}
         events, before = _window(events, steps, log), events
-        yield "window", window, events, f"{before.height - events.height:,} events are outside {_told(window)}: dropped"
+        untimed = int((events["timestamp"] == UNTIMED).sum())
+        note = f"{before.height - events.height:,} events are outside {_told(window)}: dropped"
+        note += f"; {untimed:,} events without a time stay" if untimed else ""
+        yield "window", window | ({"untimed_kept": untimed} if untimed else {}), events, note
     if steps.sample_users is not None:
         settings = {"users": steps.sample_users, "seed": steps.seed}
         events, before = _sampled(events, steps.sample_users, steps.seed), events
@@ -94,19 +98,21 @@ def _window(events: pl.DataFrame, steps: Steps, log: EventLog) -> pl.DataFrame:
             f"{log.source}: a window of time ({_told({'since': steps.since, 'until': steps.until})}) needs a clock, but this log "
             "has an order only. Leave --from and --until out, or name a time column with data.columns.time."
         )
-    inside = pl.lit(True)
+    times = events["timestamp"].filter(events["timestamp"] != UNTIMED)
+    if not times.len():
+        raise LargeRecError(f"{log.source}: no event has a time, so there is no window of time. Leave --from and --until out.")
+    inside = pl.col("timestamp") != UNTIMED
     if steps.since is not None:
         inside &= pl.col("timestamp") >= _moment(steps.since, "--from")
     if steps.until is not None:
         inside &= pl.col("timestamp") < _moment(steps.until, "--until")
-    kept = events.filter(inside)
-    if kept.height == 0:
-        times = events["timestamp"].filter(events["timestamp"] != UNTIMED)
+    # When an untimed event was is not known, so no window leaves it out; but a window that holds nothing else is a mistake.
+    if not events.select(inside.any()).item():
         raise LargeRecError(
             f"{log.source}: no event is {_told({'since': steps.since, 'until': steps.until})}; the log runs from "
             f"{iso_time(int(times.min() or 0))} to {iso_time(int(times.max() or 0))}."  # type: ignore[arg-type]
         )
-    return kept
+    return events.filter(inside | (pl.col("timestamp") == UNTIMED))
 
 
 def _moment(text: str, flag: str) -> int:
