@@ -26,6 +26,7 @@ from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
 from largerec.curate import curate
 from largerec.curate.plan import Plan, Step, check_labels, plan_from
 from largerec.curate.taking import stage_column
+from largerec.curate.versions import refuse_own
 from largerec.datasets import DataOptions, load_log
 from largerec.doctor import processor
 from largerec.errors import LargeRecError
@@ -206,9 +207,11 @@ def base_logs(plan: AblationPlan, recipe: Recipe, folder: Path) -> list[Arm]:
     """The log with its split written into it, training rows first: ``raw``, and with faults ``clean`` before it.
 
     Raises:
-        LargeRecError: the folder holds the ablation of another log.
+        LargeRecError: the folder holds the ablation of another log, or the log has a column ``stage`` that is no split.
     """
     log = load_log(recipe.data)
+    if recipe.split.protocol != "given":
+        refuse_own(log, (STAGE_COLUMN,))
     stage = stage_column(log, recipe.split)
     order = pl.concat([(stage == "train").arg_true(), (stage != "train").arg_true()])
     clean = EventLog(log.events.with_columns(stage.alias(STAGE_COLUMN))[order], log.items, log.time_kind, log.notes, log.source)

@@ -77,7 +77,7 @@ def _first(options: DataOptions, plan: Plan, root: Path) -> tuple[Version, str, 
     name = f"00-source-{key[:8]}"
     if versions.is_version(root / name):
         return versions.read(root / name), name, versions.read_manifest(root / name), True
-    version = versions.first_version(log, stage_column(log, split))
+    version = versions.first_version(log, stage_column(log, split), given=split.protocol == "given")
     facts = {
         "source": options.path,
         "options": options.model_dump(mode="json", exclude_defaults=True, exclude={"dropped", "path"}),

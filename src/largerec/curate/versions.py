@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -56,15 +57,29 @@ class Version:
         return manifest.content_hash(rows.drop(WEIGHT_COLUMN, MADE, strict=False))
 
 
-def first_version(log: EventLog, stage: pl.Series) -> Version:
-    """A log as version 0: numbered rows and stages.
+def refuse_own(log: EventLog, added: Sequence[str]) -> None:
+    """Refuse a log with a column of its own where one of that name is added, which would write over it.
+
+    Raises:
+        LargeRecError: the log has such a column.
+    """
+    taken = [name for name in added if name in log.events.columns]
+    if taken:
+        given = " (or say split.protocol=given, if it is the split)" if taken[0] == STAGE_COLUMN else ""
+        raise LargeRecError(
+            f"{log.source}: the log has a column {taken[0]!r} of its own, and one of that name is added, so its values would be "
+            f"lost. Rename it in the file, or leave it out{given}: "
+            f"pl.read_csv(FILE).rename({{{taken[0]!r}: '{taken[0]}_of_event'}}).write_csv(FILE)."
+        )
+
+
+def first_version(log: EventLog, stage: pl.Series, *, given: bool = False) -> Version:
+    """A log as version 0: numbered rows and stages; ``given``: the stages are those of the log's own column.
 
     Raises:
         LargeRecError: the log has one of the columns that versions add.
     """
-    taken = [name for name in (ROW, SOURCE_WEIGHT) if name in log.events.columns]
-    if taken:
-        raise LargeRecError(f"{log.source}: the log has a column {taken[0]!r}, which versions add; rename it first.")
+    refuse_own(log, (ROW, SOURCE_WEIGHT, *(() if given else (STAGE_COLUMN,))))
     events = log.events.drop(STAGE_COLUMN, strict=False).with_columns(
         stage.alias(STAGE_COLUMN), pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)
     )

@@ -1,0 +1,52 @@
+"""Versions of logs that have columns of their own under the names that versions use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from logs import chain_log
+from runs import tiny_recipe
+
+from largerec import ablate
+from largerec.curate import curate
+from largerec.curate.plan import Plan
+from largerec.curate.taking import stage_column
+from largerec.datasets import DataOptions
+from largerec.errors import LargeRecError
+from largerec.sequences import SplitOptions
+
+GIVEN = SplitOptions(protocol="given")
+
+
+def written(folder: Path, **columns: Any) -> DataOptions:
+    log = chain_log(users=10)
+    log = replace(log, events=log.events.with_columns(**columns))
+    log.write(folder / "log.parquet")
+    return DataOptions(path=str(folder / "log.parquet"))
+
+
+@pytest.mark.parametrize("name", ["stage", "source_row", "source_weight"])
+def test_a_column_that_versions_would_write_over_is_refused(tmp_path: Path, name: str) -> None:
+    said = f"has a column '{name}' of its own.*would be lost. Rename it in the file, or leave it out"
+    with pytest.raises(LargeRecError, match=said):
+        curate(written(tmp_path, **{name: pl.lit("cart")}), Plan())
+    assert not (tmp_path / "log.versions").exists()
+
+
+def test_an_ablation_does_not_write_over_a_column_either(tmp_path: Path) -> None:
+    path = written(tmp_path, stage=pl.lit("cart")).path
+    recipe = tiny_recipe(tmp_path / "run", f"data.path={path}")
+    version = {"name": "one", "step": [{"name": "duplicates"}]}
+    plan = ablate.AblationPlan.model_validate({"ablate": {"recipe": "tiny.toml"}, "version": [version]})
+    with pytest.raises(LargeRecError, match="has a column 'stage' of its own"):
+        ablate.base_logs(plan, recipe, tmp_path / "runs")
+
+
+def test_the_stages_of_a_log_are_its_split_when_that_is_said(tmp_path: Path) -> None:
+    stages = stage_column(chain_log(users=10), SplitOptions())
+    found = curate(written(tmp_path, stage=stages), Plan(split=GIVEN))
+    assert pl.read_parquet(Path(found["log"]) / "events.parquet")["stage"].equals(stages)
