@@ -50,3 +50,11 @@ def test_the_stages_of_a_log_are_its_split_when_that_is_said(tmp_path: Path) -> 
     stages = stage_column(chain_log(users=10), SplitOptions())
     found = curate(written(tmp_path, stage=stages), Plan(split=GIVEN))
     assert pl.read_parquet(Path(found["log"]) / "events.parquet")["stage"].equals(stages)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0, "much", None])
+def test_a_weight_that_is_none_is_refused(tmp_path: Path, weight: Any) -> None:
+    weights = pl.when(pl.int_range(pl.len()) == 5).then(pl.lit(weight)).otherwise(pl.lit("1" if weight == "much" else 1.0))
+    with pytest.raises(LargeRecError, match=r"column 'train_weight' holds .*; a weight is a number of 0 or more"):
+        curate(written(tmp_path, train_weight=weights), Plan())
+    assert not (tmp_path / "log.versions").exists()

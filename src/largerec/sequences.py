@@ -241,8 +241,12 @@ def _given_stages(given: pl.Series | None, offsets_U1: np.ndarray, source: str) 
     return stage_N
 
 
-def _weights(given: pl.Series, source: str) -> np.ndarray:
-    """The log's own weights of targets in training, float32, checked [N]."""
+def checked_weights(given: pl.Series, source: str) -> np.ndarray:
+    """The log's own weights of targets in training, float32 [N].
+
+    Raises:
+        LargeRecError: one is no number of 0 or more.
+    """
     weight = given.cast(pl.Float32, strict=False)
     bad = (weight.is_null() | ~weight.is_finite() | (weight < 0)).fill_null(True)
     if bad.any():
@@ -352,7 +356,7 @@ def build_sequences(
         propensity_N=_propensities(events[by_user]) if PROPENSITY_COLUMN in events.columns else None,
         lists=pack_lists(events[by_user], item_code[by_user], item_ids) if listed else None,
         log_row_N=events["log_row"].to_numpy()[by_user],
-        weight_N=_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
+        weight_N=checked_weights(events[WEIGHT_COLUMN], log.source)[by_user] if WEIGHT_COLUMN in events.columns else None,
     )
     _refuse_empty_stages(sequences, log.source)
     return sequences

@@ -21,7 +21,7 @@ from largerec import manifest
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
-from largerec.sequences import STAGE_COLUMN, STAGE_NAMES, WEIGHT_COLUMN
+from largerec.sequences import STAGE_COLUMN, STAGE_NAMES, WEIGHT_COLUMN, checked_weights
 
 FORMAT = 1
 ROW = "source_row"
@@ -77,14 +77,17 @@ def first_version(log: EventLog, stage: pl.Series, *, given: bool = False) -> Ve
     """A log as version 0: numbered rows and stages; ``given``: the stages are those of the log's own column.
 
     Raises:
-        LargeRecError: the log has one of the columns that versions add.
+        LargeRecError: the log has one of the columns that versions add, or a weight that is none.
     """
     refuse_own(log, (ROW, SOURCE_WEIGHT, *(() if given else (STAGE_COLUMN,))))
     events = log.events.drop(STAGE_COLUMN, strict=False).with_columns(
         stage.alias(STAGE_COLUMN), pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)
     )
     if WEIGHT_COLUMN in events.columns:
-        events = events.with_columns(pl.col(WEIGHT_COLUMN).alias(SOURCE_WEIGHT))
+        checked_weights(events[WEIGHT_COLUMN], log.source)
+        events = events.with_columns(pl.col(WEIGHT_COLUMN).cast(pl.Float64)).with_columns(
+            pl.col(WEIGHT_COLUMN).alias(SOURCE_WEIGHT)
+        )
     if events["user_id"].dtype.is_integer() and events["user_id"].dtype != pl.UInt64:
         events = events.with_columns(pl.col("user_id").cast(pl.Int64))  # so that there is room for the ids of new users
     log = replace(log, events=events)
