@@ -410,3 +410,16 @@ def test_a_log_means_the_same_in_every_unit(times: list[int], unit: tuple[str, i
     log = EventLog.from_frame(data)
     assert log.events["timestamp"].to_list() == [t // divisor * divisor for t in times]
     assert EventLog.from_frame(data, time_unit=name).events.equals(log.events)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [20240231, 0, 99999999])
+def test_one_wrong_date_as_yyyymmdd_is_named_and_does_not_turn_the_clock_off(wrong: int) -> None:
+    times = [*(20240101 + n % 28 for n in range(60)), wrong]
+    data = pl.DataFrame({"user": ["u"] * 61, "item": range(61), "date": times})
+    said = f"row 61, column 'date': {wrong} is no date, though nearly all others are, written as yyyymmdd"
+    assert said in error_of(data)
+    log = EventLog.from_frame(data, on_bad_rows="drop")
+    assert log.time_kind == "timestamp" and log.events.height == 60
+    assert EventLog.from_frame(data, time_kind="order").time_kind == "order"
+    ranks = pl.DataFrame({"user": ["u"] * 100, "item": range(100), "time": range(20240101, 20240201)})
+    assert EventLog.from_frame(ranks).time_kind == "order"

@@ -48,6 +48,7 @@ MS_PER: dict[str, float] = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 UNIT_WORDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 LAST_MS = 7_258_118_400_000  # 2200-01-01
 RANKS_BELOW = 1e8  # a median below this (March 1973 in seconds) is a rank, not a clock
+NEARLY_ALL = 0.9  # share of numbers that are dates as yyyymmdd from which the others are mistakes, and no sign of ranks
 ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z")
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 METADATA_KEY = "largerec.time_kind"
@@ -255,7 +256,10 @@ def _numeric_times(
             if asked == "auto" and middle > 1.9e7
             else None
         )
-        if dates is not None and not dates.null_count():
+        if dates is not None and dates.is_not_null().mean() >= NEARLY_ALL:  # type: ignore[operator]
+            if dates.null_count():
+                fix = "Mend it, or filter it out with data.where; data.time_kind=order if the numbers are ranks."
+                raise origin.error(dates.is_null(), given, "is no date, though nearly all others are, written as yyyymmdd", fix)
             ms = dates.cast(pl.Datetime("ms")).cast(pl.Int64)
             return _checked(ms, given, asked, "times are dates written as yyyymmdd", origin)
         whole = series if series.dtype.is_integer() else series.rank("dense")
