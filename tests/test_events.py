@@ -423,3 +423,11 @@ def test_one_wrong_date_as_yyyymmdd_is_named_and_does_not_turn_the_clock_off(wro
     assert EventLog.from_frame(data, time_kind="order").time_kind == "order"
     ranks = pl.DataFrame({"user": ["u"] * 100, "item": range(100), "time": range(20240101, 20240201)})
     assert EventLog.from_frame(ranks).time_kind == "order"
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("-inf"), "inf"])
+def test_an_infinite_value_is_named(wrong: Any) -> None:
+    values = ["4.5", wrong, "3"] if isinstance(wrong, str) else [4.5, wrong, 3.0]
+    data = pl.DataFrame({"user": ["u"] * 3, "item": [1, 2, 3], "time": [10**9] * 3, "rating": values})
+    assert "row 2, column 'rating'" in error_of(data) and "is an impossible value: infinite" in error_of(data)
+    assert EventLog.from_frame(data, on_bad_rows="drop").events["value"].to_list() == [4.5, 3.0]

@@ -329,7 +329,7 @@ def convert_values(series: pl.Series, asked: bool, origin: Origin) -> tuple[pl.S
     """Return values as Float64, missing ones null; words under a usual name stay a feature (None) unless they were asked for.
 
     Raises:
-        LargeRecError: some values are numbers and one is not, or none is though the column was asked for.
+        LargeRecError: some values are numbers and one is not, or is infinite; or none is though the column was asked for.
     """
     numbers = None if series.dtype.is_nested() else series.cast(pl.Float64, strict=False)
     if numbers is None or (not asked and numbers.null_count() == numbers.len() > series.null_count()):
@@ -342,6 +342,10 @@ def convert_values(series: pl.Series, asked: bool, origin: Origin) -> tuple[pl.S
     if broken.any():
         fix = "Mend it, or name another column with data.columns.value=NAME."
         raise origin.error(broken, series, "is no number", fix)
+    infinite = numbers.is_infinite()
+    if infinite.any():
+        fix = "Mend it, or name another column with data.columns.value=NAME."
+        raise origin.error(infinite, series, "is an impossible value: infinite", fix)
     numbers = numbers.fill_nan(None)
     return numbers, ((f"{numbers.null_count():,} events have no value",) if numbers.null_count() else ())
 
