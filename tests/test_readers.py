@@ -192,6 +192,8 @@ def test_a_header_alone_holds_no_events(tmp_path: Path) -> None:
         ("log.csv", b"user,item\n1,2\n1,2,3\n", ["row 2: 3 fields ['1', '2', '3'], but there are 2 columns", "Quote a field"]),
         ("log.csv", b'user,item\n1,2\n1,"2\n3,4\n', ["row 2: a quote is broken", "Close every quote"]),
         ("log.csv", b'user,item\n1,2\n1,2"x\n3,4\n', ["row 2 (the first with a quote in a field)", "in quotes"]),
+        ("log.csv", b"user,item,item\n1,2,3\n", ["the header names column 'item' twice", "its own name"]),
+        ("log.tsv", b"user\titem\titem\n1\t2\t3\n", ["the header names column 'item' twice"]),
         ("log.tsv", b"user\titem\n1\t2\t3\n", ["row 1: 3 fields"]),
         ("log.data", b"1\t2\t3\t4\n1\t2\t3\t4\t5\n", ["row 2: 5 fields", "4 columns"]),
         ("log.data", b"1 2 3 4\n", ["row 1: 1 fields between '\\t'", "user, item, rating, timestamp", "CSV with a header line"]),

@@ -54,9 +54,12 @@ def parse_delimited(data: bytes, source: str, layout: Layout) -> pl.DataFrame:
     """Parse UTF-8 text into columns of strings, empty fields null.
 
     Raises:
-        LargeRecError: the text is empty, or a row has too many or too few fields or a broken quote.
+        LargeRecError: the text is empty, the header names a column twice, or a row has too many or too few fields or a broken
+            quote.
     """
     body, layout = _body(data, source, layout)
+    if layout.names is None:
+        _refuse_repeated_names(body, source, layout)
     quoted = layout.quoted and b'"' in body
     if not quoted and body.count(b"\r") != body.count(b"\r\n"):
         _refuse_carriage_return(body, source, layout)
@@ -112,6 +115,16 @@ def _refuse_carriage_return(body: bytes, source: str, layout: Layout) -> None:
         f"{source}, {f'row {row}' if row else 'header line'}: a carriage return stands inside the line. If the lines of the file "
         "end with carriage returns alone, convert them to line feeds; else take it out."
     )
+
+
+def _refuse_repeated_names(body: bytes, source: str, layout: Layout) -> None:
+    """The fast reader gives a second column of a name another name, so that nobody would know which of the two is meant."""
+    header, _, problem = _one_row([body[: body.find(b"\n")].decode("utf-8")], 0, layout)
+    twice = [name for number, name in enumerate(header) if name.strip() and name in header[:number]]
+    if twice and not problem:
+        raise LargeRecError(
+            f"{source}: the header names column {twice[0]!r} twice: {header[:20]}. Give each its own name, or take one out."
+        )
 
 
 def _refuse_short(body: bytes, source: str, layout: Layout, quoted: bool) -> None:
