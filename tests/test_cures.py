@@ -221,7 +221,7 @@ def test_rows_of_weight_0_are_not_regenerated() -> None:
     named = training.log.events["item_id"].filter(pl.Series(~ignored))
     assert set(added["item_id"]) <= set(named)
     nothing = cures.RegenerateStep(learner=TINY).change(replace(training, weight_R=np.zeros(len(training))))
-    assert nothing.added is None and "weight 0" in nothing.facts["note"]
+    assert nothing.added is not None and nothing.added.is_empty() and "weight 0" in nothing.facts["note"]
 
 
 def test_what_a_step_made_is_no_question_of_the_personaliser() -> None:
@@ -305,7 +305,19 @@ def test_restrictive_inference_keeps_to_the_users_own_items() -> None:
 def test_a_log_without_shared_runs_is_left_as_it_is() -> None:
     rows = [(f"u{u}", f"i{u}-{n}", START_MS + n) for u in range(5) for n in range(6)]
     change = cures.RegenerateStep(learner=TINY).change(training_of(log_of(rows)))
-    assert change.added is None and "nothing is regenerated" in change.facts["note"]
+    assert change.added is not None and change.added.is_empty() and "nothing is regenerated" in change.facts["note"]
+
+
+def test_the_origin_of_rows_can_be_asked_for_though_nothing_was_made(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"i{u}-{n}", START_MS + n) for u in range(5) for n in range(6)]
+    log_of(rows).write(tmp_path / "log.parquet")
+    learner = {"width": 8, "heads": 1, "tokens": 100, "epochs": 1}
+    steps = [{"name": "regenerate", "learner": learner}, {"name": "personalise", "by": MADE, "learner": learner}]
+    found = curate(DataOptions(path=str(tmp_path / "log.parquet")), plan_from({"step": steps}))
+    last = versions.read(Path(found["log"])).log.events
+    assert last[MADE].null_count() == last.height == len(rows)
+    weights = last.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(len(rows))))
+    assert weights.to_numpy() == pytest.approx(1.0)
 
 
 def test_a_source_of_noise_weighs_less() -> None:

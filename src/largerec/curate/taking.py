@@ -137,7 +137,7 @@ def _made(
         "weight_0": int((weight_R[stays.to_numpy()] == 0).sum()),
     }
     events = events.filter(kept)
-    if change.added is not None and change.added.height:
+    if change.added is not None:
         events = with_added(events, change.added)
         counts["added"] = change.added.height
     made = Version(

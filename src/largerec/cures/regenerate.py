@@ -60,12 +60,13 @@ class RegenerateStep(Options):
         """Adds sequences, each of a new user. Rows of weight 0 are not read: they would come back as something to learn."""
         training = learned(training)
         if not len(training):
-            return Change(facts={"note": "every row has weight 0, so there is nothing to regenerate"})
+            return Change(added=_none(training), facts={"note": "every row has weight 0, so there is nothing to regenerate"})
         sequences = sequences_of(training)
         pattern_PL, _, user_J, pattern_J = frequent(sequences, self.length, self.window, self.users)
         facts: dict[str, Any] = {"patterns": len(pattern_PL), "pairs": len(user_J)}
         if not len(pattern_PL):
-            return Change(facts=facts | {"note": "no run of items is shared by so many users, so nothing is regenerated"})
+            facts["note"] = "no run of items is shared by so many users, so nothing is regenerated"
+            return Change(added=_none(training), facts=facts)
         random = np.random.default_rng([training.seed, 41])
         if len(user_J) > MOST_PAIRS:
             some = np.sort(random.permutation(len(user_J))[:MOST_PAIRS])
@@ -105,6 +106,11 @@ class RegenerateStep(Options):
             pl.lit(self.weight).alias("train_weight"),
             pl.lit(True).alias(MADE),
         ).select(*columns, *(["behavior"] if "behavior" in copied.columns else []))
+
+
+def _none(training: Training) -> pl.DataFrame:
+    """No rows, but with the column of made ones, so that a later step may ask for it whatever came of this one."""
+    return pl.DataFrame(schema={"user_id": training.user_ids.dtype, MADE: pl.Boolean})
 
 
 def new_ids(known: pl.Series, count: int) -> pl.Series:
