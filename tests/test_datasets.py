@@ -339,6 +339,21 @@ def test_kuairand_with_earlier_watches(tmp_path: Path) -> None:
     assert "column 'time_ms' is missing" in error_of(path=str(tmp_path))
 
 
+def test_bad_rows_of_the_earlier_watches_are_dropped_when_asked(tmp_path: Path) -> None:
+    put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=b"{broken\n" + WATCHES)
+    assert "watch_history_x.jsonl, row 1: '{broken' is not JSON" in error_of(path=str(tmp_path))
+    record = tmp_path / "dropped.jsonl"
+    log = load_log(DataOptions(path=str(tmp_path), on_bad_rows="drop", dropped=str(record)))
+    assert log.events.height == 5
+    assert [(Path(row.file).name, row.row, row.reason) for row in log.dropped] == [
+        ("watch_history_x.jsonl", 1, "the line is no JSON")
+    ]
+    # A bad value behind a dropped line keeps its own number.
+    (tmp_path / "watch_history_x.jsonl").write_bytes(b"{broken\n" + WATCHES.replace(b'"user_id":1', b'"user_id":null'))
+    log = load_log(DataOptions(path=str(tmp_path), on_bad_rows="drop", dropped=str(record)))
+    assert {row.row for row in log.dropped if "user" in row.reason} == {2}
+
+
 def test_untimed_events_of_any_log_come_first_when_asked(tmp_path: Path) -> None:
     path = str(put(tmp_path, log__csv=b"user_id,item_id,timestamp\n1,10,1300000000\n1,20,\n2,30,1300000060\n") / "log.csv")
     assert "row 2, column 'timestamp': nothing (null) is no time" in error_of(path=path)

@@ -79,20 +79,23 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
     history = sorted(file for file in folder.iterdir() if re.fullmatch(r"watch_history.*\.jsonl(\.gz)?", file.name))
     if not history:
         return table
-    earlier, rows, said = _earlier(history[0])
+    read_history = read_table(history[0], on_bad_rows=on_bad_rows)
+    earlier, rows, said = _earlier(read_history.frame, history[0])
+    place = read_history.place or in_file(str(history[0]))
     assert table.place is not None
-    parts: list[tuple[int, Place]] = [(earlier.height, lambda row: (str(history[0]), int(rows[row]) + 1))]
+    parts: list[tuple[int, Place]] = [(earlier.height, lambda row: place(int(rows[row])))]
     parts.append((table.frame.height, table.place))
     events = pl.concat([earlier, table.frame], how="diagonal_relaxed")
-    return replace(table, frame=events, notes=(*table.notes, said), place=in_parts(parts))
+    dropped = (*read_history.dropped, *table.dropped)
+    return replace(table, frame=events, notes=(*table.notes, said), place=in_parts(parts), dropped=dropped)
 
 
 ROW = "__row__"
 
 
-def _earlier(file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
+def _earlier(history: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
     """Unfold the watches before the log: user, video, behaviour and known signals, without a time; the row of each; a note."""
-    table = read_table(file).frame.with_row_index(ROW)
+    table = history.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
     # The lists of likes and long watches say which videos, not which of several watches of one: the last ones are meant.
     nth = pl.int_range(pl.len()).reverse().over("user_id", "video_id")
