@@ -339,6 +339,17 @@ def test_kuairand_with_earlier_watches(tmp_path: Path) -> None:
     assert "column 'time_ms' is missing" in error_of(path=str(tmp_path))
 
 
+def test_what_is_asked_of_untimed_events_counts_before_what_a_set_says(tmp_path: Path) -> None:
+    put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=WATCHES)
+    assert "row 1, column 'time_ms': nothing (null) is no time" in error_of(path=str(tmp_path), untimed="error")
+    first = load_log(DataOptions(path=str(tmp_path), untimed="first"))
+    assert first.events.equals(load_log(DataOptions(path=str(tmp_path))).events)
+    first.write(tmp_path / "out" / "events.parquet")
+    assert "events.parquet, row 1, column 'timestamp': nothing (null) is no time" in error_of(
+        path=str(tmp_path / "out"), untimed="error"
+    )
+
+
 def test_bad_rows_of_the_earlier_watches_are_dropped_when_asked(tmp_path: Path) -> None:
     put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=b"{broken\n" + WATCHES)
     assert "watch_history_x.jsonl, row 1: '{broken' is not JSON" in error_of(path=str(tmp_path))

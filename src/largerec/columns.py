@@ -19,6 +19,7 @@ TimeKind = Literal["timestamp", "order"]
 AskedKind = Literal["auto", "timestamp", "order"]
 TimeUnit = Literal["auto", "s", "ms", "us", "ns", "iso"]
 Untimed = Literal["error", "first"]
+AskedUntimed = Literal["auto", "error", "first"]
 Role = Literal["user", "item", "time", "behavior", "value"]
 
 # Names are compared in lower case and without a RecBole type suffix; the first alias that a file has is taken.

@@ -10,7 +10,7 @@ import polars as pl
 
 from largerec import manifest
 from largerec.badrows import OnBadRows, told_dropped, write_dropped
-from largerec.columns import ALIASES, CANONICAL, AskedKind, ColumnOptions, TimeUnit, Untimed, find_columns
+from largerec.columns import ALIASES, CANONICAL, AskedKind, AskedUntimed, ColumnOptions, TimeUnit, find_columns
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import FaultOptions, with_faults
@@ -44,7 +44,8 @@ class DataOptions(Options):
 
     ``on_bad_rows``: "drop" leaves out rows that cannot be right, counts them by reason and writes them to ``dropped``.
     ``random``: a log of what was shown at random, to be tested apart (KuaiRand's ``log_random_*.csv``); a file, or its name in
-    the folder of ``path``. ``untimed``: "first" puts events without a time before all others, in the order of the file.
+    the folder of ``path``. ``untimed``: "first" puts events without a time before all others, in the order of the file; "error"
+    refuses them, and so does "auto" but for a set or a file of ours that is known to have some.
     """
 
     path: str | None = None
@@ -52,7 +53,7 @@ class DataOptions(Options):
     where: str | None = None
     time_unit: TimeUnit = "auto"
     time_kind: AskedKind = "auto"
-    untimed: Untimed = "error"
+    untimed: AskedUntimed = "auto"
     on_bad_rows: OnBadRows = "error"
     dropped: str = "dropped.jsonl"
     items: str | None = None
@@ -115,7 +116,7 @@ def _read_log(options: DataOptions, given: str) -> EventLog:
         where=options.where,
         source=str(source),
         items_source=str(items_path),
-        untimed=options.untimed,
+        untimed="first" if options.untimed == "first" else "error",
         on_bad_rows=options.on_bad_rows,
         place=table.place,
     )
@@ -267,7 +268,7 @@ def _with_defaults(options: DataOptions, source: Path, table: RawTable) -> tuple
             "columns": given.model_copy(update=missing),
             "time_kind": time_kind,
             "where": where,
-            "untimed": table.untimed or options.untimed,
+            "untimed": (table.untimed or "error") if options.untimed == "auto" else options.untimed,
         }
     )
     return filled, notes
