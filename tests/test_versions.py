@@ -12,9 +12,10 @@ from logs import chain_log
 from runs import tiny_recipe
 
 from largerec import ablate
-from largerec.curate import curate
-from largerec.curate.plan import Plan
+from largerec.curate import curate, versions
+from largerec.curate.plan import Plan, plan_of
 from largerec.curate.taking import stage_column
+from largerec.curate.tracing import Named, restore, trace
 from largerec.datasets import DataOptions
 from largerec.errors import LargeRecError
 from largerec.sequences import SplitOptions
@@ -58,3 +59,45 @@ def test_a_weight_that_is_none_is_refused(tmp_path: Path, weight: Any) -> None:
     with pytest.raises(LargeRecError, match=r"column 'train_weight' holds .*; a weight is a number of 0 or more"):
         curate(written(tmp_path, train_weight=weights), Plan())
     assert not (tmp_path / "log.versions").exists()
+
+
+# --- rows that a step only weighed
+
+
+def events_of(folder: Any) -> pl.DataFrame:
+    return versions.read(Path(folder)).log.events
+
+
+def weights_of(folder: Any) -> list[float]:
+    events = events_of(folder)
+    return events.get_column("train_weight", default=pl.Series([1.0] * events.height)).to_list()
+
+
+def test_a_step_that_weighs_is_undone_alone(tmp_path: Path) -> None:
+    """Rows come back to their weight before the step; what other steps did to them, before and after it, stays."""
+    steps = ["popularity:threshold=0.01", "recency:days=0.2", "duplicates"]
+    found = curate(written(tmp_path), plan_of(steps))
+    before, after = (weights_of(Path(found["dir"]) / found["versions"][at]["version"]) for at in (1, 2))
+    weighed = sum(one != other for one, other in zip(before, after, strict=True))
+    assert weighed > 10
+    document = restore(found["log"], Named(step="recency"))
+    assert document["version"]["rows"]["weighed"] == weighed and document["version"]["rows"]["restored"] == 0
+    assert weights_of(document["dir"]) == before
+    with pytest.raises(LargeRecError, match="nothing is to be restored"):
+        restore(document["dir"], Named(step="recency"))
+    kept = restore(found["log"], Named(step="popularity"))
+    assert {weight for weight, other in zip(weights_of(kept["dir"]), after, strict=True) if other == 0} == {0.0}
+    assert {weight for weight, other in zip(weights_of(kept["dir"]), after, strict=True) if other != 0} == {1.0}
+    traced = trace(found["log"], Named(step="recency"))["found"]
+    assert len(traced) == weighed and all(any(one["step"] == "recency" for one in row["history"]) for row in traced)
+    with pytest.raises(LargeRecError, match="no row was removed, changed or weighed by a step 'core-set'"):
+        restore(found["log"], Named(step="core-set"))
+
+
+def test_undoing_weights_brings_back_nothing_that_a_later_step_removed(tmp_path: Path) -> None:
+    found = curate(written(tmp_path), plan_of(["recency:half_life_days=1", "core-set:budget=0.5,method=random,rest=remove"]))
+    document = restore(found["log"], Named(step="recency"))
+    assert events_of(document["dir"])["source_row"].equals(events_of(found["log"])["source_row"])
+    idle = sum(weight == 0 for weight in weights_of(found["log"]))
+    assert weights_of(document["dir"]).count(0.0) == idle
+    assert set(weights_of(document["dir"])) == ({0.0, 1.0} if idle else {1.0})

@@ -106,7 +106,9 @@ def data_restore(
     row: Rows = None,
     user_id: OfUser = None,
     item_id: OfItem = None,
-    step: Annotated[str | None, typer.Option("--step", help="all rows that steps of this name removed or changed")] = None,
+    step: Annotated[
+        str | None, typer.Option("--step", help="all that steps of this name did: rows removed, changed or weighed")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="every row: the log as it was read first")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,8 @@ class Named:
     step: str | None = None
     everything: bool = False
 
-    def rows_of(self, version: Version) -> pl.Series:
-        """The numbers of the rows, in order, those that are gone too.
+    def rows_of(self, version: Version, weighed: pl.Series | None = None) -> pl.Series:
+        """The numbers of the rows, in order, those that are gone too; without those that the step only weighed (``weighed``).
 
         Raises:
             LargeRecError: nothing is named, or what is named is not there.
@@ -69,10 +70,11 @@ class Named:
             parts.append(own)
         if self.step is not None:
             own = pl.concat([table.filter(pl.col("step") == self.step)[ROW] for table in (removed, changed)])
-            if not own.len():
+            if not own.len() and (weighed is None or not weighed.len()):
                 steps = sorted({*removed["step"], *changed["step"]})
                 raise LargeRecError(
-                    f"no row was removed or changed by a step {self.step!r}; there are: {', '.join(steps) or 'none'}."
+                    f"no row was removed, changed or weighed by a step {self.step!r}; rows were removed or changed by: "
+                    f"{', '.join(steps) or 'none'}."
                 )
             parts.append(own)
         if not parts:
@@ -88,7 +90,8 @@ def trace(folder: str | Path, named: Named) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser().resolve()
     version = versions.read(folder)
-    rows = named.rows_of(version)
+    weighed_rows = _weighed_by(folder, named.step)[ROW]
+    rows = pl.concat([named.rows_of(version, weighed_rows), weighed_rows]).unique().sort()
     chosen = pl.col(ROW).is_in(rows.implode())
     kept = version.log.events.filter(chosen)
     removed = version.removed.filter(chosen)
@@ -137,10 +140,49 @@ def _weights_along(folder: Path, rows: pl.Series) -> list[dict[str, Any]]:
     return found
 
 
+def _weighed_by(folder: Path, step: str | None) -> pl.DataFrame:
+    """Weights of rows before and after each version that a step of this name made, where they differ; the first version first.
+
+    Versions keep no list of weights, as they do of removed and changed rows, so each is compared with the one before it.
+    """
+    found = [pl.DataFrame(schema={ROW: pl.Int64, "version": pl.String, "before": pl.Float64, "after": pl.Float64})]
+    chain = [] if step is None else versions.chain(folder)
+    for (parent, _), (name, document) in itertools.pairwise(chain):
+        if (document["version"]["step"] or {}).get("name") == step:
+            before, after = (_weights(folder.parent / one) for one in (parent, name))
+            both = before.rename({"weight": "before"}).join(after.rename({"weight": "after"}), on=ROW, maintain_order="left")
+            differ = both.filter(pl.col("before") != pl.col("after"))
+            found.append(differ.select(ROW, pl.lit(name).alias("version"), "before", "after"))
+    return pl.concat(found)
+
+
+def _weights(folder: Path) -> pl.DataFrame:
+    """The weight of each row of a version, but for those that a step made."""
+    table = pl.read_parquet(folder / "events.parquet").drop_nulls(ROW)
+    weight = table.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(table.height))).cast(pl.Float64)
+    return pl.DataFrame({ROW: table[ROW], "weight": weight})
+
+
+def _unweighed(rows: pl.Series, weights: pl.Series, lines: pl.DataFrame) -> pl.Series:
+    """Weights of rows without what the lines say was done to them.
+
+    A row is again what it was before; where a later step weighed it too, that step's factor stays, unless the row had gone to 0,
+    of which nothing is known any more.
+    """
+    for (_,), part in reversed(list(lines.group_by("version", maintain_order=True))):
+        table = pl.DataFrame({ROW: rows, "now": weights}).join(part, on=ROW, how="left", maintain_order="left")
+        now, before, after = pl.col("now"), pl.col("before"), pl.col("after")
+        weights = table.select(
+            pl.when(after.is_null()).then(now).when((now == after) | (after == 0)).then(before).otherwise(now / after * before)
+        ).to_series()
+    return weights
+
+
 def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     """Make a version in which the named rows are as they were in the log that was read first; return its manifest and folder.
 
     Removed rows come back, changed values are undone, and weights are those that the log came with (1 where it came with none).
+    Of a step's rows, those that it only weighed get the weight from before it and are else as they are.
     Rows that a step made are no rows of the log: none comes back, and where everything is named, those that are there go.
 
     Raises:
@@ -148,12 +190,15 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     """
     folder = Path(folder).expanduser().resolve()
     document, version = versions.read_manifest(folder), versions.read(folder)
-    rows = named.rows_of(version)
+    lines_of_weight = _weighed_by(folder, named.step)
+    rows = named.rows_of(version, lines_of_weight[ROW])
+    lines_of_weight = lines_of_weight.filter(~pl.col(ROW).is_in(rows.implode()))
     chosen = pl.col(ROW).is_in(rows.implode()).fill_null(False)
     back = version.removed.filter(chosen)
     events, made_up = _parted(version) if named.everything else (version.log.events, version.log.events.clear())
     options = {"name": "restore", "rows": rows.len(), "which": manifest.content_hash(rows.to_frame())}
     options |= {"made_up": made_up.height} if made_up.height else {}
+    options |= {"weighed_by": named.step} if lines_of_weight.height else {}
     key = versions.key_of(document["content"], options, 0)
     number = document["version"]["number"] + 1
     name = f"{number:02d}-restore-{key[:8]}"
@@ -167,15 +212,18 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     texts = pl.Series(said, dtype=pl.String), pl.Series(["restored"] * len(said), dtype=pl.String)
     lines = [changed_lines(back[ROW], name, "restore", ROW, *texts)]
     events, undone = _undone(events, version.changed.filter(chosen & (pl.col("column") != ROW)), name)
-    at_R = (events[ROW].is_in(rows.implode()) & (events[STAGE_COLUMN] == "train")).arg_true().to_numpy()
-    weights = events[SOURCE_WEIGHT] if SOURCE_WEIGHT in events.columns else pl.Series(np.ones(events.height))
-    before = events.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(events.height)))
+    whole = pl.concat([rows, lines_of_weight[ROW]])
+    at_R = (events[ROW].is_in(whole.implode()) & (events[STAGE_COLUMN] == "train")).fill_null(False).arg_true().to_numpy()
+    before = events.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(events.height))).cast(pl.Float64)
+    source = events.get_column(SOURCE_WEIGHT, default=pl.Series(np.ones(events.height))).cast(pl.Float64)
+    only_weighed = events[ROW].is_in(lines_of_weight[ROW].implode()).fill_null(False)
+    weights = _unweighed(events[ROW], before, lines_of_weight).zip_with(only_weighed, source)
     reweighed = int((before[at_R] != weights[at_R]).sum())
     if not back.height and not made_up.height and not any(line.height for line in undone) and not reweighed:
         raise LargeRecError(
             f"{folder}: the rows that are named are as they were in the first version; nothing is to be restored."
         )
-    events = weighed(events, at_R, weights[at_R].cast(pl.Float64).to_numpy())
+    events = weighed(events, at_R, weights[at_R].to_numpy())
     gone = made_up.with_columns(pl.lit(name).alias("version"), pl.lit("restore").alias("step"), pl.lit(MADE_UP).alias("why"))
     made = Version(
         replace(version.log, events=events.select(_columns(version, events))),
