@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -210,6 +211,16 @@ def test_the_recipes_own_steps_are_counted_on_the_raw_log(tmp_path: Path) -> Non
 
 
 # --- faults in training rows
+
+
+def test_bots_among_training_rows_have_ids_though_a_narrow_type_is_full() -> None:
+    log = random_log(users=20, events=400)
+    narrow = staged(replace(log, events=log.events.with_columns((pl.col("user_id") + 236).cast(pl.UInt8))))
+    after = with_training_faults(narrow, FaultOptions(bots=0.2)).events
+    assert after.schema["user_id"] == pl.Int64 and after["user_id"].max() == 259
+    held = after.filter(pl.col(STAGE_COLUMN) != "train").drop(LABEL)
+    was = narrow.events.filter(pl.col(STAGE_COLUMN) != "train")
+    assert held.equals(was.with_columns(pl.col("user_id").cast(pl.Int64)).select(held.columns))
 
 
 def staged(log: EventLog) -> EventLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -117,6 +118,30 @@ def test_ids_keep_their_type_and_are_new() -> None:
     words = log_of([("bot 0", "a", MINUTE_MS), ("ann", "b", 2 * MINUTE_MS)])
     names = with_faults(words, FaultOptions(bots=1.0)).events.filter(pl.col(LABEL) == "bot")["user_id"].unique()
     assert set(names) == {"bot 1", "bot 2"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "highest", "wide"),
+    [(pl.UInt8, 255, pl.Int64), (pl.Int8, 127, pl.Int64), (pl.Int32, 9, pl.Int32), (pl.UInt64, 2**63 + 5, pl.UInt64)],
+)
+def test_ids_of_bots_have_room(dtype: Any, highest: int, wide: Any) -> None:
+    log = random_log(users=30)
+    ids = [highest - user for user in log.events["user_id"]] if highest > 30 else log.events["user_id"].to_list()
+    log = replace(log, events=log.events.with_columns(pl.Series("user_id", ids, dtype=dtype)))
+    found = with_faults(log, FaultOptions(bots=0.2)).events
+    bots = found.filter(pl.col(LABEL) == "bot")["user_id"]
+    assert found.schema["user_id"] == wide and set(bots) == set(range(max(ids) + 1, max(ids) + 1 + bots.n_unique()))
+    assert found.filter(pl.col(LABEL).is_null())["user_id"].to_list() == ids
+
+
+@pytest.mark.parametrize(("dtype", "highest"), [(pl.Int64, 2**63 - 1), (pl.UInt64, 2**64 - 1)])
+def test_ids_without_room_above_are_refused(dtype: Any, highest: int) -> None:
+    log = random_log(users=30)
+    ids = pl.Series("user_id", [highest - user for user in log.events["user_id"]], dtype=dtype)
+    log = replace(log, events=log.events.with_columns(ids))
+    with pytest.raises(LargeRecError, match=r"new ones are needed, but U?Int64 has no room above\. Write these ids as text"):
+        with_faults(log, FaultOptions(bots=0.2))
+    assert with_faults(log, FaultOptions(duplicates=0.2)).events.schema["user_id"] == dtype
 
 
 def test_an_order_has_no_clock_that_could_be_wrong() -> None:

@@ -101,3 +101,20 @@ def test_undoing_weights_brings_back_nothing_that_a_later_step_removed(tmp_path:
     idle = sum(weight == 0 for weight in weights_of(found["log"]))
     assert weights_of(document["dir"]).count(0.0) == idle
     assert set(weights_of(document["dir"])) == ({0.0, 1.0} if idle else {1.0})
+
+
+# --- ids
+
+
+def test_sessions_of_users_with_large_ids(tmp_path: Path) -> None:
+    """New ids are the next integers, also beyond 2^63, and are refused with one message where there is no room."""
+    users = pl.col("user_id").str.slice(1).cast(pl.UInt64)
+    plan = plan_of(["sessions:minutes=1"])
+    (tmp_path / "room").mkdir()
+    found = curate(written(tmp_path / "room", user_id=users + 2**63), plan)
+    ids = events_of(found["log"])["user_id"]
+    assert ids.dtype == pl.UInt64 and ids.n_unique() > 10 and ids.min() == 2**63
+    for name, column in (("signed", users.cast(pl.Int64) + (2**63 - 10)), ("unsigned", users + (2**64 - 10))):
+        (tmp_path / name).mkdir()
+        with pytest.raises(LargeRecError, match="no room above"):
+            curate(written(tmp_path / name, user_id=column), plan)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -217,7 +217,9 @@ def base_logs(plan: AblationPlan, recipe: Recipe, folder: Path) -> list[Arm]:
     clean = EventLog(log.events.with_columns(stage.alias(STAGE_COLUMN))[order], log.items, log.time_kind, log.notes, log.source)
     logs = {RAW: clean}
     if plan.ablate.faults.any:
-        logs = {CLEAN: clean, RAW: with_training_faults(clean, plan.ablate.faults)}
+        faulty = with_training_faults(clean, plan.ablate.faults)
+        ids = pl.col("user_id").cast(faulty.events.schema["user_id"])  # of one type in all rows, so that targets can be compared
+        logs = {CLEAN: replace(clean, events=clean.events.with_columns(ids)), RAW: faulty}
     return [Arm(name, str(_kept(one, folder / "logs" / name, recipe.data.path)), 0.0, _counts(one)) for name, one in logs.items()]
 
 

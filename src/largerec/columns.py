@@ -171,6 +171,24 @@ def convert_ids(series: pl.Series, role: str, origin: Origin) -> tuple[pl.Series
     return series, note
 
 
+def next_ids(known: pl.Series, count: int) -> pl.Series:
+    """The next integers after ids that are known, of their type, or Int64 where they fill a narrower one.
+
+    Raises:
+        LargeRecError: 64 bits have no room for so many.
+    """
+    highest = -1 if known.max() is None else int(cast(int, known.max()))  # Python's integers do not overflow
+    fresh, dtype = range(highest + 1, highest + 1 + count), known.dtype
+    if count and fresh[-1] > known.upper_bound()[0] and dtype != pl.UInt64:
+        dtype = pl.Int64()
+    if count and fresh[-1] > pl.Series([], dtype=dtype).upper_bound()[0]:
+        raise LargeRecError(
+            f"column {known.name!r}: ids are integers up to {highest}, and {count:,} new ones are needed, but {dtype} has no "
+            "room above. Write these ids as text, or number them from 0."
+        )
+    return pl.Series(list(fresh), dtype=dtype)
+
+
 def iso_time(ms: int) -> str:
     """Return milliseconds UTC as ``2024-03-31T18:30:00Z``."""
     return (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=ms)).isoformat().replace("+00:00", "Z")

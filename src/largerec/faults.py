@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import Field
 
-from largerec.columns import UNTIMED
+from largerec.columns import UNTIMED, next_ids
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
 from largerec.options import Options
@@ -57,7 +57,7 @@ def with_faults(log: EventLog, options: FaultOptions) -> EventLog:
     common behaviour; further columns of a new event are those of the event that it copies.
 
     Raises:
-        LargeRecError: the log has labels already, or no clock that could be wrong.
+        LargeRecError: the log has labels already, no clock that could be wrong, or no room for the ids of bots.
     """
     if LABEL in log.events.columns:
         raise LargeRecError(f"{log.source}: the log has a column {LABEL!r} already; put faults into the log without it, once.")
@@ -75,7 +75,7 @@ def with_faults(log: EventLog, options: FaultOptions) -> EventLog:
         _duplicates(sound, options),
         _bots(sound, options, log.time_kind, log.source),
     ]
-    events = pl.concat(parts).sort("place", maintain_order=True).drop("place")
+    events = pl.concat(parts, how="vertical_relaxed").sort("place", maintain_order=True).drop("place")
     counts = {str(name): n for name, n in events[LABEL].drop_nulls().value_counts().sort(LABEL).iter_rows()}
     said = ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "none"
     note = f"faults were put into the log, labelled in {LABEL!r}: {said} (seed {options.seed})"
@@ -166,10 +166,9 @@ def _common_behaviour(sound: pl.DataFrame) -> list[pl.Expr]:
 
 
 def fresh_ids(users: pl.Series, count: int) -> pl.Series:
-    """Ids that no user has, of the same type: the next integers, or "bot 0" and so on."""
+    """Ids that no user has, of the same type: the next integers (Int64 where a narrower type is full), or "bot 0" and so on."""
     if users.dtype.is_integer():
-        highest = int(users.cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
-        return pl.Series(np.arange(highest + 1, highest + 1 + count)).cast(users.dtype)
+        return next_ids(users, count)
     known, number = set(users.to_list()), itertools.count()
     fresh = (name for name in (f"bot {n}" for n in number) if name not in known)
     return pl.Series(list(itertools.islice(fresh, count)), dtype=pl.String)

@@ -31,9 +31,11 @@ def with_training_faults(log: EventLog, options: FaultOptions) -> EventLog:
     rows, held = log.events.filter(is_training), log.events.filter(~is_training)
     sound = replace(log, events=rows.with_columns(pl.col("timestamp").alias(SOUND_TIME)))
     faulty = with_faults(sound, options)
+    held = held.with_columns(pl.col("user_id").cast(faulty.events.schema["user_id"]))  # bots may have widened it
     events = _before_what_is_asked(faulty.events, held).drop(SOUND_TIME)
     events = _without_known_ids(events, rows["user_id"], held["user_id"])
-    held = held.with_columns(pl.lit(None, dtype=pl.String).alias(LABEL)).select(events.columns)
+    held = held.with_columns(pl.lit(None, dtype=pl.String).alias(LABEL), pl.col("user_id").cast(events.schema["user_id"]))
+    held = held.select(events.columns)
     return replace(faulty, events=pl.concat([events, held]))
 
 
@@ -53,4 +55,5 @@ def _without_known_ids(events: pl.DataFrame, training: pl.Series, held: pl.Serie
     if not taken.len():
         return events
     names = fresh_ids(pl.concat([training, held, bots]).unique(maintain_order=True), taken.len())
-    return events.with_columns(pl.col("user_id").replace(taken, names).alias("user_id"))
+    wide = pl.col("user_id").cast(names.dtype)
+    return events.with_columns(wide.replace(taken.cast(names.dtype), names).alias("user_id"))

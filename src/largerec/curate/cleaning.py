@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from largerec.audit import bots, bursts, clocks, misclicks, repeats
 from largerec.audit.ordered import HOUR, MINUTE, SECOND, SESSION_MS, Ordered
-from largerec.columns import UNTIMED
+from largerec.columns import UNTIMED, next_ids
 from largerec.curate.rows import Bools, Change, Ints, Training
 from largerec.errors import LargeRecError
 from largerec.options import Options
@@ -247,8 +247,7 @@ class SessionsStep(Options):
 def _new_ids(log: Ordered, known: pl.Series, numbers: Ints, session_N: Ints) -> pl.Series:
     """An id that no user has for each of these sessions, of the type of the ids; ``known`` are all ids that there are."""
     if known.dtype.is_integer():
-        highest = int(known.cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
-        return pl.Series(np.arange(highest + 1, highest + 1 + len(numbers))).cast(known.dtype)
+        return next_ids(known, len(numbers))
     taken, made = set(known.to_list()), []
     first = np.searchsorted(session_N, numbers)  # sessions are numbered in order
     for start in first.tolist():

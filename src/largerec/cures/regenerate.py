@@ -22,6 +22,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from largerec.batches import Batch
+from largerec.columns import next_ids
 from largerec.curate.rows import Change, Training
 from largerec.curate.versions import MADE
 from largerec.cures.patterns import frequent
@@ -116,8 +117,7 @@ def _none(training: Training) -> pl.DataFrame:
 def new_ids(known: pl.Series, count: int) -> pl.Series:
     """Ids that no user has, of the same type: the next integers, or ``regenerated 0`` and so on."""
     if known.dtype.is_integer():
-        highest = int(known.cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
-        return pl.Series(np.arange(highest + 1, highest + 1 + count)).cast(known.dtype)
+        return next_ids(known, count)
     taken, names, number = set(known.to_list()), list[str](), 0
     while len(names) < count:
         if (name := f"regenerated {number}") not in taken:
