@@ -208,6 +208,25 @@ def test_recbole_files_read_back(shop: DataOptions, tmp_path: Path) -> None:
     assert log.items is not None and log.items["title"].to_list() == ["Ten", "Twenty one", "Thirty"]
 
 
+def test_bytes_that_are_no_text_are_kept_and_hashed_and_are_refused_for_recbole(tmp_path: Path) -> None:
+    events = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": [10**9] * 3})
+    path, hashes = tmp_path / "log.parquet", set()
+    for values in ([b"\xff", b"a", None], [b"\xffa", b"", None], [b"\xff", b"a", b""]):
+        events.with_columns(pl.Series("mark", values)).write_parquet(path)
+        document = import_log(DataOptions(path=str(path)), tmp_path / "to", overwrite=True)
+        hashes.add(document["content"])
+        assert load_log(DataOptions(path=str(tmp_path / "to"))).events["mark"].to_list() == values
+    assert len(hashes) == 3
+    with pytest.raises(LargeRecError, match="column 'mark' holds bytes that are no UTF-8 text"):
+        import_log(DataOptions(path=str(path)), tmp_path / "recbole", target="recbole")
+    events.with_columns(pl.Series("mark", [[b"\xff"], [], None])).write_parquet(path)
+    import_log(DataOptions(path=str(path)), tmp_path / "lists")
+    with pytest.raises(LargeRecError, match="column 'mark' holds bytes"):
+        import_log(DataOptions(path=str(path)), tmp_path / "recbole", target="recbole")
+    events.with_columns(pl.Series("mark", [b"a", b"b", None])).write_parquet(path)
+    import_log(DataOptions(path=str(path)), tmp_path / "recbole", target="recbole")
+
+
 def test_a_folder_of_items_becomes_item_tables(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     put(tmp_path / "in", A__item__json__gz=b'{"0": {"title": "Pen"}, "1": {"title": "Ink"}}', A__index__json=b'{"1": ["<a_1>"]}')

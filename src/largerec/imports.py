@@ -195,6 +195,21 @@ def _write_recbole(log: EventLog, folder: Path, name: str) -> tuple[list[Path], 
     return written, tuple(notes)
 
 
+def _refuse_bytes(series: pl.Series, path: Path) -> None:
+    """A value that is no text would otherwise be written as nothing."""
+    while isinstance(series.dtype, pl.List | pl.Array):
+        series = series.explode()
+    if series.dtype != pl.Binary:
+        return
+    try:
+        series.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise LargeRecError(
+            f"{path.name}: column {series.name!r} holds bytes that are no UTF-8 text, which RecBole's files cannot. Leave it "
+            "out of the log, write it as text (hexadecimal, say), or import with --to-format parquet."
+        ) from None
+
+
 def _write_atomic(table: pl.DataFrame, path: Path, sequences: tuple[str, ...]) -> int:
     """Write one atomic file; return how many values had characters replaced."""
     columns, changed = [], 0
@@ -203,6 +218,7 @@ def _write_atomic(table: pl.DataFrame, path: Path, sequences: tuple[str, ...]) -
         many = series.name in sequences or series.dtype.is_nested()
         kind = "token_seq" if many else "float" if numeric else "token"
         if not numeric:
+            _refuse_bytes(series, path)
             text = convert_text(series)
             text = text.str.replace_all("|", " ", literal=True) if many else text
             broken = text.str.contains(r"[\t\r\n]").fill_null(False)

@@ -59,6 +59,11 @@ def _update(digest: Digest, series: pl.Series) -> None:
             _update(digest, series.struct.field(name))
     elif series.dtype.is_numeric() and series.dtype not in (pl.Int128, pl.UInt128) and not series.dtype.is_decimal():
         digest.update(series.fill_null(0).to_physical().rechunk().to_numpy().data)
+    elif series.dtype == pl.Binary:  # bytes that need be no text
+        held = series.fill_null(b"")
+        digest.update(held.bin.size().cast(pl.Int64).to_numpy().data)
+        for start in range(0, held.len(), BLOCK):
+            digest.update(b"".join(held.slice(start, BLOCK)))
     else:
         text = series.cast(pl.String).fill_null("")
         digest.update(text.str.len_bytes().cast(pl.Int64).to_numpy().data)
