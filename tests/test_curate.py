@@ -339,7 +339,7 @@ def test_rows_are_named_by_user_item_and_step(tmp_path: Path) -> None:
         (Named(), "say which rows are meant"),
         (Named(rows=[10_000]), "there is no row 10000"),
         (Named(user_id="nobody"), "has user_id 'nobody'"),
-        (Named(step="bots"), "there are: k-core, sessions"),
+        (Named(step="bots"), "removed or changed by: k-core, sessions"),
     ):
         with pytest.raises(LargeRecError, match=said):
             trace(found["log"], named)
