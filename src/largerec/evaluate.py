@@ -7,6 +7,7 @@ beside, and the best possible where the log is a generated one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,8 @@ def evaluate(
         key = "tasks" if stage == "test" else f"{stage}_tasks"
         result[key], predictions = evaluate_tasks(engine, stage, options, recipe.seed)
         bundle.write_parquet(f"predictions-{stage}.parquet", predictions)
+    if stage == "test":
+        result["level"] = options.level
     if stage == "test" and bundle.file(RANDOM).is_file():
         result["random"] = evaluate_random(engine, bundle.read_parquet(RANDOM), options, recipe.seed)
     bundle.write_json("result.json", result)
@@ -368,11 +371,17 @@ def _known_of(other: Bundle, recipe: Recipe, result: dict[str, Any], options: Ev
     """What an evaluated run on the same test says of others than its model: the baselines; the best possible, if asked alike."""
     theirs, of = other.read_json("result.json"), other.recipe()
     same = theirs["data"] == result["data"] and of.split == recipe.split and of.evaluate == options
+    same = same and interval_level(theirs, of) == options.level
     measured = other.file(BASELINE_RANKS).is_file() and all(f"ndcg@{k}" in theirs.get("test", {}) for k in options.k)
     if not same or not measured:
         return {}
     names = ["baselines"] + (["best_possible"] if theirs["query_time"] == result["query_time"] else [])
     return {name: theirs[name] for name in names if name in theirs}
+
+
+def interval_level(result: Mapping[str, Any], recipe: Recipe) -> float:
+    """The level of the intervals in a ``result.json``: what it was evaluated with, or the recipe's where it does not say."""
+    return float(result.get("level", recipe.evaluate.level))
 
 
 def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
@@ -414,7 +423,10 @@ def compare_runs(
     if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):
         raise LargeRecError(f"{path} and {other} were not evaluated on the same targets; use runs of one log and one split.")
     user_N = first["user_id"].rank("dense").cast(pl.Int64).to_numpy()
-    options = options or bundles[0].recipe().evaluate
+    if options is None:  # then at the level of the first run's intervals
+        recipe = bundles[0].recipe()
+        level = interval_level(bundles[0].read_json("result.json"), recipe)
+        options = recipe.evaluate.model_copy(update={"level": level})
     found = {}
     for k in options.k:
         for name, function in (("recall", metrics.recall), ("ndcg", metrics.ndcg)):

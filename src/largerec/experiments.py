@@ -11,7 +11,7 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
-from largerec.evaluate import evaluate
+from largerec.evaluate import evaluate, interval_level
 from largerec.recipe import Recipe, TuneOptions
 from largerec.train import train
 
@@ -49,7 +49,7 @@ def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = [_untrained(name, baseline) for name, baseline in main["baselines"].items()]
     for result in [*results[1:], main]:
         kept = {key: result[key] for key in ("model", "params_non_embedding", "train_seconds", "test", "intervals")}
-        rows.append({"name": result["model"], "unmasked": result["test_unmasked"], **kept})
+        rows.append({"name": result["model"], "unmasked": result["test_unmasked"], "level": result["level"], **kept})
     if "best_possible" in main:
         rows.append(_untrained("best possible", main["best_possible"]))
     return rows
@@ -86,7 +86,10 @@ def _earlier(recipe: Recipe) -> dict[str, Any]:
         bundle.recipe().model_copy(update={"run": recipe.run, "threads": recipe.threads, "tune": recipe.tune})
         == recipe.resolved()
     )
-    return bundle.read_json("result.json") if same else {}
+    if not same:
+        return {}
+    result = bundle.read_json("result.json")
+    return result | {"level": interval_level(result, recipe)} if "test" in result else result
 
 
 def examples(engine: Engine, users: int = 3, k: int = 10) -> list[dict[str, Any]]:

@@ -85,10 +85,18 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(random_table(found["result"]))
     if "exposure" in found["result"]:
         to.print(exposure_table(found["result"]["exposure"]))
-    to.print(f"Intervals: 95 % bootstrap over users. Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
+    to.print(f"{_levels(found['rows'], found['result'])} Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
     to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
     asked = f"--user-id {found['examples'][0]['user_id']} -k 10" if found["examples"] else "--user-id USER --items ITEM ITEM"
     to.print(f"Next: largerec {'recommend' if found['examples'] else 'rank'} {found['dir']} {asked}")
+
+
+def _levels(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
+    """Of which level the intervals are; of each row, where runs were evaluated with several."""
+    found = {row["name"]: f"{100 * row['level']:g} %" for row in rows if "level" in row}
+    alike = len(set(found.values())) < 2
+    said = f"{100 * result['level']:g} %" if alike else ", ".join(f"{level} ({name})" for name, level in found.items())
+    return f"Intervals: {said} bootstrap over users."
 
 
 def task_table(result: dict[str, Any]) -> Table:
@@ -212,8 +220,9 @@ def evaluated(result: dict[str, Any]) -> None:
     to = console()
     if not result["test"]:  # a model that only ranks
         to.print(task_table(result))
-        return to.print(f"Test evaluations of this run: {result['n_test_evaluations']}.")
-    to.print(metric_table(rows_of([result]), result))
+        return to.print(f"{_levels([], result)} Test evaluations of this run: {result['n_test_evaluations']}.")
+    rows = rows_of([result])
+    to.print(metric_table(rows, result))
     if (share := reached(result)) is not None:
         to.print(share)
     if result["tasks"]:
@@ -234,7 +243,7 @@ def evaluated(result: dict[str, Any]) -> None:
     to.print(
         f"{targets['n']:,} targets of {targets['users']:,} users; {targets['outside_catalogue']:,} outside the training "
         f"catalogue (misses), {targets['masked_as_seen']:,} seen before (misses when masked). "
-        f"Test evaluations of this run: {result['n_test_evaluations']}."
+        f"{_levels(rows, result)} Test evaluations of this run: {result['n_test_evaluations']}."
     )
     for name, test in result.get("paired", {}).items():
         if name != "against":

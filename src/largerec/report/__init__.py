@@ -58,7 +58,8 @@ class Group:
 
     @property
     def level(self) -> float:
-        return self.runs[0].recipe.evaluate.level
+        """The level of the paired tests."""
+        return self.runs[0].level
 
 
 def report(paths: Sequence[str | Path], to: str | Path | None = None) -> dict[str, Any]:
@@ -134,7 +135,8 @@ def _group(runs: list[Run], several: bool) -> Group:
     main, metric, sequences = runs[0], main_metric(runs), None
     paired = []
     if main.evaluated:
-        others = [paired_runs(other, main) if several else paired_runs(main, other) for other in runs[1:]]
+        pairs = [(other, main) if several else (main, other) for other in runs[1:]]
+        others = [paired_runs(first, second, main.level) for first, second in pairs]
         paired = [*others, *paired_baselines(main)]
     calibrated, shown = [], []
     for colour, run in enumerate(runs):
@@ -279,7 +281,7 @@ def _cards(group: Group) -> str:
 
 def _sections(group: Group) -> list[tuple[str, str, str]]:
     main, of_tasks = group.runs[0], _of_tasks(group.runs)
-    metrics = "" if of_tasks else results.metric_table(group.runs, group.metric, group.level)
+    metrics = "" if of_tasks else results.metric_table(group.runs, group.metric)
     scores = results.calibration(group.calibrated) if group.calibrated else ""
     return [
         (

@@ -113,7 +113,7 @@ class Row(NamedTuple):
     intervals: Mapping[str, Sequence[float]]
 
 
-def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
+def metric_table(runs: Sequence[Run], metric: str) -> str:
     """Baselines, the best possible where it is known, and runs of one group, with intervals; the main metric is drawn too."""
     first = next((run for run in runs if run.metrics), None)
     if first is None:
@@ -141,9 +141,16 @@ def metric_table(runs: Sequence[Run], metric: str, level: float) -> str:
     head = ["", *(page.text(name) for name in names), f"{page.text(metric)}, drawn", f"{page.text(metric)} unmasked"]
     foot = ["", *("" for _ in names), charts.strip_axis(scale), ""]
     shown = page.table(head, cells, words=(len(names) + 1,), main=(own,), foot=foot, label="Metrics with intervals")
-    legend = f" In brackets the {100 * level:g} % bootstrap interval over users." if any(row.intervals for row in rows) else ""
+    legend = f" In brackets the {_levels(runs)} bootstrap interval over users." if any(row.intervals for row in rows) else ""
     note = f'<p class="soft">{_rules(first)}{legend}</p>'
     return note + shown + page.details("All metrics", _all_metrics(rows))
+
+
+def _levels(runs: Sequence[Run]) -> str:
+    """The level of the runs' intervals; of each, where they were evaluated with several."""
+    found = {run.label: f"{100 * run.level:g} %" for run in runs if run.metrics}
+    said = set(found.values())
+    return said.pop() if len(said) == 1 else ", ".join(f"{level} ({page.text(label)})" for label, level in found.items())
 
 
 def _rules(run: Run) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 from largerec import metrics
 from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
-from largerec.evaluate import compare_runs
+from largerec.evaluate import compare_runs, interval_level
 from largerec.recipe import Recipe
 from largerec.sequences import Stage
 
@@ -44,6 +44,11 @@ class Run:
         """Masked metrics of :attr:`stage`, or nothing yet."""
         found: dict[str, float] = self.result.get(self.stage, {})
         return found
+
+    @property
+    def level(self) -> float:
+        """The level of the intervals in :attr:`result`."""
+        return interval_level(self.result, self.recipe)
 
     @property
     def split(self) -> tuple[str, ...]:
@@ -120,10 +125,11 @@ class Paired:
     why_not: str = ""
 
 
-def paired_runs(first: Run, second: Run) -> Paired:
-    """The paired test of two evaluated runs."""
+def paired_runs(first: Run, second: Run, level: float) -> Paired:
+    """The paired test of two evaluated runs, with intervals of ``level``."""
+    options = first.recipe.evaluate.model_copy(update={"level": level})
     try:
-        tests = compare_runs(first.bundle.path, second.bundle.path)
+        tests = compare_runs(first.bundle.path, second.bundle.path, options=options)
     except LargeRecError as error:
         return Paired(first.label, second.label, {}, str(error))
     return Paired(first.label, second.label, tests)
@@ -145,7 +151,7 @@ def paired_baselines(run: Run) -> list[Paired]:
                 function(own["rank"].to_numpy(), k),
                 function(beside[name].to_numpy(), k),
                 user_N,
-                level=run.recipe.evaluate.level,
+                level=run.level,
                 seed=0,
             )
             for k in cutoffs(run.metrics)

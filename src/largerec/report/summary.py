@@ -34,7 +34,7 @@ def explained(metric: str) -> str:
 
 def sentences(run: Run, sequences: Sequences, metric: str, paired: Sequence[Paired]) -> list[str]:
     """The summary of one run in plain words (markup)."""
-    level = run.recipe.evaluate.level
+    level = run.level
     found = [_trained(run, sequences)]
     if not run.result:
         return [
@@ -74,9 +74,7 @@ def side_by_side(runs: Sequence[Run], metric: str, paired: Sequence[Paired]) -> 
         said += f"{run.stage} {page.text(metric)} {value}{spread}"
         test = next((one.tests[metric] for one in paired if one.first == run.label and metric in one.tests), None)
         if number and test is not None:
-            said += (
-                f"; to {page.text(runs[0].label)} {page.signed(test['difference'])}, {verdict(test, run.recipe.evaluate.level)}"
-            )
+            said += f"; to {page.text(runs[0].label)} {page.signed(test['difference'])}, {verdict(test, runs[0].level)}"
             said += f" ({page.p_value(test['p_value'])})"
         elif not run.evaluated:
             said += f"; its test part has not been looked at: <code>largerec evaluate {page.text(run.bundle.path)}</code>"
@@ -113,7 +111,7 @@ def _beside(run: Run, metric: str, baseline: tuple[str, float], paired: Sequence
     test = next((one.tests[metric] for one in paired if one.second == name and metric in one.tests), None)
     if test is None:
         return f"{said} There is no paired test of the two."
-    level = run.recipe.evaluate.level
+    level = run.level
     word, difference = verdict(test, level), page.signed(test["difference"])
     span = (
         f"{100 * level:g} % interval {page.signed(test['low'])} to {page.signed(test['high'])}, {page.p_value(test['p_value'])}"
