@@ -78,7 +78,13 @@ def workplace(folder: Path) -> dict[str, Any]:
         train(recipe, quiet=True)
         evaluate(folder / "runs" / name)
     report([folder / "runs" / "with"])
-    for name in ("recipe.json", "lineage.json"):  # the condition itself named the person, which is for people to mend
+    report([folder / "runs" / "without"])
+    report([folder / "runs" / "without", folder / "runs" / "with"])
+    for name in (
+        "recipe.json",
+        "lineage.json",
+        "report.html",
+    ):  # the condition itself named the person, which is for people to mend
         file = folder / "runs" / "without" / name
         file.write_text(file.read_text().replace(PERSON, "someone"))
     return found
@@ -100,12 +106,15 @@ def test_nothing_that_is_left_has_the_person(place: Path) -> None:
     assert {path.split("/")[-1] for path in before} >= {
         "events.parquet", "removed.parquet", "changed.parquet", "dropped.jsonl", "histories.parquet", "ranks-test.parquet",
     }  # fmt: skip
-    assert (place / "runs" / "with" / "report.html").is_file()
+    assert (place / "runs" / "with" / "report.html").is_file() and (place / "runs" / "report.html").is_file()
+    (place / "runs" / "mine.html").write_text("<p>nobody</p>")
     others = {path: pl.read_parquet(path) for path in place.rglob("events.parquet")}
     found = forget(place / "data", PERSON, place / "runs")
     assert files_that_name(place, PERSON) == []
     assert not list(place.rglob(".*")), "nothing stands beside"
     assert len(found["folders"]) == 7 and found["still_named_in"] == []
+    assert found["pages"] == [str(place.resolve() / "runs" / "report.html")] and not Path(found["pages"][0]).exists()
+    assert (place / "runs" / "without" / "report.html").is_file() and (place / "runs" / "mine.html").is_file()
     for path, events in others.items():
         rest = events.filter(~pl.col("user_id").str.starts_with(PERSON))
         assert pl.read_parquet(path).equals(rest) and rest.height < events.height, "all others are as they were"
@@ -300,6 +309,14 @@ def test_the_only_user_may_go(tmp_path: Path) -> None:
     assert pl.read_parquet(Path(found["log"]) / "events.parquet").height == 0
 
 
+def test_ids_are_found_as_pages_and_json_write_them(tmp_path: Path) -> None:
+    person = "a<b>&ö"
+    (tmp_path / "page.html").write_text("<td>a&lt;b&gt;&amp;ö</td>")
+    (tmp_path / "document.json").write_text(json.dumps({"user": person}))
+    (tmp_path / "other.html").write_text("<td>a&lt;b&gt;&amp;</td>")
+    assert [path.name for path in forgetting._naming(tmp_path, person)] == ["document.json", "page.html"]
+
+
 def test_refusals_and_the_command(place: Path, tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match="there is no such folder"):
         forget(tmp_path / "none", PERSON)
@@ -309,3 +326,4 @@ def test_refusals_and_the_command(place: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["data", "forget", str(place / "data"), "--user-id", PERSON, "--runs", str(place / "runs")])
     assert done.exit_code == 0, done.output
     assert "rows erased" in done.output and "marked: trained on them" in done.output
+    assert "runs/report.html: removed" in done.output

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.sequences import TRAIN
 
+SHOWS_PEOPLE = "It shows histories of users: share it only where you could share the log."
+"""The last words of a page about runs, which tell it from pages that show nobody."""
 TEXT = (".json", ".jsonl", ".csv", ".tsv", ".html", ".toml", ".md", ".txt", ".inter", ".item")
 
 
@@ -33,7 +36,8 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
 
     Each folder is written anew beside itself and takes its own place; its manifest gets the new hashes and says when so many rows
     were forgotten, not whose. A run whose histories have the person, or whose data hash is that of such a run, loses the
-    person's rows of its tables and its report, and is marked where it was trained on them. Call it again after a kill.
+    person's rows of its tables and its report, and is marked where it was trained on them; pages about several runs below that
+    folder go too. Call it again after a kill.
 
     Args:
         folder: an import, a version, a folder of versions, or one above them.
@@ -63,7 +67,7 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     contents: dict[Path, str] = {}
     # Runs first: only versions know which ids the steps of a chain gave to the person, so they go last.
-    marked = [] if runs is None else _forget_in_runs(below[-1], user_id, _other_ids(ours, user_id), now)
+    marked, pages = ([], []) if runs is None else _forget_in_runs(below[-1], user_id, _other_ids(ours, user_id), now)
     changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
     if not changed and not marked:
         raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
@@ -71,6 +75,7 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     return {
         "folders": changed,
         "runs": marked,
+        "pages": pages,
         "still_named_in": [str(path) for place in below for path in _naming(place, user_id)],
         "sources_to_mend_yourself": sorted(
             source for source in sources if Path(source).expanduser().exists() and not _within(source, ours)
@@ -252,12 +257,18 @@ def _ids_in(run: Path, user_id: str, other_ids: dict[Path, set[str]]) -> set[str
     return {user_id, *known, *(one for place, ids in other_ids.items() if _within(source, [place]) for one in ids)}
 
 
-def _forget_in_runs(folder: Path, user_id: str, other_ids: dict[Path, set[str]], now: str) -> list[dict[str, Any]]:
-    """Take the person out of the tables of every run below a folder, and mark those that were trained on them."""
+def _forget_in_runs(
+    folder: Path, user_id: str, other_ids: dict[Path, set[str]], now: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Take the person out of the tables of every run below a folder, and mark those that were trained on them.
+
+    Returns what was done to each run, and which pages went."""
     paths = sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
     ids = {path: _ids_in(path, user_id, other_ids) for path in paths}
     held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
     hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
+    # Before the tables, by which another call would know that there is something to do.
+    pages = _forget_pages(folder, paths) if held else []
     found = []
     for path in sorted(paths, key=lambda path: path in held):  # those known by a hash alone first, while a run still tells it
         bundle = Bundle(path)
@@ -272,6 +283,18 @@ def _forget_in_runs(folder: Path, user_id: str, other_ids: dict[Path, set[str]],
         _forget_in_tables(bundle, ids[path])
         after = data_hash(bundle.sequences()) if own is not None else None
         found.append({"run": str(path), "trained_on": trained, "rows": rows, "data_hash_before": hashed, "data_hash": after})
+    return found, pages
+
+
+def _forget_pages(folder: Path, runs: list[Path]) -> list[str]:
+    """Remove every page below a folder that shows histories of users, but for the reports that runs hold of themselves.
+
+    Of a page it cannot be told whom it shows (an id may be a number, and a long one is cut), and it is soon made again."""
+    own, found = {run / "report.html" for run in runs}, []
+    for path in sorted(folder.rglob("*.html")):
+        if path.is_file() and path not in own and SHOWS_PEOPLE in path.read_text(encoding="utf-8", errors="replace"):
+            path.unlink()
+            found.append(str(path))
     return found
 
 
@@ -312,7 +335,9 @@ def _naming(folder: Path, user_id: str) -> Iterator[Path]:
     """Text files that still have the id as a word; a number is not looked for, since it may mean anything there."""
     if user_id.isdigit():
         return
-    word = _word(user_id)
+    # As it stands in pages and in JSON too.
+    forms = {form: None for one in (user_id, escape(user_id)) for form in (one, json.dumps(one)[1:-1])}
+    word = re.compile("|".join(_word(form).pattern for form in forms))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in TEXT and word.search(path.read_text(encoding="utf-8", errors="replace")):
             yield path

@@ -17,6 +17,7 @@ from largerec.columns import UNTIMED
 from largerec.engine import Engine, load
 from largerec.errors import LargeRecError
 from largerec.evaluate import calibration, measure, sample_targets
+from largerec.forgetting import SHOWS_PEOPLE
 from largerec.report import glance, page, results, summary, tasks
 from largerec.report.exposure import exposure, random
 from largerec.report.lineage import lineage
@@ -252,8 +253,7 @@ def _document(runs: list[Run], said: Sequence[tuple[Group, list[str]]], warned: 
         parts.append((_part(number, found), sections))
     foot = (
         f"Made by LargeRec {escape(str(main.lineage.get('code', {}).get('largerec', '')))} from {page.text(main.bundle.path)}. "
-        "This page is one file and asks for nothing outside it. It shows histories of users: share it only where you could share "
-        "the log."
+        f"This page is one file and asks for nothing outside it. {SHOWS_PEOPLE}"
     )
     return page.document(title, "".join(head), parts, foot)
 
