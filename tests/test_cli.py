@@ -161,6 +161,30 @@ def test_evaluate_options_and_a_paired_test(largerec: Command, recipe: Path, tmp
     assert "paired" not in json.loads((run / "result.json").read_text())
 
 
+def test_a_mistaken_paired_test_costs_no_look_at_the_test(largerec: Command, tmp_path: Path) -> None:
+    run, other, ranker = (copy_of_run(tmp_path / name) for name in ("run", "other", "ranker"))
+    table = pl.read_parquet(other / "ranks-test.parquet")
+    table.head(table.height - 1).write_parquet(other / "ranks-test.parquet")
+    document = json.loads((ranker / "recipe.json").read_text())
+    document["recipe"] |= {"model": {"name": "din"}, "tasks": {"yes": {"where": "1 = 1"}}, "ranking": {"retrieval": 0}}
+    document["recipe"]["batch"]["actions"], document["recipe"]["train"]["metric"] = "interleaved", "yes.auc"
+    del document["recipe"]["objective"]
+    (ranker / "recipe.json").write_text(json.dumps(document))
+    (ranker / "ranks-test.parquet").unlink()
+    looks = [json.loads((one / "result.json").read_text())["n_test_evaluations"] for one in (run, ranker)]
+    for first, second, words in (
+        (run, other, "were not evaluated on the same targets"),
+        (run, ranker, "is a din, which only ranks given items"),
+        (ranker, run, "is a din, which only ranks given items"),
+        (ranker, ranker, "is a din, which only ranks given items"),
+    ):
+        said = largerec("evaluate", first, "--against", second)
+        assert said.code == 2 and words in said.err, said.err
+    said = largerec("evaluate", run, "evaluate.conditioned=5")
+    assert said.code == 2 and "evaluate.conditioned=5 measures retrieval conditioned on a task" in said.err
+    assert [json.loads((one / "result.json").read_text())["n_test_evaluations"] for one in (run, ranker)] == looks
+
+
 def test_recommend_as_json(largerec: Command) -> None:
     run, engine = trained_run(), load(trained_run())
     found = largerec("recommend", run, "--user-id", "u01", "--user-id", "u02", "-k", "3", "--json").document

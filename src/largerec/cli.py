@@ -75,8 +75,8 @@ def evaluate(
         if "=" in override and not override.startswith("evaluate."):
             raise LargeRecError(f"{override!r} cannot change a trained run; only evaluate.* may be set here: evaluate.k=[10].")
     options = recipe_from(apply_overrides(recipe.to_json(), overrides or [])).evaluate
-    if against is not None and Path(against).resolve() != Path(path).resolve():
-        module.with_ranks(against)  # a mistake must not cost a look at the test part
+    if against is not None:  # a mistake must not cost a look at the test part
+        module.check_comparable(path, against)
     result = module.evaluate(path, options)
     if against is not None:
         result = {**result, "paired": {"against": against, **module.compare_runs(path, against, options=options)}}

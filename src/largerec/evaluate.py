@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from largerec.simulate import log_of_world
 from largerec.world import World, day_of
 
 HOUR_MS = 3_600_000
+KEYS = ("user_id", "item_id", "timestamp")
 BASELINE_RANKS = "ranks-baselines.parquet"
 RECENT_HOURS = {"1 h": 1, "6 h": 6, "1 d": 24, "7 d": 168, "30 d": 720, "90 d": 2160, "1 y": 8766}
 
@@ -302,11 +304,16 @@ def evaluate(
     evaluated run; on the same test, its baselines and best possible are taken over instead of measured again.
 
     Raises:
-        LargeRecError: the run is missing, foreign, unfinished or damaged.
+        LargeRecError: the run is missing, foreign, unfinished or damaged, or has nothing to measure ``options.conditioned`` of.
     """
     bundle = Bundle.open(path)
     recipe = bundle.recipe()
     options = options or recipe.evaluate
+    if options.conditioned != recipe.evaluate.conditioned and not (recipe.learned_tasks and recipe.ranking.retrieval > 0):
+        raise LargeRecError(
+            f"evaluate.conditioned={options.conditioned} measures retrieval conditioned on a task, and {bundle.path} did not "
+            "learn both; leave it out, or train a recipe with tasks and ranking.retrieval above 0 (docs/rank.md)."
+        )
     result = bundle.read_json("result.json")  # an unfinished run has none
     engine = load(path)
     if engine.retrieves:
@@ -385,14 +392,19 @@ def interval_level(result: Mapping[str, Any], recipe: Recipe) -> float:
 
 
 def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
-    sequences = engine.sequences
+    return targets_frame(engine.sequences, found.row_N).with_columns(
+        pl.Series("rank", found.rank_N), pl.Series("rank_unmasked", found.unmasked_N)
+    )
+
+
+def targets_frame(sequences: Sequences, row_N: np.ndarray) -> pl.DataFrame:
+    """Whose and which the targets ``row_N`` are: the columns ``KEYS``."""
+    user_N = np.searchsorted(sequences.offsets_U1, row_N, side="right") - 1
     return pl.DataFrame(
         {
-            "user_id": sequences.user_ids.gather(found.user_N),
-            "item_id": sequences.item_ids.gather(sequences.item_N[found.row_N]),
-            "timestamp": sequences.time_N[found.row_N],
-            "rank": found.rank_N,
-            "rank_unmasked": found.unmasked_N,
+            "user_id": sequences.user_ids.gather(user_N),
+            "item_id": sequences.item_ids.gather(sequences.item_N[row_N]),
+            "timestamp": sequences.time_N[row_N],
         }
     )
 
@@ -401,12 +413,43 @@ def with_ranks(path: str | Path, stage: Stage = "test") -> Bundle:
     """A run that was evaluated on ``stage``.
 
     Raises:
-        LargeRecError: there is no run, or it has no ranks yet.
+        LargeRecError: there is no run, it has no ranks yet, or it only ranks.
     """
     bundle = Bundle.open(path)
+    _refuse_ranker(bundle)
     if not bundle.file(f"ranks-{stage}.parquet").is_file():
-        raise LargeRecError(f"{bundle.path} has no {stage} ranks to compare yet; make them with: largerec evaluate {bundle.path}")
+        command = f"largerec evaluate {quote(str(bundle.path))}"
+        raise LargeRecError(f"{bundle.path} has no {stage} ranks to compare yet; make them with: {command}")
     return bundle
+
+
+def _refuse_ranker(bundle: Bundle) -> None:
+    if (model := bundle.recipe().model).ranks_only:
+        raise LargeRecError(
+            f"{bundle.path} is a {model.name}, which only ranks given items, and a paired test of two runs is of retrieval. "
+            "Leave it out; `largerec compare` tests the tasks of several recipes."
+        )
+
+
+def check_comparable(path: str | Path, other: str | Path, stage: Stage = "test") -> None:
+    """Refuse a paired test that an evaluation of the run ``path`` could not make possible, before it looks at the targets.
+
+    Raises:
+        LargeRecError: ``other`` has no ranks yet, the targets of the two differ, or one of them only ranks.
+    """
+    own = Bundle.open(path)
+    _refuse_ranker(own)
+    if own.path.resolve() == Path(other).resolve():
+        return
+    beside = with_ranks(other, stage)
+    sequences = own.sequences()
+    ours, theirs = targets_frame(sequences, sequences.targets(stage)), beside.read_parquet(f"ranks-{stage}.parquet", KEYS)
+    if not ours.equals(theirs.select(KEYS)):
+        raise _other_targets(path, other)
+
+
+def _other_targets(path: str | Path, other: str | Path) -> LargeRecError:
+    return LargeRecError(f"{path} and {other} were not evaluated on the same targets; use runs of one log and one split.")
 
 
 def compare_runs(
@@ -419,9 +462,8 @@ def compare_runs(
     """
     bundles = [with_ranks(path, stage), with_ranks(other, stage)]
     first, second = (bundle.read_parquet(f"ranks-{stage}.parquet") for bundle in bundles)
-    keys = ["user_id", "item_id", "timestamp"]
-    if first.schema != second.schema or not first.select(keys).equals(second.select(keys)):
-        raise LargeRecError(f"{path} and {other} were not evaluated on the same targets; use runs of one log and one split.")
+    if first.schema != second.schema or not first.select(KEYS).equals(second.select(KEYS)):
+        raise _other_targets(path, other)
     user_N = first["user_id"].rank("dense").cast(pl.Int64).to_numpy()
     if options is None:  # then at the level of the first run's intervals
         recipe = bundles[0].recipe()
