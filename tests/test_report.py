@@ -371,6 +371,8 @@ def test_the_recipe_in_the_page_makes_the_same_run() -> None:
     assert again.model_copy(update={"run": run.recipe.run}) == run.recipe
     odd = {"name": 'a "b" \\ \n\t\x7f é', "group": {"inner": {"list": [1, 2.5, "x"], "yes": True}, "none": None}}
     assert tomllib.loads(as_toml(odd)) == {"name": odd["name"], "group": {"inner": {"list": [1, 2.5, "x"], "yes": True}}}
+    keys = {"my col": {"a.b": 1, "plain-1": {"é": 2}}, 'x"\n': [1], "": 3}
+    assert tomllib.loads(as_toml(keys)) == keys
 
 
 def test_texts_and_numbers() -> None:

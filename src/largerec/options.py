@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ def read_toml(path: Path, what: str, *, missing: str, example: str) -> dict[str,
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LargeRecError(f"there is no {what} {str(path)!r}{missing}") from None
-    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # a folder, a name that no file can have, no text, no TOML
         raise LargeRecError(f"{path} is no TOML {what}: {error}. {example}") from None
 
 
@@ -31,6 +33,16 @@ def toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def toml_text(value: Any) -> str:
+    """A plain value as TOML writes it: as JSON does, but for surrogates and U+007F."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def toml_key(key: str) -> str:
+    """A key as TOML writes it: in quotes where it has blanks, dots or other letters than a bare one may have."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_text(key)
 
 
 class Options(BaseModel):

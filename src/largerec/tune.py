@@ -20,6 +20,7 @@ import numpy as np
 from largerec.bundle import FEATURE_TABLES, NOT_OF_TRAINING, Bundle, flatten
 from largerec.errors import Diverged, LargeRecError, Unfit, nearest
 from largerec.experiments import placed, validation_of
+from largerec.options import toml_key, toml_text
 from largerec.recipe import Range, Recipe, recipe_from
 from largerec.train import train
 
@@ -199,8 +200,16 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def as_toml(recipe: Recipe, comment: str) -> str:
     """A recipe as TOML that reads as the same recipe: every option that is set, a dotted key each."""
-    set_here = {key: value for key, value in flatten(recipe.to_json()).items() if value not in (None, {})}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in set_here.items()]  # TOML has no surrogates
+    lines: list[str] = []
+
+    def write(group: Mapping[str, Any], prefix: str) -> None:
+        for key, value in group.items():
+            if isinstance(value, Mapping):
+                write(value, f"{prefix}{toml_key(key)}.")
+            elif value is not None:
+                lines.append(f"{prefix}{toml_key(key)} = {toml_text(value)}")
+
+    write(recipe.to_json(), "")
     return "\n".join([f"# {comment}", *lines]) + "\n"
 
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from largerec.bundle import flatten
+from largerec.options import toml_key, toml_text
 from largerec.report import page
 from largerec.report.runs import Run
 
@@ -20,13 +21,10 @@ def as_toml(document: Mapping[str, Any]) -> str:
         plain = {key: value for key, value in group.items() if value is not None and not isinstance(value, Mapping)}
         if prefix and plain:
             lines.append(f"\n[{prefix}]")
-        # JSON writes text, numbers, lists and booleans as TOML does; only U+007F must be escaped by hand.
-        lines.extend(
-            f"{key} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f") for key, value in plain.items()
-        )
+        lines.extend(f"{toml_key(key)} = {toml_text(value)}" for key, value in plain.items())
         for key, value in group.items():
             if isinstance(value, Mapping):
-                write(value, f"{prefix}.{key}" if prefix else key)
+                write(value, f"{prefix}.{toml_key(key)}" if prefix else toml_key(key))
 
     write(document, "")
     return "\n".join(lines) + "\n"
