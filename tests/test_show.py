@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from rich.console import Console
 from runs import copy_of_run, tiny_recipe, trained_run
@@ -14,7 +16,9 @@ from runs import copy_of_run, tiny_recipe, trained_run
 from largerec import experiments, show
 from largerec.evaluate import compare_runs, evaluate
 from largerec.metrics import EvaluateOptions
+from largerec.progress import Progress
 from largerec.report import report
+from largerec.simulate import SimulateOptions, simulate
 
 HALF = EvaluateOptions(level=0.5, bootstrap_samples=50)
 
@@ -63,3 +67,39 @@ def test_runs_of_two_levels_in_one_table_are_told_apart(tmp_path: Path) -> None:
     page = Path(report([first, second])["report"]).read_text(encoding="utf-8")
     assert "95 % (<bdi>a</bdi>), 50 % (<bdi>b</bdi>) bootstrap interval" in page
     assert "95 % interval" in page and "50 % interval" not in page, "paired tests are of the first run's level"
+
+
+# --- ids and paths --------------------------------------------------------------------------------------------------------
+
+
+def test_marks_in_ids_and_paths_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = simulate(SimulateOptions(users=40, items=60, events=400, categories=2)).events
+    marked = pl.col("user_id").str.replace("^u", "[/u]") + " 'x"
+    events.with_columns(marked, pl.format("[/red]{}", "item_id").alias("item_id")).write_csv(tmp_path / "log.csv")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/[/b] x")
+    recipe = tiny_recipe(folder, "data.path=log.csv", "train.max_steps=2", "name=[/b]")
+    found = experiments.run(recipe) | {"report": f"{folder}/report.html"}
+    shown = printed(show.run, found, monkeypatch=monkeypatch)
+    user = found["examples"][0]["user_id"]
+    assert shlex.split(shown[shown.index("Next: ") :])[1:] == [
+        "largerec",
+        "recommend",
+        str(folder),
+        "--user-id",
+        user,
+        "-k",
+        "10",
+    ]
+    assert f"Files: {folder}/ (" in shown and f"Report: {folder}/report.html" in shown and f"user {user}" in shown
+    shown = printed(show.trained, found["result"], str(folder), monkeypatch=monkeypatch)
+    assert shlex.split(shown[shown.index("Next: ") :])[1:] == ["largerec", "evaluate", str(folder)]
+    tasks = {"[/b]": {"n": 1, "auc": 0.5, "intervals": {}, "baselines": {"[/i]": {"auc": 0.5, "intervals": {}}}}}
+    shown = printed(lambda: show.console().print(show.task_table(found["result"] | {"tasks": tasks})), monkeypatch=monkeypatch)
+    assert "[/b]" in shown and "[/i]" in shown
+    printed(show.frame, pl.DataFrame({"[/b]": ["[/i]"]}), monkeypatch=monkeypatch)
+    Progress().validation(1, 2, {"[/b].auc": 0.5}, best=True)
+
+
+def test_an_id_that_looks_like_an_option_can_be_copied() -> None:
+    assert show._option("--user-id", "-7") == "--user-id=-7" and show._option("--user-id", 7) == "--user-id 7"

@@ -337,7 +337,7 @@ class Bundle:
     def read_parquet(self, name: str, columns: Sequence[str] = ()) -> pl.DataFrame:
         """A table of the run, which must have ``columns``."""
         try:
-            frame = pl.read_parquet(self.file(name))
+            frame = pl.read_parquet(self.file(name), glob=False)  # a path may have brackets
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
         except (pl.exceptions.PolarsError, OSError) as error:

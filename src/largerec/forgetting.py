@@ -165,7 +165,7 @@ def _version(place: Path, fresh: Path, user_id: str, now: str, document: dict[st
 
     Rows that a step made have no number and nothing says of whom; since they may repeat the person's events, they all go.
     """
-    events, removed, changed = (pl.read_parquet(place / f"{name}.parquet") for name in ("events", "removed", "changed"))
+    events, removed, changed = (pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("events", "removed", "changed"))
     named = changed.filter((pl.col("column") == "user_id") & ((pl.col("before") == user_id) | (pl.col("after") == user_id)))
     own = [table.filter(pl.col("user_id").cast(pl.String) == user_id)[ROW] for table in (events, removed)]
     rows = pl.concat([*own, named[ROW]]).unique()
@@ -174,7 +174,7 @@ def _version(place: Path, fresh: Path, user_id: str, now: str, document: dict[st
     went = rows.drop_nulls().len() + generated
     items = place / "events.items.parquet"
     kind: TimeKind = document["time_kind"]
-    log = EventLog(events.filter(others), pl.read_parquet(items) if items.is_file() else None, kind, (), str(place))
+    log = EventLog(events.filter(others), pl.read_parquet(items, glob=False) if items.is_file() else None, kind, (), str(place))
     version = Version(log, removed.filter(others), changed.filter(others))
     versions.write_tables(fresh, version, _noted(document, went, now))
     return went
@@ -188,7 +188,7 @@ def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str
         file, to = place / name, fresh / name
         files.append(to)
         if name.endswith(".parquet"):
-            table = pl.read_parquet(file)
+            table = pl.read_parquet(file, glob=False)
             kept = table.filter(pl.col("user_id").cast(pl.String) != user_id) if "user_id" in table.columns else table
             tables[name] = kept
             gone += table.height - kept.height
@@ -243,7 +243,7 @@ def _other_ids(ours: list[Path], user_id: str) -> dict[Path, set[str]]:
     found = {}
     for place in ours:
         if (place / "changed.parquet").is_file():
-            lines = pl.read_parquet(place / "changed.parquet").filter(pl.col("column") == "user_id")
+            lines = pl.read_parquet(place / "changed.parquet", glob=False).filter(pl.col("column") == "user_id")
             first = lines.group_by(ROW, maintain_order=True).first()  # whose a row was in the log that was read first
             rows = first.filter(pl.col("before") == user_id)[ROW]
             found[place] = set(lines.filter(pl.col(ROW).is_in(rows.implode()))["after"])
@@ -300,7 +300,7 @@ def _forget_pages(folder: Path, runs: list[Path]) -> list[str]:
 
 def _histories_of(path: Path, ids: set[str]) -> pl.DataFrame | None:
     file = path / "histories.parquet"
-    return pl.read_parquet(file).filter(pl.col("user_id").cast(pl.String).is_in(ids)) if file.is_file() else None
+    return pl.read_parquet(file, glob=False).filter(pl.col("user_id").cast(pl.String).is_in(ids)) if file.is_file() else None
 
 
 def _forget_in_tables(bundle: Bundle, ids: set[str]) -> None:
@@ -312,20 +312,20 @@ def _forget_in_tables(bundle: Bundle, ids: set[str]) -> None:
     files = sorted(bundle.path.glob("*.parquet"), key=lambda file: file.name == "histories.parquet")
     others: dict[str, pl.Series] = {}
     for file in files:
-        table = pl.read_parquet(file)
+        table = pl.read_parquet(file, glob=False)
         if "user_id" in table.columns and not file.name.startswith("features-"):
             others[file.name] = ~table["user_id"].cast(pl.String).is_in(ids)
     beside = {"ranks-baselines.parquet": others.get("ranks-test.parquet")}
     if (kept := others.get("histories.parquet")) is not None:
-        users = pl.read_parquet(bundle.file("histories.parquet"))["user_id"].unique(maintain_order=True)
+        users = pl.read_parquet(bundle.file("histories.parquet"), glob=False)["user_id"].unique(maintain_order=True)
         beside |= {"features-context.parquet": kept, "features-user.parquet": ~users.cast(pl.String).is_in(ids)}
     for name, mask in beside.items():
         file = bundle.file(name)
-        if mask is not None and file.is_file() and (table := pl.read_parquet(file)).height == mask.len():
+        if mask is not None and file.is_file() and (table := pl.read_parquet(file, glob=False)).height == mask.len():
             bundle.write_parquet(name, table.filter(mask))
     for name, kept in others.items():
         if not kept.all():
-            bundle.write_parquet(name, pl.read_parquet(bundle.file(name)).filter(kept))
+            bundle.write_parquet(name, pl.read_parquet(bundle.file(name), glob=False).filter(kept))
 
 
 # --- what is left

@@ -43,7 +43,8 @@ class Progress:
         size = f"{sequences.n_users:,} users, {n_items:,} items, {len(sequences.item_N):,} events"
         self.console.print(
             f"{recipe.name}: {size}; {recipe.model.name} with {depth} blocks, width {width}, heads {heads} "
-            f"({n_parameters:,} parameters beside the tables) -> {path}"
+            f"({n_parameters:,} parameters beside the tables) -> {path}",
+            markup=False,
         )
         self.task = self.bar.add_task(f"training {recipe.model.name}", total=None, rate="")
 
@@ -55,7 +56,7 @@ class Progress:
 
     def validation(self, epoch: int, step: int, found: dict[str, float], *, best: bool) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if not name.startswith("hr@"))
-        self.console.print(f"  epoch {epoch:3d}  step {step:6d}  validation {shown}{'  (best)' if best else ''}")
+        self.console.print(f"  epoch {epoch:3d}  step {step:6d}  validation {shown}{'  (best)' if best else ''}", markup=False)
 
     def finished(self, result: dict[str, Any]) -> None:
         self.console.print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -51,7 +52,7 @@ def metric_table(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     for row in rows:
         cells = [with_interval(name, row["test"], row["intervals"]) for name in names]
         seconds = f"{row['train_seconds']:.0f}" if row.get("train_seconds") is not None else "-"
-        table.add_row(row["name"], *cells, _number(row["unmasked"][unmasked]), seconds)
+        table.add_row(escape(row["name"]), *cells, _number(row["unmasked"][unmasked]), seconds)
     return table
 
 
@@ -85,10 +86,22 @@ def run(found: dict[str, Any], to: Console | None = None) -> None:
         to.print(random_table(found["result"]))
     if "exposure" in found["result"]:
         to.print(exposure_table(found["result"]["exposure"]))
-    to.print(f"{_levels(found['rows'], found['result'])} Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)")
-    to.print(f"Report: {found['report']} (open it in a browser)", soft_wrap=True)
-    asked = f"--user-id {found['examples'][0]['user_id']} -k 10" if found["examples"] else "--user-id USER --items ITEM ITEM"
-    to.print(f"Next: largerec {'recommend' if found['examples'] else 'rank'} {found['dir']} {asked}")
+    files = f"Files: {found['dir']}/ (result.json, metrics.jsonl, recipe.json, ...)"
+    to.print(f"{_levels(found['rows'], found['result'])} {files}", markup=False)
+    to.print(f"Report: {found['report']} (open it in a browser)", markup=False, soft_wrap=True)
+    asked = f"{_option('--user-id', found['examples'][0]['user_id'])} -k 10" if found["examples"] else ""
+    verb = f"recommend {_argument(found['dir'])}" if asked else f"rank {_argument(found['dir'])}"
+    to.print(f"Next: largerec {verb} {asked or '--user-id USER --items ITEM ITEM'}", markup=False, soft_wrap=True)
+
+
+def _argument(value: Any) -> str:
+    """An id or a path as an argument of a command that may be copied."""
+    return quote(str(value))
+
+
+def _option(name: str, value: Any) -> str:
+    """An option with its value; joined where the value would be taken for another option."""
+    return f"{name}={_argument(value)}" if str(value).startswith("-") else f"{name} {_argument(value)}"
 
 
 def _levels(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
@@ -109,7 +122,7 @@ def task_table(result: dict[str, Any]) -> Table:
         for label, row in (*found["baselines"].items(), (result["model"], found)):
             cells = [with_interval(name, row, row["intervals"]) for name in ("auc", "gauc", "accuracy")]
             rest = [f"{row[name]:.4f}" if row.get(name) is not None else "-" for name in ("log_loss", "ne", "ece")]
-            table.add_row(task, label, f"{found['n']:,}", *cells, *rest)
+            table.add_row(escape(task), escape(label), f"{found['n']:,}", *cells, *rest)
     return table
 
 
@@ -137,7 +150,9 @@ def exposure_table(found: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if name in ("of", "by", "metric") else "right")
     for part, who, metric, row, about in exposure_rows(found):
         cells = [with_interval(one, row, row["intervals"]) for one in ("plain", "ips", "clipped", "snips")]
-        table.add_row(part, who, metric, *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}")
+        table.add_row(
+            escape(part), escape(who), escape(metric), *cells, f"{about['n']:,}", f"{about['weights']['effective_n']:,.0f}"
+        )
     return table
 
 
@@ -165,7 +180,7 @@ def random_table(result: dict[str, Any]) -> Table:
     for name in ("of", "shown", "events", "metric", "value"):
         table.add_column(name, justify="left" if name in ("of", "shown", "metric") else "right")
     for of, how, events, metric, row in random_rows(result):
-        table.add_row(of, how, f"{events:,}", metric, with_interval(metric, row, row["intervals"]))
+        table.add_row(escape(of), how, f"{events:,}", metric, with_interval(metric, row, row["intervals"]))
     return table
 
 
@@ -210,8 +225,8 @@ def trained(result: dict[str, Any], path: str) -> None:
         to.print(f"validation (seen items masked): {found}")
     for task, measured in result.get("validation_tasks", {}).items():
         kept = [f"{name} {_number(measured[name])}" for name in ("auc", "gauc", "ne") if measured.get(name) is not None]
-        to.print(f"validation of {task}: {'  '.join(kept)}")
-    to.print(f"Files: {Path(path)}/. Next: largerec evaluate {path}")
+        to.print(f"validation of {task}: {'  '.join(kept)}", markup=False)
+    to.print(f"Files: {Path(path)}/. Next: largerec evaluate {_argument(path)}", markup=False, soft_wrap=True)
 
 
 def evaluated(result: dict[str, Any]) -> None:
@@ -318,7 +333,7 @@ def _compared_tasks(rows: list[dict[str, Any]], found: dict[str, Any]) -> Table:
         if any(metric in row["tasks"].get(name, {}) for row in learned)
     ]
     for name, metric in shown:
-        table.add_column(f"{name} {metric}", justify="right")
+        table.add_column(escape(f"{name} {metric}"), justify="right")
     for label, tasks in found["task_baselines"].items():
         table.add_row(escape(label), *(_said(tasks.get(name, {}).get(metric)) for name, metric in shown))
     for row in learned:
@@ -346,7 +361,7 @@ def _cost_table(rows: list[dict[str, Any]]) -> Table:
 def frame(found: pl.DataFrame) -> None:
     table = Table()
     for name in found.columns:
-        table.add_column(name, justify="right" if name in ("score", "rank") else "left")
+        table.add_column(escape(name), justify="right" if name in ("score", "rank") else "left")
     for row in found.iter_rows(named=True):
         table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values()))
     console().print(table)
@@ -409,7 +424,8 @@ def curated(found: dict[str, Any]) -> None:
     held = {stage: count for stage, count in found["versions"][-1]["stages"].items() if stage != "train"}
     said = ", ".join(f"{count:,} {stage}" for stage, count in held.items()) or "nothing is evaluated"
     console().print(f"Untouched in every version: {said} rows.", markup=False)
-    console().print(f"Train on it: data.path={found['log']} split.protocol=given", markup=False, soft_wrap=True)
+    log = _argument(f"data.path={found['log']}")
+    console().print(f"Train on it: {log} split.protocol=given", markup=False, soft_wrap=True)
 
 
 def traced(found: dict[str, Any], most: int = 20) -> None:

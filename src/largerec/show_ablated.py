@@ -23,7 +23,7 @@ def ablated(found: dict[str, Any]) -> None:
         back = [_share(row["won_back"]) if row.get("won_back") else ""] if "faults" in found else []
         took = f"{row['seconds']['cure']:,.0f} + {row['seconds']['train']:,.0f}"
         value = with_interval(metric, row["test"], {metric: [row[metric]["low"], row[metric]["high"]]})
-        table.add_row(escape(row["name"]), f"{row['training_rows']:,}", value, gain, row.get("verdict", ""), *back, took)
+        table.add_row(escape(row["name"]), f"{row['training_rows']:,}", value, gain, escape(row.get("verdict", "")), *back, took)
     to.print(table)
     if "faults" in found:
         why = f" ({found['faults']['no_shares']})" if "no_shares" in found["faults"] else ""

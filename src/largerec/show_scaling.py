@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 from rich.markup import escape
@@ -20,7 +21,7 @@ def _table(title: str, *heads: str) -> Table:
 def scaled(found: dict[str, Any]) -> None:
     """The points of a grid, what its laws foretold of the held-out runs, and what was measured."""
     to = console()
-    points = Table(title=f"{found['name']}: {len(found['points'])} runs", title_justify="left", title_style="bold")
+    points = Table(title=escape(f"{found['name']}: {len(found['points'])} runs"), title_justify="left", title_style="bold")
     points.add_column("run", overflow="fold")
     for head in ("parameters", "tokens", "FLOPs", "loss", "ndcg@10", "core-minutes"):
         points.add_column(head, justify="right")
@@ -87,7 +88,8 @@ def planned(found: dict[str, Any]) -> None:
     for one in found["refused"]:
         to.print(f"not said: {one['why']}", markup=False, soft_wrap=True)
     to.print(
-        f"Recipe: {found['recipe']}\nTrain it: largerec run {found['recipe']}\nThen: largerec plan --check {found['run_dir']}",
+        f"Recipe: {found['recipe']}\nTrain it: largerec run {quote(str(found['recipe']))}\n"
+        f"Then: largerec plan --check {quote(str(found['run_dir']))}",
         markup=False,
         soft_wrap=True,
     )

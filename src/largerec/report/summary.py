@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 from largerec.report import page
@@ -43,11 +44,12 @@ def sentences(run: Run, sequences: Sequences, metric: str, paired: Sequence[Pair
         ]
     if not run.evaluated:
         value = page.number(run.metrics.get(metric))
+        command = f"largerec evaluate {page.text(quote(str(run.bundle.path)))}"
         return [
             *found,
             f"On validation {page.text(metric)} is <strong>{value}</strong>. <strong>The test part has not been looked at "
             "yet</strong>: intervals, baselines, paired differences and slices are missing here. "
-            f"Make them with <code>largerec evaluate {page.text(run.bundle.path)}</code>, then make this report again.",
+            f"Make them with <code>{command}</code>, then make this report again.",
         ]
     targets, interval = run.result["targets"], run.result["intervals"].get(metric)
     spread = f"{100 * level:g} % interval {page.number(interval[0])} to {page.number(interval[1])}; " if interval else ""
@@ -77,7 +79,8 @@ def side_by_side(runs: Sequence[Run], metric: str, paired: Sequence[Paired]) -> 
             said += f"; to {page.text(runs[0].label)} {page.signed(test['difference'])}, {verdict(test, runs[0].level)}"
             said += f" ({page.p_value(test['p_value'])})"
         elif not run.evaluated:
-            said += f"; its test part has not been looked at: <code>largerec evaluate {page.text(run.bundle.path)}</code>"
+            command = f"largerec evaluate {page.text(quote(str(run.bundle.path)))}"
+            said += f"; its test part has not been looked at: <code>{command}</code>"
         found.append(said + ".")
     return found
 
