@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -247,7 +248,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     for function in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(module.os, function, no_space)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(LargeRecError, match=rf"{re.escape(name)} cannot be written \(No space left"):
                 writers(bundle)[name](2)
         assert [file.name for file in tmp_path.iterdir()] == [name], "something half-written is left"
         assert (tmp_path / name).read_bytes() == before

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from largerec import cures, manifest, metrics
 from largerec.batches import TrainingBatches
-from largerec.compare import NAME, Row, finished_run, row_ranks, write_json
+from largerec.compare import NAME, Row, finished_run, row_ranks
 from largerec.curate import curate
 from largerec.curate.plan import Plan, Step, check_labels, plan_from
 from largerec.curate.taking import stage_column
@@ -42,6 +43,7 @@ from largerec.report.ablated import ablated_page
 from largerec.sequences import STAGE_COLUMN, SplitOptions, build_sequences
 from largerec.split_log import SplitLog
 from largerec.tokenizers import AtomicTokenizer
+from largerec.writing import check_file, write_json
 
 assert cures.STEPS, "plans know the steps that train"
 
@@ -191,7 +193,9 @@ def from_arguments(
     plan, recipe = load_ablation(plan_path, [*overrides, *chosen])
     given = apply_overrides({}, [one for one in overrides if one.startswith("run.dir=")]).get("run", {}).get("dir")
     folder = Path(given or f"{FOLDER}/{Path(plan_path).stem}")
-    command = ["largerec ablate", "-" if path == "-" else "<data>", f"--plan {plan_path}", *overrides]
+    if to:
+        check_file(Path(to), "--out")
+    command = ["largerec ablate", "-" if path == "-" else "<data>", f"--plan {quote(plan_path)}", *map(quote, overrides)]
     found = {"name": Path(plan_path).stem, "date": datetime.now(UTC).date().isoformat(), "hardware": processor()}
     found |= {"command": " ".join(command)} | ablate(plan, recipe, folder, quiet=quiet)
     found["report"] = str(ablated_page(found, folder / "ablate.html"))

@@ -30,6 +30,7 @@ from largerec.quantised_rows import Bits
 from largerec.recipe import Recipe, recipe_from
 from largerec.sequences import TASK_COLUMN, Sequences, from_frame
 from largerec.tokenizers import AtomicTokenizer
+from largerec.writing import replacing
 
 FORMAT = 1
 CHOICE = "choice.json"
@@ -406,17 +407,11 @@ class Bundle:
         self._replace(name, lambda path: save_file(whole, path, dict(metadata or {})))
 
     def _replace(self, name: str, write: Any) -> None:
-        beside = self.path / f".{name}.{os.getpid()}.partial"
-        try:
+        with replacing(self.file(name)) as beside:
             write(beside)
             beside.chmod(
                 self.path.stat().st_mode & 0o666
             )  # safetensors writes for the owner alone; a run is as open as its folder
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, self.file(name))
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def is_partial(file: Path) -> bool:

@@ -6,7 +6,6 @@ same command makes no finished run again, and takes up the one that was interrup
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -14,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -31,12 +31,13 @@ from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.experiments import placed, validation_of, with_compared
 from largerec.item_vectors import words_hash
-from largerec.recipe import Recipe, apply_overrides, load_recipe
+from largerec.recipe import MAX_SEED, Recipe, apply_overrides, load_recipe
 from largerec.report.compared import compared_page
 from largerec.sequences import Stage
 from largerec.split_log import SplitLog
 from largerec.train import train
 from largerec.tune import Tuned, columns_read, needed_optuna, own_space, promote, tune
+from largerec.writing import check_file, write_json
 
 FOLDER = "runs/compare"
 SEEDS = (0, 1, 2)
@@ -140,12 +141,14 @@ def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, 
     Raises:
         LargeRecError: an argument is no recipe, number or ``key=value``, or an override is not for a comparison.
     """
-    files = [given for given in arguments if given.endswith(".toml") or Path(given).is_file()]
+    files = [given for given in arguments if given.endswith(".toml") or os.path.isfile(given)]  # also of what no name can be
     more = [given for given in arguments if given.isdecimal() and given not in files]
     overrides = [given for given in arguments if given not in files and given not in more]
     numbers = [*seeds.replace(",", " ").split(), *more]
-    if not all(number.isdecimal() for number in numbers):
-        raise LargeRecError(f"--seeds {seeds!r} is no number; write --seeds 3 for three seeds, or --seeds 0 1 2 for these.")
+    if not numbers or not all(number.isdecimal() and int(number) <= MAX_SEED for number in numbers):
+        raise LargeRecError(
+            f"--seeds {seeds!r} is no number up to {MAX_SEED}; write --seeds 3 for three seeds, or --seeds 0 1 2."
+        )
     for override in overrides:
         if override.startswith(("seed=", "run.overwrite=", "run.compare=", "name=")):
             key = override.partition("=")[0]
@@ -153,16 +156,17 @@ def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, 
                 f"{override!r} is not for a comparison: seeds come from --seeds, rows and their names from the recipes, and no "
                 f"run is replaced (remove its folder instead). Leave {key} out."
             )
+    recipes = [load_recipe(file, overrides) for file in files]
     place = apply_overrides({}, overrides).get("run", {}).get("dir", FOLDER)
+    if to:
+        check_file(Path(to), "--out")
     chosen = [int(number) for number in numbers]
-    found = compare(
-        [load_recipe(file, overrides) for file in files], chosen if len(chosen) > 1 else range(chosen[0]), place, **options
-    )
-    command = ["largerec compare", *files, f"--seeds {' '.join(numbers)}"]
+    found = compare(recipes, chosen if len(chosen) > 1 else range(chosen[0]), place, **options)
+    command = ["largerec compare", *map(quote, files), f"--seeds {' '.join(numbers)}"]
     command += [
         f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items() if value and name != "quiet"
     ]
-    command += ["data.path=<data>" if override.startswith("data.path=") else override for override in overrides]
+    command += ["data.path=<data>" if override.startswith("data.path=") else quote(override) for override in overrides]
     made = {"date": datetime.now(UTC).date().isoformat(), "hardware": processor(), "command": " ".join(command)}
     found = made | found | {"report": str(compared_page(found | made, Path(place) / "compare.html"))}
     for path in (Path(place) / "compare.json", *([Path(to)] if to else [])):
@@ -318,14 +322,6 @@ def _ensemble_row(name: str, folders: Sequence[Path], members: Sequence[Sequence
         result = make_ensemble(runs, folder)
         results.append(result if "test" in result else evaluate(folder, beside=runs[0]))
     return Row(name, tuple(folders), tuple(results), rows)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Replace a file in one step, as a run's are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 # --- the table

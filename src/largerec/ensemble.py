@@ -16,6 +16,7 @@ from largerec.bundle import Bundle, is_partial
 from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import measure
+from largerec.writing import make_folder
 
 SUMMED = ("params", "params_non_embedding", "train_tokens", "train_flops", "train_seconds", "steps")
 
@@ -40,7 +41,7 @@ def ensemble(members: Sequence[str | Path], to: str | Path) -> dict[str, Any]:
         if bundle.file("result.json").is_file():
             bundle.check_members()
             return bundle.read_json("result.json")
-    bundle.path.mkdir(parents=True, exist_ok=True)
+    make_folder(bundle.path, "run.dir")
     bundle.remove_partial_files()
     first = bundles[0].read_json("recipe.json")
     bundle.write_json("recipe.json", {**first, "members": relative})

@@ -34,6 +34,7 @@ from largerec.columns import (
     resolve_columns,
 )
 from largerec.errors import LargeRecError
+from largerec.writing import plain_errors
 
 __all__ = ["AskedKind", "ColumnOptions", "EventLog", "TimeKind", "TimeUnit"]
 
@@ -197,6 +198,7 @@ class EventLog:
 
         Raises:
             LargeRecError: the suffix is another one, or a column cannot be written as CSV.
+            OSError: a file cannot be written.
         """
         target = Path(path)
         suffix = next((known for known in (".parquet", ".csv.gz", ".csv") if target.name.lower().endswith(known)), None)
@@ -210,14 +212,16 @@ class EventLog:
     def _write_table(self, table: pl.DataFrame, target: Path, suffix: str) -> None:
         if suffix == ".parquet":
             untimed = "timestamp" in table.columns and bool((table["timestamp"] == UNTIMED).any())
-            table.write_parquet(target, metadata={METADATA_KEY: self.time_kind + (UNTIMED_MARK if untimed else "")})
+            with plain_errors():
+                table.write_parquet(target, metadata={METADATA_KEY: self.time_kind + (UNTIMED_MARK if untimed else "")})
             return
         nested = [name for name, dtype in table.schema.items() if dtype.is_nested()]
         if nested:
             raise LargeRecError(
                 f"{target}: column {nested[0]!r} holds {table.schema[nested[0]]}, which CSV cannot. Write to a .parquet file."
             )
-        table.write_csv(target, compression="gzip" if suffix.endswith(".gz") else "uncompressed")
+        with plain_errors():
+            table.write_csv(target, compression="gzip" if suffix.endswith(".gz") else "uncompressed")
 
 
 def _convert(

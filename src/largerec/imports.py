@@ -17,6 +17,7 @@ from largerec.datasets import DataOptions, item_files, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.readers import format_of, read_table
+from largerec.writing import plain_errors
 
 Target = Literal["parquet", "recbole"]
 
@@ -171,7 +172,8 @@ def _import_items(files: list[Path], folder: Path, facts: dict[str, Any]) -> tup
     written = []
     for name, table in sorted(sets.items()):
         written.append(folder / f"{name}.items.parquet")
-        table.write_parquet(written[-1])
+        with plain_errors():
+            table.write_parquet(written[-1])
     facts |= {
         "kind": "items",
         "tables": {name: {"items": table.height, "columns": table.columns} for name, table in sorted(sets.items())},
@@ -225,5 +227,6 @@ def _write_atomic(table: pl.DataFrame, path: Path, sequences: tuple[str, ...]) -
             changed += int(broken.sum())
             series = text.str.replace_all(r"[\t\r\n]+", " ")
         columns.append(series.alias(f"{series.name}:{kind}"))
-    pl.DataFrame(columns).write_csv(path, separator="\t", quote_style="never")
+    with plain_errors():
+        pl.DataFrame(columns).write_csv(path, separator="\t", quote_style="never")
     return changed

@@ -18,6 +18,7 @@ from largerec.evaluate import measure
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks
 from largerec.item_tables import quantise_tables, table_bytes
 from largerec.quantised_rows import Bits
+from largerec.writing import make_folder
 
 KEPT = (*(name for name in BEGINNING if name != "lineage.json"), RANDOM, CHOICE, FORGOTTEN)
 OF_TRAINING = (
@@ -47,6 +48,7 @@ def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]
     made_of = {"parent": os.path.relpath(source.path.resolve(), target.path.resolve()), "weights": source.weights_hash()}
     if target.path.is_dir() and not all(is_partial(file) for file in target.path.iterdir()):
         return _found(target, made_of, bits)
+    make_folder(target.path, "run.dir")  # before it is measured
     engine = load(path)
     assert isinstance(engine.scorer, ModelScorer)
     model, full = engine.scorer.model, table_bytes(engine.scorer.model)
@@ -65,7 +67,6 @@ def quantise(path: str | Path, to: str | Path, bits: Bits = 8) -> dict[str, Any]
         "tasks": {},
         "n_test_evaluations": 0,
     }
-    target.path.mkdir(parents=True, exist_ok=True)
     target.remove_partial_files()
     for name in (name for name in KEPT if source.file(name).is_file()):
         target.write_copy(name, source.file(name))

@@ -30,6 +30,7 @@ from largerec.ranking import RankingOptions
 from largerec.sequences import SplitOptions
 from largerec.tasks import TaskOptions
 
+MAX_SEED = 10**18  # a generator of torch takes 64 bits
 RESERVED = ("user_id", "item_id", "score", "rank", "title", "choice")  # columns of what the Engine gives
 
 
@@ -112,7 +113,7 @@ class Recipe(Options):
     """One TOML file. Every group is documented where it is declared."""
 
     name: str = "run"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     threads: int | None = Field(None, ge=1)
     data: DataOptions = DataOptions()
     split: SplitOptions = SplitOptions()

@@ -44,6 +44,7 @@ from largerec.recipe import Recipe
 from largerec.sequences import TRAIN, WEIGHT_COLUMN, Sequences
 from largerec.split_log import SplitLog
 from largerec.transfer import start_as, width_factors
+from largerec.writing import writing
 
 
 @dataclass
@@ -320,7 +321,8 @@ class Trainer:
     def _log(self, fields: dict[str, Any]) -> None:
         state = self.state
         entry = {"step": state.step, "epoch": state.epoch, **fields, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
-        with self.bundle.file("metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.bundle.file("metrics.jsonl")
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         if self.tensorboard is not None:
             for name, value in (fields.get("validation") or fields).items():

@@ -23,6 +23,7 @@ from largerec.experiments import placed, validation_of
 from largerec.options import toml_key, toml_text
 from largerec.recipe import Range, Recipe, recipe_from
 from largerec.train import train
+from largerec.writing import make_folder
 
 AT_RANDOM = 3
 """Trials before the estimator has a say, trial 0 among them."""
@@ -87,7 +88,7 @@ def tune(recipe: Recipe, budget: int, folder: Path, hashes: Mapping[str, str], *
     """
     space = own_space(recipe)
     place = Bundle(folder / "trials")
-    place.path.mkdir(parents=True, exist_ok=True)
+    make_folder(place.path, "run.dir")
     _check_same_search(recipe, place, hashes)
     records = _records(place)
     while len(records) < budget:

@@ -24,6 +24,7 @@ from largerec.scaling.points import FILE, Point, read_points
 from largerec.scaling.serving import Serving, Stopwatch, whole_run
 from largerec.scaling.spending import Prices
 from largerec.tune import as_toml
+from largerec.writing import make_folder
 
 USUAL = "ndcg@10"
 AS_GOOD = 0.001  # of two recipes within this share of each other in quality the cheaper one is proposed
@@ -193,7 +194,7 @@ def _written(
         "refused": [*refused, *unsaid],
         "resolved": recipe.to_json(),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent, "the folder of --out")
     comment = f"Proposed by largerec plan --from {folder}: {asked.quantity} {chosen.value:.4g}, {chosen.cost:.2f} core-minutes."
     Bundle(file.parent).write_text(file.name, as_toml(recipe, comment))
     Bundle(file.parent).write_json(f"{file.stem}.json", document)

@@ -28,6 +28,7 @@ from largerec.scaling.laws import Law, Refused, check, fit_all, predicted_by, su
 from largerec.scaling.points import FILE, Point, read_points, write_point
 from largerec.scaling.runs import Clock, OutOfBudget, check_data, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
+from largerec.writing import make_folder
 
 PREDICTIONS = "predictions.json"
 QUALITIES = ("ndcg@10", "recall@10")
@@ -48,7 +49,7 @@ def scale(recipe: Recipe, budget: str | None = None, *, quiet: bool = False) -> 
     text = budget or recipe.scale.budget
     limit = None if text is None else core_minutes(text)
     place = Bundle(recipe.run.dir)
-    place.path.mkdir(parents=True, exist_ok=True)
+    make_folder(place.path, "run.dir")
     clock = Clock(place, limit)
     try:
         return _scaled(recipe, place, clock, quiet=quiet)
