@@ -327,6 +327,18 @@ MISTAKES = [
     (["report", "nowhere"], "there is no run 'nowhere'"),
     (["report", "{run}", "{run}"], "is named twice"),
     (["report", "{run}", "--to", "{folder}"], "is a folder; name a file in it"),
+    (["train", "{recipe}", "seed=99999999999999999999999"], "less than or equal to 1000000000000000000"),
+    (["train", "{recipe}/x"], "is no TOML recipe: [Errno 20] Not a directory"),
+    (["train", "{long}"], "is no TOML recipe: [Errno 36] File name too long"),
+    (["evaluate", "{long}"], "is too long for the name of a file or folder"),
+    (["data", "describe", "~nosuchuser/x"], "data.path '~nosuchuser/x': there is no such user's home here"),
+    (
+        ["data", "import", "{run}/histories.parquet", "--to", "~nosuchuser/x"],
+        "--to '~nosuchuser/x': there is no such user's home",
+    ),
+    (["data", "fetch", "ml-1m", "--from", "~nosuchuser/x"], "--from '~nosuchuser/x': there is no such user's home"),
+    (["curate", "~nosuchuser/x"], "there is no such user's home here"),
+    (["data", "trace", "~nosuchuser/x", "--row", "1"], "there is no such user's home here"),
     (["data", "describe", "nowhere.csv"], "nowhere.csv: there is no such file or folder"),
     (["data", "describe", "{recipe}"], "tiny.toml"),
     (["data", "describe", "{folder}"], "no file of events is recognised"),
@@ -338,7 +350,7 @@ def test_a_mistake_is_one_clear_message(
     largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"recipe": recipe, "run": trained_run(), "folder": tmp_path}
+    places = {"recipe": recipe, "run": trained_run(), "folder": tmp_path, "long": "x" * 400}
     before = json.loads((trained_run() / "result.json").read_text())["n_test_evaluations"]
     said = largerec(*(argument.format(**places) for argument in arguments))
     assert said.code == 2

@@ -279,3 +279,12 @@ def test_kernels_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available", lambda: (False, "plain torch, because there is no C++ compiler"))
     finding = doctor.check_kernels()
     assert finding.status == "warn" and "install g++" in finding.fix
+
+
+def test_a_working_folder_that_was_removed_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    found = doctor.diagnose()
+    assert {one["name"] for one in found["findings"] if one["status"] == "fail"} >= {"disk", "working folder"}
+    monkeypatch.chdir(tmp_path)

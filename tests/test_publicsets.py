@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import http.server
 import io
+import lzma
 import re
 import socket
 import tarfile
@@ -165,7 +166,7 @@ def test_a_folder_that_cannot_be_is_explained(tmp_path: Path, monkeypatch: pytes
         fetch("mine", tmp_path / "x", given=tmp_path)
 
 
-@pytest.mark.parametrize("error", [zlib.error, RuntimeError, NotImplementedError, EOFError])
+@pytest.mark.parametrize("error", [zlib.error, lzma.LZMAError, RuntimeError, NotImplementedError, EOFError])
 def test_whatever_an_archive_raises_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def broken(*_: object) -> None:
         raise error("odd")

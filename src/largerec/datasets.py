@@ -14,7 +14,7 @@ from largerec.columns import ALIASES, CANONICAL, AskedKind, AskedUntimed, Column
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
 from largerec.faults import FaultOptions, with_faults
-from largerec.options import Options
+from largerec.options import Options, expanded
 from largerec.readers import (
     SUFFIXES,
     RawTable,
@@ -80,7 +80,7 @@ def load_random(options: DataOptions) -> EventLog | None:
     """
     if options.random is None:
         return None
-    asked, beside = Path(options.random).expanduser(), Path(options.path or ".").expanduser()
+    asked, beside = expanded(options.random, "data.random"), expanded(options.path or ".", "data.path")
     folder = beside if beside.is_dir() else beside.parent
     found = next((file for file in (asked, folder / asked) if file.is_file()), None)
     if found is None:
@@ -92,7 +92,7 @@ def load_random(options: DataOptions) -> EventLog | None:
 
 
 def _read_log(options: DataOptions, given: str) -> EventLog:
-    path = Path(given).expanduser()
+    path = expanded(given, "data.path")
     if not path.exists():
         raise LargeRecError(
             f"data.path={given}: there is no such file or folder{_similar(path)} Give a file of events or a folder of one."
@@ -280,7 +280,7 @@ def _load_items(
     """Read the item table that is asked for, or one of a known name beside the events that shares an item with them."""
     folder = events_path if events_path.is_dir() else events_path.parent
     if options.items is not None:
-        asked = Path(options.items).expanduser()
+        asked = expanded(options.items, "data.items")
         found = next((file for file in (asked, folder / asked) if file.is_file()), None)
         if found is None:
             raise LargeRecError(

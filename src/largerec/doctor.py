@@ -245,8 +245,12 @@ def check_memory() -> Finding:
 
 def check_disk() -> Finding:
     """Run directories, which go to the working folder by default, have room."""
-    free = shutil.disk_usage(Path.cwd()).free
-    text = f"{gib(free)} free in {Path.cwd()}"
+    try:
+        folder = Path.cwd()
+        free = shutil.disk_usage(folder).free
+    except FileNotFoundError:
+        return Finding("disk", "fail", "the working folder is not there any more", None, "change to a folder that is there")
+    text = f"{gib(free)} free in {folder}"
     if free < MIN_DISK:
         return Finding(
             "disk", "warn", text, free, "remove old run directories, or send new ones to another disk with run.dir=..."
@@ -256,7 +260,11 @@ def check_disk() -> Finding:
 
 def check_folder() -> Finding:
     """The working folder can be written to: tried, since permissions alone do not tell."""
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:
+        why, fix = "it is not there any more", "change to a folder that is there"
+        return Finding("working folder", "fail", why, None, fix)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

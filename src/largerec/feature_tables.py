@@ -14,6 +14,7 @@ from largerec.errors import LargeRecError, nearest
 from largerec.events import EventLog
 from largerec.features import FeatureOptions, Features, Side, fit_field
 from largerec.moments import CLOCK, clock_columns
+from largerec.options import expanded
 from largerec.outcomes import refuse_outcomes
 from largerec.readers import read_table
 from largerec.sequences import STAGE_COLUMN, TRAIN, WEIGHT_COLUMN, Sequences
@@ -111,10 +112,10 @@ def _users(user_ids: pl.Series, options: FeatureOptions, path: str | None) -> pl
 
 
 def _users_file(asked: str | None, path: str | None) -> Path:
-    log = None if path is None else Path(path).expanduser()
+    log = None if path is None else expanded(path, "data.path")
     folder = None if log is None else log if log.is_dir() else log.parent
     if asked is not None:
-        given = Path(asked).expanduser()
+        given = expanded(asked, "features.users")
         found = next((file for file in (given, *([folder / given] if folder else [])) if file.is_file()), None)
         if found is None:
             raise LargeRecError(f"features.users={asked}: there is no such file, nor beside the log. Give the file of users.")

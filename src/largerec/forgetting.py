@@ -24,6 +24,7 @@ from largerec.curate import versions
 from largerec.curate.versions import ROW, Version
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
+from largerec.options import expanded
 from largerec.sequences import TRAIN
 
 SHOWS_PEOPLE = "It shows histories of users: share it only where you could share the log."
@@ -47,8 +48,8 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     Raises:
         LargeRecError: nothing that LargeRec wrote is there, or the person is in none of it.
     """
-    folder = Path(folder).expanduser().resolve()
-    below = [folder, *([Path(runs).expanduser().resolve()] if runs is not None else [])]
+    folder = expanded(folder, "DATA").resolve()
+    below = [folder, *([expanded(runs, "--runs").resolve()] if runs is not None else [])]
     _remove_leftovers(folder)  # first: a kill may have left the folder itself under its other name
     for place in below:
         if not place.is_dir():
@@ -165,7 +166,9 @@ def _version(place: Path, fresh: Path, user_id: str, now: str, document: dict[st
 
     Rows that a step made have no number and nothing says of whom; since they may repeat the person's events, they all go.
     """
-    events, removed, changed = (pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("events", "removed", "changed"))
+    events, removed, changed = (
+        pl.read_parquet(place / f"{name}.parquet", glob=False) for name in ("events", "removed", "changed")
+    )
     named = changed.filter((pl.col("column") == "user_id") & ((pl.col("before") == user_id) | (pl.col("after") == user_id)))
     own = [table.filter(pl.col("user_id").cast(pl.String) == user_id)[ROW] for table in (events, removed)]
     rows = pl.concat([*own, named[ROW]]).unique()

@@ -16,6 +16,7 @@ from largerec.columns import convert_text
 from largerec.datasets import DataOptions, item_files, load_log
 from largerec.errors import LargeRecError
 from largerec.events import EventLog
+from largerec.options import expanded
 from largerec.readers import format_of, read_table
 from largerec.writing import plain_errors
 
@@ -40,7 +41,7 @@ def import_log(
         LargeRecError: the folder holds something already, or the log itself; it cannot be written; whatever reading and the
             steps raise.
     """
-    folder = Path(to).expanduser()
+    folder = expanded(to, "--to")
     try:
         _check_free(folder, overwrite)
         _check_apart(folder, options)
@@ -104,7 +105,7 @@ def _check_apart(folder: Path, options: DataOptions) -> None:
     """Refuse to import a log into itself, into a folder of its own, or over a folder that holds it."""
     target = folder.resolve()
     for flag, given in (("data.path", options.path), ("data.items", options.items)):
-        source = None if given is None else Path(given).expanduser().resolve()
+        source = None if given is None else expanded(given, flag).resolve()
         if source is not None and (target.is_relative_to(source) or source.is_relative_to(target)):
             how = "is" if source == target else "lies inside" if target.is_relative_to(source) else "holds"
             raise LargeRecError(
@@ -131,7 +132,7 @@ def _write(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Read the log, take the steps and write its files into ``folder``; return the facts for the manifest, and the files."""
     facts: dict[str, Any] = {"largerec": version("largerec"), "source": options.path}
-    only_items = item_files(Path(options.path).expanduser()) if options.path is not None else []
+    only_items = item_files(expanded(options.path, "data.path")) if options.path is not None else []
     if only_items:
         return _import_items(only_items, folder, facts)
     log = load_log(options.model_copy(update={"dropped": str(folder / DROPPED)}))

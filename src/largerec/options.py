@@ -27,6 +27,18 @@ def read_toml(path: Path, what: str, *, missing: str, example: str) -> dict[str,
         raise LargeRecError(f"{path} is no TOML {what}: {error}. {example}") from None
 
 
+def expanded(path: str | Path, option: str) -> Path:
+    """A path with the home folder in place of ``~``; ``option`` says where it was given.
+
+    Raises:
+        LargeRecError: it begins with the home of someone who is not known here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise LargeRecError(f"{option} {str(path)!r}: there is no such user's home here; write the path in full.") from None
+
+
 def toml_value(text: str) -> Any:
     """A value as the command line has it: what TOML reads (numbers, true, lists, quoted text), else the text itself."""
     try:

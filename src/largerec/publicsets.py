@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import lzma
 import re
 import shutil
 import tarfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from largerec.errors import LargeRecError, nearest
+from largerec.options import expanded
 
 BLOCK = 1 << 20
 WAIT_SECONDS = 30.0
@@ -183,7 +185,7 @@ def fetch(
         target = folder / file.name
         if not target.is_file():
             if given is not None:
-                _copy(file, Path(given).expanduser(), target, len(found.files))
+                _copy(file, expanded(given, "--from"), target, len(found.files))
             else:
                 _download(file, target, report or (lambda *_: None))
         verified[file.name] = verify(file, target)
@@ -302,5 +304,5 @@ def _unpack(path: Path, folder: Path) -> None:
         elif path.name.endswith((".tar.gz", ".tgz")):
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, RuntimeError, EOFError, OSError) as error:
         raise LargeRecError(f"{path}: the archive cannot be unpacked ({error}). Take it away and fetch it again.") from error
