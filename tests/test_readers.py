@@ -271,3 +271,12 @@ def test_a_look_at_a_file_that_cannot_be_read_finds_no_columns(tmp_path: Path) -
     (tmp_path / "b.csv.gz").write_bytes(b"no gzip")
     assert peek_columns(tmp_path / "b.csv.gz") == []
     assert peek_columns(save(tmp_path / "movies.dat", b"x")) == ["item_id", "title", "genres"]
+
+
+@pytest.mark.parametrize(("last", "kind"), [("0", pl.Int64), ("0.5", pl.Float64), ("no", pl.String), ("", pl.String)])
+@pytest.mark.parametrize("blank", [900, 1100])
+def test_blanks_at_the_head_say_nothing_about_a_column(blank: int, last: str, kind: pl.DataType, tmp_path: Path) -> None:
+    values = [""] * blank + ["" if last == "" else "1", last]
+    lines = ["user_id,item_id,timestamp,x", *(f"u{n},i1,{1_300_000_000 + n},{value}" for n, value in enumerate(values))]
+    frame = read_table(save(tmp_path / "log.csv", "\n".join(lines).encode())).frame
+    assert frame.schema["x"] == kind and frame["x"].null_count() == values.count("")

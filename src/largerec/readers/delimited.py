@@ -215,7 +215,8 @@ def infer_types(frame: pl.DataFrame, keep: Collection[str]) -> pl.DataFrame:
 
 
 def _inferred(series: pl.Series, keep: bool) -> pl.Series:
-    for part in (series.head(1000), series):  # a look at the head spares the work on most columns of words
+    head = series.drop_nulls().head(1000)  # a look at it spares the work on most columns of words; blanks say nothing
+    for part in (head, series):
         whole = part.cast(pl.Int64, strict=False)
         if whole.null_count() == part.len():
             is_whole = False
@@ -227,7 +228,7 @@ def _inferred(series: pl.Series, keep: bool) -> pl.Series:
         return whole
     if keep:
         return series
-    for part in (series.head(1000), series):
+    for part in (head, series):
         number = part.cast(pl.Float64, strict=False)
         if number.null_count() > part.null_count() or number.null_count() == part.len() or part.str.contains(r"^[+-]?0\d").any():
             return series
