@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from largerec.bundle import Bundle
 from largerec.cli import app
+from largerec.engine import ModelScorer, load
 from largerec.engine import conditioned as module
-from largerec.engine import load
 from largerec.errors import LargeRecError
 from largerec.evaluate import evaluate
 from largerec.metrics import EvaluateOptions
@@ -83,6 +83,18 @@ def test_what_cannot_be_wanted_is_explained(arguments: dict[str, Any], message: 
 def test_a_run_without_tasks_wants_nothing() -> None:
     with pytest.raises(LargeRecError, match="this run has no tasks"):
         load(trained_run()).recommend(["u0001"], want="like")
+
+
+def test_heads_that_are_nan_are_not_served() -> None:
+    engine = engine_of("hstu", "interleaved")
+    assert engine.retrieves and isinstance(engine.scorer, ModelScorer) and engine.scorer.model.task_heads is not None
+    with torch.no_grad():
+        for parameter in engine.scorer.model.task_heads.parameters():
+            parameter.fill_(float("nan"))
+    for ask in (lambda: engine.rank(2, [1, 2]), lambda: engine.recommend([2], want="good")):
+        with pytest.raises(LargeRecError, match="the model's scores are NaN: its weights diverged"):
+            ask()
+    assert engine.recommend([2], 3)["score"].is_finite().all(), "retrieval's own weights are sound"
 
 
 def test_what_is_liked_is_found_among_what_is_watched(tmp_path: Path) -> None:

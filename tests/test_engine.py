@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from logs import log_of, random_log
-from runs import tiny_recipe, trained_run
+from runs import copy_of_run, tiny_recipe, trained_run
+from safetensors.torch import load_file, save_file
 
 from largerec import metrics
 from largerec.engine import Engine, PopularityScorer, Queries, load, scoring
@@ -353,3 +354,23 @@ def test_blocks_cover_all_queries_in_order(engine: Engine) -> None:
     assert [start for start, _ in blocks] == list(range(0, len(queries), 3))
     np.testing.assert_array_equal(np.concatenate([block.end_Q for _, block in blocks]), queries.end_Q)
     assert all(len(block) == 1 for _, block in query_blocks(queries, 10**9)), "one query a block, however big the catalogue"
+
+
+# --- what diverged --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_nan_are_not_served(tmp_path: Path) -> None:
+    """One weight, so that only one item's score is NaN: it would stand first in every list."""
+    run = copy_of_run(tmp_path / "run")
+    tensors = load_file(run / "model.safetensors")
+    table = next(tensor for tensor in tensors.values() if tensor.shape[:1] == (60,))
+    table[17, 0] = float("nan")
+    save_file(tensors, run / "model.safetensors")
+    engine = load(run)
+    without = next(
+        user
+        for user in engine.sequences.user_ids
+        if not set(history_of(engine, user)) & {engine.tokenizer.vocabulary["item_id"][17]}
+    )
+    with pytest.raises(LargeRecError, match="the model's scores are NaN: its weights diverged"):
+        engine.recommend([without])

@@ -24,7 +24,7 @@ from largerec.columns import UNTIMED
 from largerec.engine.conditioned import wanted_lists
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
-from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, top_k
+from largerec.engine.scoring import ModelScorer, Queries, Scorer, mask_seen, query_blocks, refuse_nan, top_k
 from largerec.engine.shown import choose
 from largerec.errors import LargeRecError, nearest
 from largerec.features import FeatureRows, Features, FieldLayout, context_at
@@ -301,7 +301,10 @@ class Engine:
     ) -> list[torch.Tensor]:
         """Every task's label probabilities for items after one history, at its time, for the user of a row; each [C, L]."""
         moment = datetime.fromtimestamp(int(query.time_Q[0]) / 1000, UTC) if query.time_Q[0] >= 0 else None
-        return self.ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+        found = self.ranker.of_candidates(query, token_C, self._features_of(row, token_C, moment, context or {}))
+        for probability_CL in found:
+            refuse_nan(probability_CL)
+        return found
 
     def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
         """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""

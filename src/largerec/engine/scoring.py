@@ -176,6 +176,16 @@ def mask_seen(scores_QV: torch.Tensor, queries: Queries) -> None:
     scores_QV.index_put_((query, item), torch.tensor(float("-inf")))
 
 
+def refuse_nan(scores: torch.Tensor) -> None:
+    """Refuse what diverged weights give.
+
+    Raises:
+        LargeRecError: a score is NaN.
+    """
+    if torch.isnan(scores).any():
+        raise LargeRecError("the model's scores are NaN: its weights diverged. Train again with a lower optim.learning_rate.")
+
+
 def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
     """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q].
 
@@ -183,8 +193,7 @@ def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
         LargeRecError: a target's score is NaN.
     """
     own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
-    if torch.isnan(own_Q1).any():
-        raise LargeRecError("the model's scores are NaN: its weights diverged. Train again with a lower optim.learning_rate.")
+    refuse_nan(own_Q1)
     rows = max(1, CACHE_BLOCK // scores_QV.shape[1])
     pieces = list(zip(torch.split(scores_QV, rows), torch.split(own_Q1, rows), strict=True))
     greater_Q = torch.cat([(scores > own).sum(1) for scores, own in pieces])
@@ -202,7 +211,11 @@ def query_blocks(queries: Queries, size: int) -> Iterator[tuple[int, Queries]]:
 
 
 def top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and items of the best k, best first; equal scores in catalogue order, so that lists repeat exactly."""
+    """Scores and items of the best k, best first; equal scores in catalogue order, so that lists repeat exactly.
+
+    Raises:
+        LargeRecError: a score is NaN.
+    """
     rows = max(1, CACHE_BLOCK // scores_QV.shape[1])
     pieces = [_top_k(scores, min(k, scores_QV.shape[1])) for scores in torch.split(scores_QV, rows)]
     return torch.cat([value for value, _ in pieces]), torch.cat([item for _, item in pieces])
@@ -210,6 +223,7 @@ def top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     value_QK, item_QK = torch.topk(scores_QV, k, dim=1)
+    refuse_nan(value_QK[:, :1])  # to topk, NaN is the greatest
     # Where several items tie for the last places, topk keeps any of them: put the first ones of the catalogue there instead.
     last_Q1 = value_QK[:, -1:]
     tied_Q, kept_Q = (scores_QV == last_Q1).sum(1), (value_QK == last_Q1).sum(1)

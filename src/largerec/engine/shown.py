@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from largerec.choice import ChoiceModel, ListContext
-from largerec.engine.scoring import Queries, Scorer, query_blocks
+from largerec.engine.scoring import Queries, Scorer, query_blocks, refuse_nan
 from largerec.errors import LargeRecError
 from largerec.list_metrics import list_of
 from largerec.lists import ShownLists
@@ -24,6 +24,9 @@ def shown_scores(scorer: Scorer, queries: Queries, token_S: np.ndarray, offsets_
     """The scorer's score of each shown item (token -1: outside the catalogue, ``-inf``); query l is that of list l. [S]
 
     Seen items keep their scores: what a user looked at is what gets chosen.
+
+    Raises:
+        LargeRecError: a score is NaN.
     """
     found = np.full(len(token_S), -np.inf)
     for start, block in query_blocks(queries, scorer.size):
@@ -32,6 +35,7 @@ def shown_scores(scorer: Scorer, queries: Queries, token_S: np.ndarray, offsets_
         known_S = np.flatnonzero(token_S[begin:end] >= 0)
         scores_QV = scorer.scores(block)
         picked = scores_QV[torch.from_numpy(query_S[known_S]), torch.from_numpy(token_S[begin:end][known_S])]
+        refuse_nan(picked)
         found[begin + known_S] = picked.double().numpy()
     return found
 
