@@ -99,3 +99,11 @@ def test_save_and_load(tmp_path: Path, as_text: bool) -> None:
     loaded = AtomicTokenizer(pl.read_parquet(tmp_path / "vocabulary.parquet"))
     assert_frame_equal(loaded.vocabulary, tokenizer.vocabulary)
     assert loaded.encode(pl.Series([30, 7])).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("column", "tokens"), [([30.0, 30.7], [0, -1]), ([True, False], [-1, -1]), ([b"30", b"1"], [-1, -1]), (["30", "1"], [0, 1])]
+)
+def test_an_id_of_another_type_is_not_cut_to_an_integer(column: list[object], tokens: list[int]) -> None:
+    fitted_to = fitted(log_of([("a", item, n) for n, item in enumerate([30, 1, 30, 1, 30])]))
+    assert fitted_to.encode(pl.Series(column)).tolist() == tokens

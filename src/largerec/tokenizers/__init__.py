@@ -1,5 +1,5 @@
 """Item tokenizers: items to tokens and back."""
 
-from largerec.tokenizers.atomic import AtomicTokenizer
+from largerec.tokenizers.atomic import AtomicTokenizer, as_ids
 
-__all__ = ["AtomicTokenizer"]
+__all__ = ["AtomicTokenizer", "as_ids"]

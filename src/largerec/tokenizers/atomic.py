@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from largerec.sequences import TRAIN, Sequences
+
+MOST_BITS = 128
+"""Of an integer that can be an id; Python does not write one of thousands of digits."""
+
+
+def as_ids(given: Iterable[Any], kind: pl.DataType) -> pl.Series:
+    """Ids of Python's or numpy's types as a column of the log's type, null where one cannot be such an id.
+
+    Numbers as text and whole floats name integers. A cast would cut 1.7 to 1 and take True for 1: these are nobody's ids.
+    """
+    return pl.Series("item_id", [_written(one, kind) for one in given], dtype=pl.String).cast(kind, strict=False)
+
+
+def _written(one: Any, kind: pl.DataType) -> str | None:
+    if isinstance(one, str):
+        return one
+    if not isinstance(one, numbers.Real) or isinstance(one, bool):
+        return None
+    if isinstance(one, numbers.Integral):
+        return str(int(one)) if int(one).bit_length() <= MOST_BITS else None
+    value = float(one)
+    if not kind.is_integer():
+        return str(value)
+    return str(int(value)) if value.is_integer() and abs(value) < 2**MOST_BITS else None
 
 
 @dataclass(frozen=True)
@@ -50,10 +77,12 @@ class AtomicTokenizer:
         return np.bincount(token_R[token_R >= 0], minlength=self.size)
 
     def encode(self, item_ids: pl.Series) -> np.ndarray:
-        """Tokens of items; -1 for an item outside the catalogue."""
+        """Tokens of items; -1 for an item outside the catalogue (see :func:`as_ids`)."""
         table = pl.DataFrame({"item_id": self.vocabulary["item_id"], "token": np.arange(self.size)})
-        given = item_ids.alias("item_id").cast(self.vocabulary.schema["item_id"], strict=False).to_frame()
-        return given.join(table, on="item_id", how="left", maintain_order="left")["token"].fill_null(-1).to_numpy()
+        kind, given = self.vocabulary.schema["item_id"], item_ids.alias("item_id")
+        safe = given.dtype.is_integer() or given.dtype == pl.String  # a large table of them is cast at once
+        given = given.cast(kind, strict=False) if safe else as_ids(given, kind)
+        return given.to_frame().join(table, on="item_id", how="left", maintain_order="left")["token"].fill_null(-1).to_numpy()
 
     def decode(self, tokens: np.ndarray) -> pl.DataFrame:
         """Rows of the vocabulary for tokens (any shape, flattened)."""
