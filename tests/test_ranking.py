@@ -220,7 +220,9 @@ def test_at_a_moment_what_comes_later_is_unknown(mode: Mode) -> None:
     assert (query.first_Q[0], query.end_Q[0]) == (kept_N1[start], kept_N1[row + 1]) and query.end_Q[0] < kept_N1[end]
     assert engine._queries_until(np.array([4]), at - timedelta(milliseconds=1)).end_Q[0] == kept_N1[row]
     sequences.time_N[start:row] = UNTIMED
-    assert engine._queries_until(np.array([4]), datetime(1960, 1, 1)).end_Q[0] == kept_N1[row]  # what has no time stays
+    assert (
+        engine._queries_until(np.array([4]), datetime(1960, 1, 1, tzinfo=UTC)).end_Q[0] == kept_N1[row]
+    )  # what has no time stays
     then = engine.rank(user, [5, 2, 9], at=at)
     assert engine.rows.label_MA is not None
     later = slice(kept_N1[row + 1], kept_N1[end])

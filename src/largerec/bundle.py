@@ -77,8 +77,10 @@ class Bundle:
         """Open an existing run.
 
         Raises:
-            LargeRecError: there is no such folder, or it is not a run of this format.
+            LargeRecError: there is no such folder, or it is not a run of this format, or the path is none.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise LargeRecError(f"the path of a run is text or a Path, and {path!r:.80} was given; write for example runs/x.")
         bundle = cls(path)
         if not bundle.path.is_dir():
             raise LargeRecError(

@@ -226,7 +226,7 @@ def recommend(
     want: Annotated[
         str | None, typer.Option(metavar="TASK", help="what should come of it: a task of the run, such as like")
     ] = None,
-    want_weight: Annotated[float, typer.Option(min=0, help="how much that counts beside coming next")] = 1.0,
+    want_weight: Annotated[float | None, typer.Option(min=0, help="how much that counts beside coming next; else 1")] = None,
     at: Annotated[str | None, typer.Option(help="the moment of asking, an ISO date in UTC; else now")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import numbers
 import re
 import time
 import warnings
@@ -21,6 +22,18 @@ from largerec.bundle import CHOICE, Bundle
 from largerec.choice import ChoiceModel
 from largerec.choice import from_json as choice_from_json
 from largerec.columns import UNTIMED
+from largerec.engine.arguments import (
+    context_of,
+    length_of_list,
+    list_of_ids,
+    lists_of_ids,
+    milliseconds,
+    moment_of,
+    one_id,
+    prices_of,
+    told,
+    weight_of_wanted,
+)
 from largerec.engine.conditioned import wanted_lists
 from largerec.engine.ensemble import EnsembleScorer
 from largerec.engine.ranking import Ranker
@@ -36,7 +49,8 @@ from largerec.recipe import Recipe
 from largerec.sequences import Sequences
 from largerec.task_metrics import mean_label
 from largerec.tasks import UNKNOWN
-from largerec.tokenizers import AtomicTokenizer
+from largerec.tokenizers import AtomicTokenizer, as_ids
+from largerec.tokenizers.atomic import MOST_BITS
 
 
 class Engine:
@@ -104,13 +118,13 @@ class Engine:
     def _user_row(self, user_id: Any) -> int:
         if self._row_of_user is None:
             self._row_of_user = {user: row for row, user in enumerate(self.sequences.user_ids.to_list())}
-        as_number = [int(user_id)] if isinstance(user_id, str) and re.fullmatch(r"-?[0-9]+", user_id) else []
-        for form in (user_id, *as_number, str(user_id)):
+        for form in _forms_of_user(user_id):
             if form in self._row_of_user:
                 return self._row_of_user[form]
         some = [str(user) for user in self.sequences.user_ids.head(5_000).to_list()]
+        close = nearest(user_id if isinstance(user_id, str) else told(user_id), some)
         raise LargeRecError(
-            f"user {user_id!r} is not in this run's log{nearest(str(user_id), some)} It knows {self.sequences.n_users} users, "
+            f"user {told(user_id)} is not in this run's log{close} It knows {self.sequences.n_users} users, "
             f"for example {', '.join(some[:3])}. For someone new pass histories=[[item, ...]]."
         )
 
@@ -122,10 +136,9 @@ class Engine:
 
     def _queries_until(self, row_U: np.ndarray, at: datetime) -> Queries:
         """Ask for users at a moment: the history is what had happened by then, and what has no time."""
-        moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
         start_U, end_U = np.array([self._rows_until(int(row), at) for row in row_U], dtype=np.int64).reshape(-1, 2).T
         kept_N1 = self.rows.kept_N1
-        return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), moment))
+        return Queries(self.rows, kept_N1[start_U], kept_N1[end_U], np.full(len(row_U), milliseconds(at)))
 
     def _check_moment(self, at: datetime | None, *, known: bool) -> None:
         if at is not None and (not known or self.sequences.time_kind != "timestamp"):
@@ -136,21 +149,18 @@ class Engine:
         """First row and end of a user's events, of those until a moment if one is given."""
         start, end = self.sequences.offsets_U1[row : row + 2]
         if at is not None:
-            moment = round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
             time_E = self.sequences.time_N[start:end]
-            end = start + ((time_E <= moment) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
+            end = start + ((time_E <= milliseconds(at)) | (time_E == UNTIMED)).sum()  # in time order, those without a time first
         return int(start), int(end)
 
     def _queries_of_histories(self, histories: Sequence[Sequence[Any]]) -> Queries:
-        token_M = np.concatenate(
-            [np.empty(0, dtype=np.int64), *(self.tokenizer.encode(pl.Series(list(h), strict=False)) for h in histories if len(h))]
-        )
+        token_M = self._tokens([item for history in histories for item in history])
         offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])])
         if (token_M < 0).any():
             at = int(np.flatnonzero(token_M < 0)[0])
             given = [item for history in histories for item in history][at]
             raise LargeRecError(
-                f"item {given!r} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history."
+                f"item {told(given)} is not in the catalogue of {self.tokenizer.size} items; leave it out of the history."
             )
         rows = TokenRows(token_M, np.full(len(token_M), -1), None, np.arange(len(token_M) + 1), actions=self.rows.actions)
         if rows.actions is not None:
@@ -168,38 +178,41 @@ class Engine:
         histories: Sequence[Sequence[Any]] | None = None,
         mask: bool = True,
         want: str | None = None,
-        want_weight: float = 1.0,
-        at: datetime | None = None,
+        want_weight: float | None = None,
+        at: datetime | str | None = None,
     ) -> pl.DataFrame:
         """The best k items for known users (their whole history in the log) or for given histories of item ids, oldest first.
 
         Returns a frame ``user_id, item_id, score, rank`` (ids as the log has them; rank from 1; with histories, user_id is
         their number from 0), with ``title`` where the log has titles. ``mask`` leaves out everything that is in the history.
         ``want``: a task of the run, a condition; the score is then the logarithm of the probability that the item comes next,
-        plus ``want_weight`` times that of the probability that the condition holds for it (:mod:`largerec.engine.conditioned`).
+        plus ``want_weight`` (1 if not given) times that of the probability that the condition holds for it
+        (:mod:`largerec.engine.conditioned`).
         ``at``: known users are asked at that moment, as in :meth:`rank`.
 
         Raises:
-            LargeRecError: an unknown user, item or task, k below 1, neither or both of users and histories, or ``at`` with
-                histories or of a log without a clock.
+            LargeRecError: an unknown user, item or task, k below 1, neither or both of users and histories, a ``want_weight``
+                that is no number of 0 or more or without ``want``, ``at`` with histories or of a log without a clock, or an
+                argument of the wrong kind.
         """
         if not self.retrieves:
             raise LargeRecError(
                 "this run's model only ranks items that it is given: engine.rank(user, candidates), or `largerec rank RUN "
                 "--user-id U --items A B`. For recommendations train a family that retrieves, such as model.name=hstu."
             )
-        self._check_moment(at, known=histories is None)
+        moment, weight = moment_of(at), weight_of_wanted(want_weight, want)
+        self._check_moment(moment, known=histories is None)
         column = None if want is None else self.wanted(want)
         if (users is None) == (histories is None):
             raise LargeRecError("give either users=[...] or histories=[[item, ...], ...].")
-        if k < 1:
-            raise LargeRecError(f"k={k} is too small; ask for at least one item.")
+        k = min(length_of_list(k), self.scorer.size)
         if users is not None:
-            row_U = np.array([self._user_row(user) for user in users], dtype=np.int64)
-            queries = self._queries_of_users(row_U) if at is None else self._queries_until(row_U, at)
+            asked = list_of_ids(users, "users", 'users=["u1", "u2"]')
+            row_U = np.array([self._user_row(user) for user in asked], dtype=np.int64)
+            queries = self._queries_of_users(row_U) if moment is None else self._queries_until(row_U, moment)
             names = self.sequences.user_ids.gather(row_U)
         else:
-            queries = self._queries_of_histories(histories or [])
+            queries = self._queries_of_histories(lists_of_ids(histories, "histories", 'histories=[["i1", "i2"], ["i3"]]'))
             row_U, names = np.full(len(queries), -1), pl.Series(np.arange(len(queries)))
         frames = []
         for start, block in query_blocks(queries, self.scorer.size):
@@ -209,7 +222,7 @@ class Engine:
                     mask_seen(scores_QV, block)
                 best = top_k(scores_QV, k)
             else:
-                best = self.wanted_lists(block, row_U[start : start + len(block)], column, k, weight=want_weight, mask=mask)
+                best = self.wanted_lists(block, row_U[start : start + len(block)], column, k, weight=weight, mask=mask)
             frames.append(self._frame(names, start, *(part[:, :k] for part in best)))
         if not frames:
             raise LargeRecError("the list of users is empty; name at least one.")
@@ -225,7 +238,7 @@ class Engine:
         fits = [ranker.names[column] for column in ranker.learned if ranker.heads.classes[column] == 2]
         if want not in fits:
             listed = ", ".join(fits) or "none, since a task must be a condition (where=...)"
-            raise LargeRecError(f"want={want!r} is no task to be wanted{nearest(want, fits)} There are: {listed}.")
+            raise LargeRecError(f"want={want!r} is no task to be wanted{nearest(str(want), fits)} There are: {listed}.")
         return ranker.names.index(want)
 
     def wanted_lists(
@@ -259,36 +272,36 @@ class Engine:
         *,
         history: Sequence[Any] | None = None,
         by: str | None = None,
-        at: datetime | None = None,
+        at: datetime | str | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> pl.DataFrame:
         """Candidates for a known user, or after a history of item ids, by what the user would do with them, best first.
 
         Returns a frame ``item_id``, a column for each task (the probability of a condition; of a number cut into classes the
         mean class, from 0), ``rank`` (from 1, by the task ``by``, the first one if not given), and ``title`` where the log has
-        titles. A known user's history is the whole log, asked now; with a moment ``at`` (UTC where it has no zone), it is the
-        log up to and at that moment, asked then. Equal predictions stand in the order of the candidates. ``context``: values of
-        the run's context features by column; those left out are missing, but for what the clock says.
+        titles. A known user's history is the whole log, asked now; with a moment ``at`` (or its ISO text; UTC where it has no
+        zone), it is the log up to and at that moment, asked then. Equal predictions stand in the order of the candidates.
+        ``context``: values of the run's context features by column; those left out are missing, but for what the clock says.
 
         Raises:
             LargeRecError: the run has no tasks; an unknown user, item, task or context; no candidates; not one of user and
-                history; ``at`` with a history, or of a log without a clock.
+                history; ``at`` with a history, or of a log without a clock; an argument of the wrong kind.
         """
         ranker = self.ranker
         names = [ranker.names[column] for column in ranker.learned]
         if by is not None and by not in names:
-            raise LargeRecError(f"by={by!r} is no task of this run{nearest(by, names)} Tasks: {', '.join(names)}.")
-        if len(candidates) == 0:
+            raise LargeRecError(f"by={by!r} is no task of this run{nearest(str(by), names)} Tasks: {', '.join(names)}.")
+        given = list_of_ids(candidates, "candidates", 'candidates=["i1", "i2"]')
+        if not given:
             raise LargeRecError("the list of candidates is empty; name at least one item.")
-        given = pl.Series(list(candidates), strict=False)
-        token_C = self.tokenizer.encode(given)
+        token_C = self._tokens(given)
         if (token_C < 0).any():
             raise LargeRecError(
-                f"candidate {given[int(np.flatnonzero(token_C < 0)[0])]!r} is not in the catalogue of "
+                f"candidate {told(given[int(np.flatnonzero(token_C < 0)[0])])} is not in the catalogue of "
                 f"{self.tokenizer.size} items; leave it out: nothing was learned of it."
             )
         query, _, row = self._asked(user, history, at)
-        found = self._probabilities(query, row, token_C, context)
+        found = self._probabilities(query, row, token_C, context_of(context))
         columns = {name: mean_label(found[at].double().numpy()) for name, at in zip(names, ranker.learned, strict=True)}
         frame = pl.DataFrame({"item_id": self.tokenizer.vocabulary["item_id"].gather(token_C), **columns})
         if "title" in self.tokenizer.vocabulary.columns:
@@ -306,17 +319,20 @@ class Engine:
             refuse_nan(probability_CL)
         return found
 
-    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | None) -> tuple[Queries, Sequence[Any], int]:
+    def _asked(self, user: Any, history: Sequence[Any] | None, at: datetime | str | None) -> tuple[Queries, Sequence[Any], int]:
         """The one query of a known user or of a history by hand, its item ids, oldest first, and the user's row or -1."""
         if (user is None) == (history is None):
             raise LargeRecError("give either a user or history=[item, ...].")
-        self._check_moment(at, known=history is None)
+        moment = moment_of(at)
+        self._check_moment(moment, known=history is None)
         if history is not None:
-            return self._queries_of_histories([history]), history, -1
-        row = self._user_row(user)
-        start, end = self._rows_until(row, at)
+            read = list_of_ids(history, "history", 'history=["i1", "i2"]')
+            return self._queries_of_histories([read]), read, -1
+        row = self._user_row(one_id(user, "user", 'user="u1"'))
+        start, end = self._rows_until(row, moment)
         ids = self.sequences.item_ids.gather(self.sequences.item_N[start:end]).to_list()
-        return self._queries_of_users(np.array([row])) if at is None else self._queries_until(np.array([row]), at), ids, row
+        row_U = np.array([row])
+        return self._queries_of_users(row_U) if moment is None else self._queries_until(row_U, moment), ids, row
 
     def choose(
         self,
@@ -325,7 +341,7 @@ class Engine:
         *,
         history: Sequence[Any] | None = None,
         prices: Sequence[float] | None = None,
-        at: datetime | None = None,
+        at: datetime | str | None = None,
     ) -> pl.DataFrame:
         """Which of some items, in the order in which they are shown, a user takes: ``item_id, place`` (from 1), ``probability``
         (1 in all), ``rank`` and ``title`` where the log has titles, best first.
@@ -335,19 +351,19 @@ class Engine:
 
         Raises:
             LargeRecError: the run has no choice model (``lists.choice``); nothing is shown; prices are missing, not asked for or
-                not one an item; an unknown user, or not one of user and history.
+                not one an item; an unknown user, or not one of user and history; an argument of the wrong kind.
         """
         if self.choice is None:
             raise LargeRecError(
                 "this run has no choice model; train one on a log with lists: lists.items=COLUMN lists.choice=true."
             )
-        ids = None if history is None else self._ids(history)
+        ids = None if history is None else self._ids(list_of_ids(history, "history", 'history=["i1", "i2"]'))
         read = None if ids is None else ids.filter(pl.Series(self.tokenizer.encode(ids) >= 0)).to_list()
         query, past, _ = self._asked(user, read, at)  # the model reads what it knows, the touches are all of the history
         past = past if ids is None else ids.to_list()
         counts_V = self.tokenizer.target_counts(self.sequences)
-        given = self._ids(shown)
-        frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, prices)
+        given, paid = self._ids(list_of_ids(shown, "shown", 'shown=["i1", "i2"]')), prices_of(prices)
+        frame, token_S = choose(self.choice, self.scorer, query, past, given, self.tokenizer.encode(given), counts_V, paid)
         if "title" in self.tokenizer.vocabulary.columns:
             known_S = pl.Series(token_S).replace(-1, None)
             frame = frame.with_columns(self.tokenizer.vocabulary["title"].gather(known_S))
@@ -363,11 +379,16 @@ class Engine:
             return None
         return self.features.of_candidates({**context_at(self.features.features, moment), **context}, row, token_C)
 
+    def _tokens(self, given: Sequence[Any]) -> np.ndarray:
+        """Tokens of ids given by hand, -1 outside the catalogue."""
+        return self.tokenizer.encode(as_ids(given, self.tokenizer.vocabulary.schema["item_id"]))
+
     def _ids(self, given: Sequence[Any]) -> pl.Series:
-        """Item ids in the log's own type, where all of them have it."""
-        ids = pl.Series("item_id", list(given), strict=False)
-        own = ids.cast(self.tokenizer.vocabulary.schema["item_id"], strict=False)
-        return own if own.null_count() == ids.null_count() else ids
+        """Item ids in the log's own type, where all of them have it, else as text."""
+        own = as_ids(given, self.tokenizer.vocabulary.schema["item_id"])
+        if own.null_count() == sum(one is None for one in given):
+            return own
+        return as_ids(given, pl.String())
 
     def item_id(self, text: str) -> Any:
         """An item id as the log has it, from the text of it: numbers stay numbers."""
@@ -381,12 +402,23 @@ class Engine:
 
     def history(self, user: Any, last: int = 10) -> pl.DataFrame:
         """The last items of a known user, oldest first: ``item_id`` and, where the log has it, ``title``."""
-        row = self._user_row(user)
+        row = self._user_row(one_id(user, "user", 'user="u1"'))
         start, end = self.sequences.offsets_U1[row], self.sequences.offsets_U1[row + 1]
         ids = self.sequences.item_ids.gather(self.sequences.item_N[max(start, end - last) : end]).alias("item_id").to_frame()
         if "title" not in self.tokenizer.vocabulary.columns:
             return ids
         return ids.join(self.tokenizer.vocabulary.select("item_id", "title"), on="item_id", how="left", maintain_order="left")
+
+
+def _forms_of_user(user_id: Any) -> list[Any]:
+    """What a user may be called in the log: as given, as a number, as text. To Python True is 1, but nobody is called that."""
+    if isinstance(user_id, str):
+        return [user_id, *([int(user_id)] if re.fullmatch(r"-?[0-9]{1,40}", user_id) else [])]
+    if not isinstance(user_id, numbers.Real) or isinstance(user_id, bool):
+        return []
+    if not isinstance(user_id, numbers.Integral):
+        return [user_id]
+    return [int(user_id), *([str(int(user_id))] if int(user_id).bit_length() <= MOST_BITS else [])]
 
 
 def build_scorer(
