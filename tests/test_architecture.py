@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "largerec"
 # A new module takes its place here in the same change.
 LEVELS = (
     "errors options prefetch writing",
-    "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows",
+    "kernels metrics paired task_metrics list_metrics exposure distributed events columns badrows damage",
     "readers manifest steps datasets imports publicsets item_words world simulate oracle faults faulty audit curate"
     " tasks lists sequences random_log moments features outcomes feature_tables batches layers fields quantised_rows item_tables",
     "tokenizers models mixture heads item_vectors",

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -84,6 +85,23 @@ def put_folder(name: str) -> Callable[[Path], None]:
     return replace
 
 
+def set_key(name: str, key: str, value: Any) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        document = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps({**document, key: value}))
+
+    return change
+
+
+def set_column(name: str, column: str, to: pl.Expr) -> Callable[[Path], None]:
+    return lambda run: pl.read_parquet(run / name).with_columns(to.alias(column)).write_parquet(run / name)
+
+
+def repeat_an_item(run: Path) -> None:
+    table = pl.read_parquet(run / "vocabulary.parquet")
+    pl.concat([table[:-1], table[:1]]).write_parquet(run / "vocabulary.parquet")
+
+
 def put_other_table(name: str) -> Callable[[Path], None]:
     return lambda run: pl.DataFrame({"colour": ["red"]}).write_parquet(run / name)
 
@@ -112,6 +130,21 @@ def drop_tensor(run: Path) -> None:
         pytest.param(edit_recipe('"warmup_steps"', '"warmup"'), r"recipe\.json: unknown option 'warmup'", id="unknown key"),
         pytest.param(edit_recipe('"max_length": 10', '"max_length": -1'), r"batch\.max_length.*given: -1", id="bad value"),
         pytest.param(write("recipe.json", '{"format": 1, "recipe": 5}'), r"the recipe does not fit", id="recipe is a number"),
+        *(
+            pytest.param(
+                set_key("recipe.json", key, value), rf"recipe\.json is damaged \({key} is .*restore", id=f"{key}={value}"
+            )
+            for key, value in [
+                ("members", 5),
+                ("members", None),
+                ("members", "ab"),
+                ("members", [1]),
+                ("task_edges", 3),
+                ("task_edges", {"a": 3}),
+                ("time_kind", "x"),
+                ("time_kind", [1]),
+            ]
+        ),
         pytest.param(remove("model.safetensors"), r"model\.safetensors is missing; .*first validation", id="no weights"),
         pytest.param(truncate("model.safetensors"), r"model\.safetensors is damaged", id="cut weights"),
         pytest.param(empty("model.safetensors"), r"model\.safetensors is damaged", id="empty weights"),
@@ -128,6 +161,22 @@ def drop_tensor(run: Path) -> None:
         pytest.param(remove("vocabulary.parquet"), r"vocabulary\.parquet is missing", id="no vocabulary"),
         pytest.param(truncate("vocabulary.parquet"), r"vocabulary\.parquet is damaged", id="cut vocabulary"),
         pytest.param(put_other_table("vocabulary.parquet"), r"no column 'item_id'", id="foreign vocabulary"),
+        pytest.param(repeat_an_item, r"vocabulary\.parquet is damaged \(item 'i\d+' stands in it twice\)", id="an item twice"),
+        *(
+            pytest.param(
+                set_column(f"{name}.parquet", column, to),
+                rf"{name}\.parquet is damaged \(column '{column}' {how}",
+                id=f"{column} {how}",
+            )
+            for name, column, to, how in [
+                ("vocabulary", "train_count", pl.lit("a"), "holds String"),
+                ("vocabulary", "item_id", pl.lit(0.5), "holds Float64"),
+                ("vocabulary", "item_id", pl.lit(None, pl.String), "has gaps"),
+                ("histories", "timestamp", pl.lit("a"), "holds String"),
+                ("histories", "stage", pl.lit(True), "holds Boolean"),
+                ("histories", "user_id", pl.lit(None, pl.String), "has gaps"),
+            ]
+        ),
         pytest.param(remove("histories.parquet"), r"histories\.parquet is missing", id="no histories"),
         pytest.param(truncate("histories.parquet"), r"histories\.parquet is damaged", id="cut histories"),
         pytest.param(empty("histories.parquet"), r"histories\.parquet is damaged", id="empty histories"),

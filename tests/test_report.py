@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -459,3 +460,36 @@ def test_a_browser_prints_the_page(tmp_path: Path) -> None:
     chromium(tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", (tmp_path / "page.html").as_uri())
     printed = (tmp_path / "page.pdf").read_bytes()
     assert printed.startswith(b"%PDF") and len(printed) > 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("metrics.jsonl", lambda text: b"\xff\xfe", r"can't decode"),
+        ("metrics.jsonl", lambda text: text + b"[1]\n", r"line \d+ is '\[1\]'"),
+        ("metrics.jsonl", lambda text: text + b'{"validation": 5}\n', r"line \d+ is "),
+        ("result.json", lambda text: with_key(text, "test", []), r"test is \[\]"),
+        ("result.json", lambda text: with_key(text, "test", {"ndcg@7x": 0.5}), r"test holds 'ndcg@7x': 0.5"),
+        ("result.json", lambda text: with_key(text, "test", {"ndcg@7": "much"}), r"test holds 'ndcg@7': 'much'"),
+        ("result.json", lambda text: with_key(text, "targets", 5), r"targets is 5"),
+        ("lineage.json", lambda text: with_key(text, "code", []), r"code is \[\]"),
+        ("lineage.json", lambda text: with_key(text, "notes", "abc"), r"notes is 'abc'"),
+    ],
+)
+def test_a_damaged_document_is_told_as_such(name: str, change: Callable[[bytes], bytes], said: str, tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    (run / name).write_bytes(change((run / name).read_bytes()))
+    with pytest.raises(LargeRecError, match=rf"{re.escape(str(run / name))} is damaged \(.*{said}.*\); restore the file"):
+        report([run])
+
+
+def with_key(text: bytes, key: str, value: Any) -> bytes:
+    return json.dumps({**json.loads(text), key: value}).encode()
+
+
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path / "run")
+    whole = read_run(run).log
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 9')
+    assert read_run(run).log == whole

@@ -23,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from largerec.columns import TimeKind
+from largerec.damage import check_columns, damaged, value_of
 from largerec.errors import LargeRecError
 from largerec.features import SIDES, Features
 from largerec.lists import SHOWN
@@ -247,7 +249,10 @@ class Bundle:
 
     def members(self) -> list[str]:
         """The runs that an ensemble's folder stands for, relative to it; empty for a run."""
-        return [str(member) for member in self.read_json("recipe.json").get("members", [])]
+        found: list[str] = value_of(self.file("recipe.json"), self.read_json("recipe.json"), "members", list, [])
+        if not all(isinstance(member, str) for member in found):
+            raise damaged(self.file("recipe.json"), f"members is {found!r:.80}")
+        return found
 
     def member_bundles(self) -> list[Bundle]:
         """The members' bundles, or this one alone.
@@ -297,7 +302,13 @@ class Bundle:
     def tokenizer(self) -> AtomicTokenizer:
         if self.members():
             return self.member_bundles()[0].tokenizer()
-        return AtomicTokenizer(self.read_parquet("vocabulary.parquet", ("item_id", "train_count")))
+        table = self.read_parquet("vocabulary.parquet", ("item_id", "train_count"))
+        check_columns(self.file("vocabulary.parquet"), table, ["item_id"], ["train_count"])
+        if (repeated := table["item_id"].is_duplicated()).any():
+            raise damaged(
+                self.file("vocabulary.parquet"), f"item {table['item_id'].filter(repeated)[0]!r:.80} stands in it twice"
+            )
+        return AtomicTokenizer(table)
 
     def sequences(self) -> Sequences:
         if self.members():
@@ -306,9 +317,15 @@ class Bundle:
         columns = ["user_id", "item_id", "timestamp", "stage", *(f"{TASK_COLUMN}{name}" for name in recipe.tasks)]
         columns += ["positive"] if recipe.split.positives is not None else []
         columns += [SHOWN] if recipe.lists.items is not None else []
-        edges = {name: tuple(between) for name, between in document.get("task_edges", {}).items()}
+        edges, kind = value_of(self.file("recipe.json"), document, "task_edges", dict, {}), document.get("time_kind", "timestamp")
+        if not all(isinstance(one, list) and all(isinstance(edge, int | float) for edge in one) for one in edges.values()):
+            raise damaged(self.file("recipe.json"), f"task_edges is {edges!r:.80}")
+        if kind not in get_args(TimeKind):
+            raise damaged(self.file("recipe.json"), f"time_kind is {kind!r:.80}, not one of {get_args(TimeKind)}")
         table = self.read_parquet("histories.parquet", columns)
-        return from_frame(table, document.get("time_kind", "timestamp"), recipe.split.targets, edges)
+        whole = [column for column in columns if column in ("timestamp", "stage") or column.startswith(TASK_COLUMN)]
+        check_columns(self.file("histories.parquet"), table, ["user_id", "item_id"], whole)
+        return from_frame(table, kind, recipe.split.targets, {name: tuple(between) for name, between in edges.items()})
 
     def features(self) -> Features | None:
         """The fields and columns of the run's features, if its recipe has any."""
@@ -324,7 +341,7 @@ class Bundle:
         try:
             return Features.from_json(self.read_json("features.json"), tables)
         except (KeyError, TypeError, ValueError) as error:
-            raise LargeRecError(f"{self.file('features.json')} is damaged ({error}); restore the file or train again.") from None
+            raise damaged(self.file("features.json"), error) from None
 
     def read_json(self, name: str) -> dict[str, Any]:
         try:
@@ -332,7 +349,7 @@ class Bundle:
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+            raise damaged(self.file(name), error) from None
         if not isinstance(document, dict):
             raise LargeRecError(f"{self.file(name)} is damaged: it holds no JSON object; restore the file or train again.")
         return document
@@ -344,7 +361,7 @@ class Bundle:
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run is unfinished or files were removed.") from None
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+            raise damaged(self.file(name), error) from None
         missing = [column for column in columns if column not in frame.columns]
         if missing:
             raise LargeRecError(
@@ -371,7 +388,7 @@ class Bundle:
         except FileNotFoundError:
             raise LargeRecError(f"{self.file(name)} is missing; the run has not reached its first validation.") from None
         except (SafetensorError, OSError) as error:
-            raise LargeRecError(f"{self.file(name)} is damaged ({error}); restore the file or train again.") from None
+            raise damaged(self.file(name), error) from None
 
     def load_weights(self, model: torch.nn.Module) -> None:
         """Put ``model.safetensors`` into a model.

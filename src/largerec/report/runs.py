@@ -13,6 +13,7 @@ import polars as pl
 
 from largerec import metrics
 from largerec.bundle import Bundle
+from largerec.damage import damaged, value_of
 from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, interval_level
 from largerec.recipe import Recipe
@@ -65,20 +66,40 @@ def read_run(path: str | Path, label: str = "") -> Run:
     bundle = Bundle.open(path)
     recipe = bundle.recipe()
     result = bundle.read_json("result.json") if bundle.file("result.json").is_file() else {}
+    for key in ("test", "test_unmasked", "validation", "validation_unmasked"):
+        for metric, value in value_of(bundle.file("result.json"), result, key, dict, {}).items():
+            cutoff = metric.partition("@")[2]
+            if not isinstance(value, int | float | None) or ("@" in metric and not (cutoff.isascii() and cutoff.isdigit())):
+                raise damaged(bundle.file("result.json"), f"{key} holds {metric!r:.80}: {value!r:.80}")
+    for key in ("targets", "intervals", "baselines", "slices", "tasks"):
+        value_of(bundle.file("result.json"), result, key, dict, {})
     lineage = bundle.read_json("lineage.json")
+    value_of(bundle.file("lineage.json"), lineage, "code", dict, {})
+    value_of(bundle.file("lineage.json"), lineage, "notes", list, [])
     return Run(bundle, label or recipe.model.name, recipe, result, lineage, _training_log(bundle))
 
 
 def _training_log(bundle: Bundle) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; the last one may be cut off by a kill."""
+    """Lines of metrics.jsonl; the last one may be cut off by a kill.
+
+    Raises:
+        LargeRecError: the file is no text, or a line of it no object.
+    """
     if not bundle.file("metrics.jsonl").is_file():
         return []
-    found = []
-    for line in bundle.file("metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    found = list[dict[str, Any]]()
+    try:
+        lines = bundle.file("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise damaged(bundle.file("metrics.jsonl"), error) from None
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(entry, dict) or not isinstance(entry.get("validation", {}), dict):
+            raise damaged(bundle.file("metrics.jsonl"), f"line {number} is {line!r:.80}")
+        found.append(entry)
     return found
 
 
