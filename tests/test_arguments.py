@@ -119,6 +119,8 @@ def test_lists_come_in_many_kinds(engine: Engine) -> None:
 def test_a_run_has_a_path(path: Any) -> None:
     with pytest.raises(LargeRecError, match=r"the path of a run is text or a Path, and .* was given"):
         load(path)
+    with pytest.raises(LargeRecError, match="there is no run 'xxx"):
+        load("x" * 5000)
 
 
 # --- moments --------------------------------------------------------------------------------------------------------------

@@ -472,6 +472,7 @@ def test_a_browser_prints_the_page(tmp_path: Path) -> None:
         ("result.json", lambda text: with_key(text, "test", {"ndcg@7x": 0.5}), r"test holds 'ndcg@7x': 0.5"),
         ("result.json", lambda text: with_key(text, "test", {"ndcg@7": "much"}), r"test holds 'ndcg@7': 'much'"),
         ("result.json", lambda text: with_key(text, "targets", 5), r"targets is 5"),
+        ("result.json", lambda text: with_key(text, "params", None), r"params is None"),
         ("lineage.json", lambda text: with_key(text, "code", []), r"code is \[\]"),
         ("lineage.json", lambda text: with_key(text, "notes", "abc"), r"notes is 'abc'"),
     ],

@@ -84,9 +84,13 @@ class Bundle:
         if not isinstance(path, str | os.PathLike):
             raise LargeRecError(f"the path of a run is text or a Path, and {path!r:.80} was given; write for example runs/x.")
         bundle = cls(path)
-        if not bundle.path.is_dir():
+        try:
+            there = bundle.path.is_dir()
+        except OSError:  # a name that is too long for any folder
+            there = False
+        if not there:
             raise LargeRecError(
-                f"there is no run {str(path)!r}; give the run.dir of a finished `largerec train` or `largerec run`."
+                f"there is no run {str(path)!r:.300}; give the run.dir of a finished `largerec train` or `largerec run`."
             )
         if not bundle.file("recipe.json").is_file():
             raise LargeRecError(

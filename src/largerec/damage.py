@@ -16,7 +16,7 @@ def damaged(file: Path, why: object) -> LargeRecError:
     return LargeRecError(f"{file} is damaged ({why}); restore the file or train again.")
 
 
-def value_of(file: Path, document: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def value_of(file: Path, document: Mapping[str, Any], key: str, kind: type | tuple[type, ...], default: Any) -> Any:
     """A value of the document that a file holds.
 
     Raises:

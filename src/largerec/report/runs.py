@@ -19,6 +19,9 @@ from largerec.evaluate import compare_runs, interval_level
 from largerec.recipe import Recipe
 from largerec.sequences import Stage
 
+COSTS = ("params", "params_non_embedding", "train_tokens", "train_flops", "train_seconds", "threads", "steps")
+"""What result.json says of every run, and every page about it."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -73,6 +76,8 @@ def read_run(path: str | Path, label: str = "") -> Run:
                 raise damaged(bundle.file("result.json"), f"{key} holds {metric!r:.80}: {value!r:.80}")
     for key in ("targets", "intervals", "baselines", "slices", "tasks"):
         value_of(bundle.file("result.json"), result, key, dict, {})
+    for key in COSTS if result else ():
+        value_of(bundle.file("result.json"), result, key, (int, float), None)
     lineage = bundle.read_json("lineage.json")
     value_of(bundle.file("lineage.json"), lineage, "code", dict, {})
     value_of(bundle.file("lineage.json"), lineage, "notes", list, [])
