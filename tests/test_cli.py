@@ -330,7 +330,7 @@ MISTAKES = [
     (["train", "{recipe}", "seed=99999999999999999999999"], "less than or equal to 1000000000000000000"),
     (["train", "{recipe}/x"], "is no TOML recipe: [Errno 20] Not a directory"),
     (["train", "{long}"], "is no TOML recipe: [Errno 36] File name too long"),
-    (["evaluate", "{long}"], "is too long for the name of a file or folder"),
+    (["evaluate", "{long}"], "there is no run"),
     (["data", "describe", "~nosuchuser/x"], "data.path '~nosuchuser/x': there is no such user's home here"),
     (
         ["data", "import", "{run}/histories.parquet", "--to", "~nosuchuser/x"],
