@@ -68,11 +68,11 @@ def wait_for(condition: Callable[[], object], child: subprocess.Popen[str], what
 
 
 def test_killed_processes_resume_to_the_same_numbers(unbroken: Path, tmp_path: Path) -> None:
-    """Killed at any moment after a new checkpoint, and while one is being written."""
+    """Killed twice at any moment after a new checkpoint, and twice while one is being written."""
     folder, moments = tmp_path / "run", np.random.default_rng()
     state = folder / "state.safetensors"
     command = ["train", str(write_tiny(tmp_path / "tiny.toml")), f"run.dir={folder}"]
-    for while_writing in (False, True):
+    for while_writing in (False, True, False, True):
         before = state.read_bytes() if state.exists() else b""
         with start_child(command, write_seconds=0.15 if while_writing else 0) as child:
             if while_writing:

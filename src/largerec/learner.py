@@ -135,7 +135,8 @@ class Learner:
         self.head = ItemHead(HeadOptions(similarity="cosine", temperature=options.temperature))
         self.optim = OptimOptions(learning_rate=options.learning_rate, schedule="linear", warmup_steps=20)
         self.optimizer = build_optimizer(self.model, self.optim)
-        self.total_steps = self.batches.steps_of(options.epochs)
+        # Of the schedule alone: passes differ by a batch or two, and the figures of trained cures were measured with this end.
+        self.total_steps = options.epochs * len(self.batches.windows_of(0))
         self.step, self.size = 0, tokenizer.size
         counts_V = torch.from_numpy(tokenizer.counts_V.astype(np.float64))
         law_V = 0.5 * counts_V / counts_V.sum() + 0.5 / tokenizer.size
