@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from largerec.audit import bots, bursts, clocks, leakage, misclicks, repeats, timeline
+from largerec.audit.coarse import coarse
 from largerec.audit.drift import drift
 from largerec.audit.drift import findings as findings_of_drift
 from largerec.audit.findings import SEVERITIES, Finding, with_one_import
@@ -72,7 +73,7 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
         *leakage.findings(ordered, split),
         *findings_of_drift(drifting, known, ordered),
     ]
-    coarse = tuple(f"{note}; the rules that look closer are off" for note in [ordered.coarse] if note)
     found.sort(key=lambda one: SEVERITIES.index(one.severity))
     found = with_one_import(found, data)
-    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, log.notes + coarse)
+    notes = log.notes if (note := coarse(ordered)) is None else (*log.notes, note)
+    return Audit(log.source, log.time_kind, split.protocol, shape(ordered, wrong_N), known, drifting, found, notes)

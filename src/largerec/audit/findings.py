@@ -77,5 +77,7 @@ def with_one_import(found: Sequence[Finding], data: Sequence[str]) -> list[Findi
     to = f"data/mended-{int(mended[1] or 1) + 1}" if mended else "data/mended"
     command = shlex.join(["largerec", "data", "import", *data, "--to", to, *flags])
     too = f" The one import that is named at {ask[0].name!r} does so."
-    other = {id(one): replace(one, cure=one.cure + too) for one in ask[1:]}
-    return [replace(one, command=command) if one is ask[0] else other.get(id(one), one) for one in found]
+    return [
+        replace(one, command=command) if one is ask[0] else replace(one, cure=one.cure + too) if one.imports else one
+        for one in found
+    ]

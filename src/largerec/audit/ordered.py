@@ -22,13 +22,6 @@ from largerec.sequences import numbered, stable_order
 SECOND, MINUTE, HOUR, DAY = 1000, 60_000, 3_600_000, 86_400_000
 SESSION_MS = 30 * MINUTE  # a longer pause begins a new session
 RESOLUTIONS = (("day", DAY), ("hour", HOUR), ("minute", MINUTE), ("second", SECOND))
-CLOSE_RULES = {  # what is told by pauses, and the shortest time that its rule looks at
-    "fast and regular users": 5 * MINUTE,
-    "sleepless users": HOUR,
-    "bursts within an hour": HOUR,
-    "mis-clicks": 10 * SECOND,
-    "clock jumps": 20 * MINUTE,
-}
 EXAMPLES = 5
 
 Ints = npt.NDArray[np.int64]
@@ -104,12 +97,6 @@ class Ordered:
     def tells(self, span: int) -> bool:
         """Whether a rule of ``span`` ms means anything: there is a clock, and its times are not all whole units above that."""
         return self.has_clock and dict(RESOLUTIONS).get(self.resolution or "", 0) <= span
-
-    @property
-    def coarse(self) -> str | None:
-        """What cannot be told from times in such whole units; None where they are fine enough for every rule, or no clock's."""
-        off = [name for name, span in CLOSE_RULES.items() if not self.tells(span)]
-        return f"times are whole {self.resolution}s: nothing tells {', '.join(off)}" if self.has_clock and off else None
 
     @cached_property
     def file_R(self) -> Ints:

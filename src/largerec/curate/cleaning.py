@@ -12,6 +12,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from largerec.audit import bots, bursts, clocks, misclicks, repeats
+from largerec.audit.coarse import coarse
 from largerec.audit.ordered import HOUR, MINUTE, SECOND, SESSION_MS, Ordered
 from largerec.columns import UNTIMED, next_ids
 from largerec.curate.rows import Bools, Change, Ints, Training
@@ -124,7 +125,7 @@ class ClocksStep(Options):
 
 def _coarse(log: Ordered) -> dict[str, str]:
     """The note of a log whose times are too coarse for some rules."""
-    return {"note": log.coarse} if log.coarse else {}
+    return {} if (note := coarse(log)) is None else {"note": note}
 
 
 def _neighbours_time(log: Ordered, wrong_N: Bools) -> Ints:
