@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 
 from largerec.errors import LargeRecError
 
+MAKE_ROOM = "Make room there, or choose a place where you may write."
+
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Around what writes ``path``.
+def writing(path: Path, fix: str = MAKE_ROOM) -> Iterator[None]:
+    """Around what writes ``path``; ``fix`` says what to do where it cannot be written.
 
     Raises:
         LargeRecError: it cannot be written: no room, no permission, a folder of that name.
@@ -25,9 +27,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError, SafetensorError) as error:
-        raise LargeRecError(
-            f"{path} cannot be written ({_reason(error)}). Make room there, or choose a place where you may write."
-        ) from None
+        raise LargeRecError(f"{path} cannot be written ({_reason(error)}). {fix}") from None
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def plain_errors() -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, fix: str = MAKE_ROOM) -> Iterator[Path]:
     """Give a name beside ``path`` to write to. It is synced and takes the place in one step, or is gone.
 
     Raises:
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with writing(path):
+        with writing(path, fix):
             yield beside
             with beside.open("rb") as file:
                 os.fsync(file.fileno())
@@ -58,16 +58,21 @@ def replacing(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace a file by a document, with its folder if need be.
+def write_text(path: Path, text: str, fix: str = MAKE_ROOM) -> None:
+    """Replace a file by a text, with its folder if need be.
 
     Raises:
         LargeRecError: it cannot be written.
     """
-    with writing(path):
+    with writing(path, fix):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    with replacing(path, fix) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a file by a document, as :func:`write_text` does."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def make_folder(path: Path, option: str) -> None:

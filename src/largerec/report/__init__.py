@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -36,6 +34,7 @@ from largerec.report.runs import (
     read_run,
 )
 from largerec.sequences import Sequences
+from largerec.writing import write_text
 
 CALIBRATED = 2_000
 CELLS = 40_000_000
@@ -108,18 +107,7 @@ def write_page(target: Path, markup: str) -> None:
     """
     if target.is_dir():
         raise LargeRecError(f"--to {str(target)!r} is a folder; name a file in it, for example {str(target / 'report.html')!r}.")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")  # as a run names them: it clears away what a kill left
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(markup, encoding="utf-8")
-        beside.replace(target)
-    except OSError as error:
-        raise LargeRecError(
-            f"the report cannot be written to {str(target)!r} ({error}); choose another file with --to."
-        ) from None
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+    write_text(target, markup, "Choose another file with --to.")
 
 
 # --- measuring

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from largerec.errors import LargeRecError
 from largerec.report import charts, page
 from largerec.report.glance import date
+from largerec.writing import write_text
 
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 FOOT = (
@@ -30,19 +28,7 @@ def write(document: dict[str, Any], folder: str | Path) -> dict[str, str]:
     target = Path(folder)
     contents = {"audit.html": html(document), "audit.json": json.dumps(document, default=str, indent=1) + "\n"}
     for name, content in contents.items():
-        beside = target / f".{name}.{os.getpid()}.partial"
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            beside.write_text(content, encoding="utf-8")
-            beside.replace(target / name)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise LargeRecError(
-                f"--out {str(target)!r}: {name} cannot be written there ({reason}). Give another folder."
-            ) from None
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
+        write_text(target / name, content, "Give another folder with --out.")
     return {"report": str(target / "audit.html"), "json": str(target / "audit.json")}
 
 
