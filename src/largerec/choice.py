@@ -189,9 +189,8 @@ def fit_choice(context: ListContext, chosen_L: Ints, ridge: float = RIDGE) -> Ch
     given = inputs(context)
     input_SF = np.stack(list(given.values()), axis=1)
     scale_F = input_SF.std(axis=0)
-    scale_F[np.ptp(input_SF, axis=0) == 0] = (
-        np.inf
-    )  # an input that never differs has no say; its deviation may be a rounding error
+    # An input that never differs has no say; its deviation may be a rounding error instead of 0.
+    scale_F[np.ptp(input_SF, axis=0) == 0] = np.inf
     input_SF = input_SF / scale_F
     own_L = context.offsets_L1[:-1] + chosen_L
 

@@ -441,15 +441,6 @@ def doctor(as_json: AsJson = False) -> None:
     print_json(report) if as_json else rich_print(module.render(report))
 
 
-def _no_path(error: OSError | RuntimeError) -> str | None:
-    """What to say of a path that no file can have; None: the error is another one."""
-    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
-        return f"{error.filename!r} is too long for the name of a file or folder; check what was given."
-    if str(error) == "Could not determine home directory.":
-        return "a path begins with ~ and a name, and there is no such user's home here; write the path in full."
-    return None
-
-
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 2, an interruption 130."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for people: no file, no line of source
@@ -458,10 +449,10 @@ def main() -> None:
     except LargeRecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, RuntimeError) as error:  # of paths that can be nowhere, whichever verb was given one
-        if (said := _no_path(error)) is None:
+    except OSError as error:  # a name that no file can have, whichever verb was given it
+        if error.errno != ENAMETOOLONG:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {error.filename!r} is too long for the name of a file or folder; check what was given.", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:  # typer turns Ctrl-C into code 130 without a word
         if ended.code == 130:

@@ -13,6 +13,7 @@ from largerec.curate.taking import stage_column, take
 from largerec.curate.versions import Version
 from largerec.datasets import DataOptions, load_log
 from largerec.errors import LargeRecError
+from largerec.options import expanded
 from largerec.sequences import SplitOptions
 
 __all__ = ["curate"]
@@ -32,7 +33,7 @@ def curate(options: DataOptions, plan: Plan, to: str | Path | None = None) -> di
     Raises:
         LargeRecError: the log, the split or a step does not fit; a version's files have changed.
     """
-    start = Path(options.path).expanduser() if options.path is not None else None
+    start = expanded(options.path, "data.path") if options.path is not None else None
     if start is not None and versions.is_version(start):
         root, name, document = _continued(start, options, plan, to)
         current: Version | None = None
@@ -49,7 +50,7 @@ def curate(options: DataOptions, plan: Plan, to: str | Path | None = None) -> di
 
 def _root(start: Path | None, to: str | Path | None) -> Path:
     if to is not None:
-        return Path(to).expanduser()
+        return expanded(to, "--to")
     if start is None:
         raise LargeRecError("a generated log has no place of its own; say where its versions go: --to FOLDER.")
     stem = start.name.removesuffix(".gz") if start.is_file() else start.name
@@ -61,7 +62,7 @@ def _continued(start: Path, options: DataOptions, plan: Plan, to: str | Path | N
     start = start.resolve()
     if plan.split is not None and plan.split.protocol != "given":
         raise LargeRecError(f"{start} is a version, whose split stands already; leave [split] out of the plan, and --split.")
-    if to is not None and Path(to).expanduser().resolve() != start.parent:
+    if to is not None and expanded(to, "--to").resolve() != start.parent:
         raise LargeRecError(f"{start} is a version; what follows it stands beside it in {start.parent}. Leave --to out.")
     if options != DataOptions(path=options.path):
         raise LargeRecError(f"{start} is a version and is read as it is; leave data.* out.")

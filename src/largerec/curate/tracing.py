@@ -16,6 +16,7 @@ from largerec.curate import versions
 from largerec.curate.taking import changed_lines, stage_column, weighed
 from largerec.curate.versions import MADE, ROW, SOURCE_WEIGHT, WHEN, Version
 from largerec.errors import LargeRecError
+from largerec.options import expanded
 from largerec.sequences import STAGE_COLUMN, WEIGHT_COLUMN, SplitOptions
 
 MADE_UP = "a step made it: it is no row of the log"
@@ -88,7 +89,7 @@ def trace(folder: str | Path, named: Named) -> dict[str, Any]:
     Raises:
         LargeRecError: the folder is no version, or nothing of that name is there.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = expanded(folder, "VERSION").resolve()
     version = versions.read(folder)
     weighed_rows = _weighed_by(folder, named.step)[ROW]
     rows = pl.concat([named.rows_of(version, weighed_rows), weighed_rows]).unique().sort()
@@ -188,7 +189,7 @@ def restore(folder: str | Path, named: Named) -> dict[str, Any]:
     Raises:
         LargeRecError: the folder is no version, or nothing of that name is there, or nothing would change.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = expanded(folder, "VERSION").resolve()
     document, version = versions.read_manifest(folder), versions.read(folder)
     lines_of_weight = _weighed_by(folder, named.step)
     rows = named.rows_of(version, lines_of_weight[ROW])
