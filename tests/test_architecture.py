@@ -270,3 +270,17 @@ def test_importing_is_light(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "polars", "scipy", "pandas"} & set(json.loads(done.stdout))
+
+
+def test_scipy_is_loaded_only_where_a_verb_always_needs_it() -> None:
+    """It takes a second to load, which training, recommending and ranking would wait for at every start."""
+    needing = ("largerec.audit", "largerec.cures", "largerec.scaling")
+    found = {
+        module
+        for module, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported_names(node, module, is_package=False)
+        if name.split(".")[0] == "scipy" and not module.startswith(needing)
+    }
+    assert not found
