@@ -30,7 +30,8 @@ class RankingOptions(Options):
     next-item loss and ``weight`` times each task's ``weight`` times its loss; ``uncertainty`` also learns a variance s of each of
     these losses and uses loss / s + log(s) / 2 (Kendall, Gal & Cipolla 2018, arXiv 1705.07115, section 3.2). A weight of 0
     leaves a loss out. ``hard_negatives``: weight of :mod:`largerec.hard_negatives` beside the next-item loss, which it is a part
-    of when losses are balanced.
+    of when losses are balanced. ``within``: weight of :func:`within_windows` beside the cross-entropy of each task with two
+    labels, which it is a part of in turn.
     """
 
     head: Literal["linear", "mlp"] = "mlp"
@@ -38,6 +39,7 @@ class RankingOptions(Options):
     weight: float = Field(1.0, ge=0)
     balance: Literal["fixed", "uncertainty"] = "fixed"
     hard_negatives: float = Field(0.0, ge=0)
+    within: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> Self:
@@ -112,7 +114,8 @@ class TaskHeads(nn.Module):
     def losses(self, hidden_TD: torch.Tensor, batch: Batch, table_VD: torch.Tensor, known_A: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each task's labels in a batch, summed and over ``known_A``, the known labels of the whole step. [A]
 
-        Where events have weights, both the sum and ``known_A`` are weighted.
+        Where events have weights, both the sum and ``known_A`` are weighted. Of a task with two labels, ``within`` times the
+        loss within windows is added.
         """
         assert batch.task_label_TA is not None and batch.target_T is not None
         asked_N = (batch.task_label_TA >= 0).any(1).nonzero()[:, 0]
@@ -122,6 +125,13 @@ class TaskHeads(nn.Module):
         weight_N = None if batch.weight_T is None else batch.weight_T[asked_N]
         logits = self(state_ND, item_ND, features)
         sums = [_cross_entropy(logit, label_NA[:, column], weight_N) for column, logit in enumerate(logits)]
+        if self.options.within:
+            window_N = torch.bucketize(asked_N, batch.offsets_B1[1:], right=True)
+            for column, logit in enumerate(logits):
+                if self.classes[column] == 2:
+                    loss_N = within_windows(logit[:, 0], label_NA[:, column], window_N)
+                    weighted = loss_N if weight_N is None else loss_N * weight_N
+                    sums[column] = sums[column] + self.options.within * weighted.sum()
         return torch.stack(sums) / torch.where(known_A > 0, known_A, 1)
 
     def joint(self, retrieval: torch.Tensor, task_losses_A: torch.Tensor, share: float) -> torch.Tensor:
@@ -146,6 +156,24 @@ def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor, weight_N: torc
     else:
         losses_N = F.cross_entropy(logit_NC, label_N.clamp_min(0), reduction="none")
     return (losses_N * known_N).sum() if weight_N is None else (losses_N * known_N * weight_N).sum()
+
+
+def within_windows(logit_N: torch.Tensor, label_N: torch.Tensor, window_N: torch.Tensor) -> torch.Tensor:
+    """How far each event of label 1 is from standing above those of label 0 in its own window of one user's history. [N]
+
+    -log(exp(own logit) / (exp(own logit) + sum over the window's events of label 0 of exp(their logit))); 0 for all others, and
+    where a window has no event of label 0. Cross-entropy asks for the right level over all users, this for the right order within
+    each, which is what GAUC measures (Sheng et al. 2023, arXiv 2208.06164, equation 6, with one logit in place of two).
+    """
+    negative_N, positive_N = label_N == 0, label_N == 1
+    windows = int(window_N.max()) + 1 if len(window_N) else 0
+    highest_W = logit_N.new_full((windows,), -torch.inf)
+    highest_W = highest_W.scatter_reduce(0, window_N[negative_N], logit_N.detach()[negative_N], "amax")
+    judged_N = positive_N & highest_W.isfinite()[window_N]
+    above_N = torch.where(negative_N, logit_N - highest_W[window_N], -torch.inf)
+    sum_W = logit_N.new_zeros(windows).index_add(0, window_N, above_N.exp())
+    lse_N = (sum_W.clamp_min(1e-30).log() + highest_W)[window_N]
+    return torch.where(judged_N, F.softplus(torch.where(judged_N, lse_N - logit_N, 0.0)), 0.0)
 
 
 def add_tasks(
