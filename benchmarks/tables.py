@@ -212,6 +212,28 @@ def tasks_table(document: dict[str, Any], title: str) -> list[str]:
     return lines
 
 
+def within_table(document: dict[str, Any]) -> list[str]:
+    """AUC and GAUC of each condition, each recipe without the loss within users and with it. A star where the joint recipe with
+    it is better by a paired test at .05, two where it is worse."""
+    rows = [(row, sort) for sort, rows in (("without", document["without"]), ("with", trained_rows(document))) for row in rows]
+    names, joint = list(rows[0][0]["tasks"]), document["compared"][-1]["row"][0]
+    tests = {tuple(one["minus"]): one["tasks"] for one in document["compared"] if one["row"][0] == joint}
+    heads = " | ".join(f"{name.replace('_', ' ')}: AUC | GAUC" for name in names)
+    lines = [f"| recipe | within | {heads} | {document['retrieval_metric']} |"]
+    lines.append("|---" * (2 * len(names) + 3) + "|")
+    for row, sort in sorted(rows, key=lambda one: -one[0]["tasks"][names[0]]["auc"]):
+        cells = []
+        for task in names:
+            for metric in ("auc", "gauc"):
+                test = tests.get((row["name"], sort), {}).get(f"{task}.{metric}")
+                mark = "" if test is None or test["p_value"] > 0.05 else "\\*" if test["difference"] > 0 else "\\*\\*"
+                cells.append(four(row["tasks"][task][metric]) + mark)
+        name = f"**{row['name']}**" if (row["name"], sort) == (joint, "with") else row["name"]
+        found = four(row["test"][document["retrieval_metric"]]) if row["test"] else "ranks only"
+        lines.append(f"| {name} | {sort} | {' | '.join(cells)} | {found} |")
+    return lines
+
+
 def ranked() -> list[str]:
     return [line for name, title in RANKED.items() if (found := read(name)) is not None for line in tasks_table(found, title)]
 
