@@ -6,8 +6,8 @@
     python benchmarks/within.py runs/kuairand-tasks runs/kuairand-within --name kuairand-within
 
 The first folder is that of the comparison without (`benchmarks/zoo.py` says how it is made). Differences are paired over users,
-each metric a mean over seeds: each row with it minus itself without, and the `--against` row with it minus every other row, without
-and with. The result goes to benchmarks/results/NAME.json, a table to standard output.
+each metric a mean over seeds: each row with it minus itself without, and the `--against` row with it minus every other row, both
+without and with. The result goes to benchmarks/results/NAME.json, a table to standard output.
 """
 
 from __future__ import annotations
