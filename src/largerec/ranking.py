@@ -163,8 +163,8 @@ def within_windows(logit_N: torch.Tensor, label_N: torch.Tensor, window_N: torch
 
     -log(exp(own logit) / (exp(own logit) + sum over the window's events of label 0 of exp(their logit))); 0 for all others, and
     where a window has no event of label 0. Cross-entropy asks for the right level over all users, this for the right order within
-    each, which is what GAUC measures. The sum of the two on one logit is Li et al. 2015 (KDD, clicks in Twitter's timeline) with a
-    softmax in place of pairs; Sheng et al. 2023 (arXiv 2208.06164) give each label a logit instead, and contrast both.
+    each, which is what GAUC measures. The sum of the two on one logit is Li et al. 2015 (KDD, clicks in Twitter's timeline), with
+    a softmax in place of pairs; Sheng et al. 2023 (arXiv 2208.06164) give each label a logit instead, and contrast both.
     """
     negative_N, positive_N = label_N == 0, label_N == 1
     windows = int(window_N.max()) + 1 if len(window_N) else 0
