@@ -365,6 +365,22 @@ def test_bad_rows_of_the_earlier_watches_are_dropped_when_asked(tmp_path: Path) 
     assert {row.row for row in log.dropped if "user" in row.reason} == {2}
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"user_id":1}', "'watch' is missing"),
+        (b'{"watch":[10]}', "'user_id' is missing"),
+        (b'{"user_id":1,"watch":10}', "'watch' holds Int64"),
+        (b'{"user_id":[1],"watch":[10]}', "'user_id' holds List"),
+        (b'{"user_id":1,"watch":[10],"like":"10"}', "'like' holds String"),
+    ],
+)
+def test_earlier_watches_without_their_keys_are_explained(line: bytes, problem: str, tmp_path: Path) -> None:
+    put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=line + b"\n")
+    said = error_of(path=str(tmp_path))
+    assert "watch_history_x.jsonl: the name is that of KuaiRand's earlier watches" in said and problem in said
+
+
 def test_untimed_events_of_any_log_come_first_when_asked(tmp_path: Path) -> None:
     path = str(put(tmp_path, log__csv=b"user_id,item_id,timestamp\n1,10,1300000000\n1,20,\n2,30,1300000060\n") / "log.csv")
     assert "row 2, column 'timestamp': nothing (null) is no time" in error_of(path=path)

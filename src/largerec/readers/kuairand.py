@@ -94,7 +94,19 @@ ROW = "__row__"
 
 
 def _earlier(history: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
-    """Unfold the watches before the log: user, video, behaviour and known signals, without a time; the row of each; a note."""
+    """Unfold the watches before the log: user, video, behaviour and known signals, without a time; the row of each; a note.
+
+    Raises:
+        LargeRecError: there is no user or no list of watches, or another list is none.
+    """
+    for name in ("user_id", "watch", "like", "long_watch"):
+        kind, user = history.schema.get(name), name == "user_id"
+        if (isinstance(kind, pl.List) == user) if kind is not None else name in ("user_id", "watch"):
+            given = "is missing" if kind is None else f"holds {kind}"
+            raise LargeRecError(
+                f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists 'watch' and, "
+                f"if known, 'like' and 'long_watch', but {name!r} {given}. Mend it, or take the file out of the folder."
+            )
     table = history.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
     # The lists of likes and long watches say which videos, not which of several watches of one: the last ones are meant.
