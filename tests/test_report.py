@@ -472,6 +472,8 @@ def test_a_browser_prints_the_page(tmp_path: Path) -> None:
         ("result.json", lambda text: with_key(text, "test", {"ndcg@7x": 0.5}), r"test holds 'ndcg@7x': 0.5"),
         ("result.json", lambda text: with_key(text, "test", {"ndcg@7": "much"}), r"test holds 'ndcg@7': 'much'"),
         ("result.json", lambda text: with_key(text, "targets", 5), r"targets is 5"),
+        ("result.json", lambda text: without_key(text, "targets"), r"targets is None"),
+        ("result.json", lambda text: without_key(text, "intervals"), r"intervals is None"),
         ("result.json", lambda text: with_key(text, "params", None), r"params is None"),
         ("lineage.json", lambda text: with_key(text, "code", []), r"code is \[\]"),
         ("lineage.json", lambda text: with_key(text, "notes", "abc"), r"notes is 'abc'"),
@@ -482,6 +484,10 @@ def test_a_damaged_document_is_told_as_such(name: str, change: Callable[[bytes],
     (run / name).write_bytes(change((run / name).read_bytes()))
     with pytest.raises(LargeRecError, match=rf"{re.escape(str(run / name))} is damaged \(.*{said}.*\); restore the file"):
         report([run])
+
+
+def without_key(text: bytes, key: str) -> bytes:
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != key}).encode()
 
 
 def with_key(text: bytes, key: str, value: Any) -> bytes:

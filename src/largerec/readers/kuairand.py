@@ -104,8 +104,8 @@ def _earlier(history: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, pl.Series
         if (isinstance(kind, pl.List) == user) if kind is not None else name in ("user_id", "watch"):
             given = "is missing" if kind is None else f"holds {kind}"
             raise LargeRecError(
-                f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists 'watch' and, "
-                f"if known, 'like' and 'long_watch', but {name!r} {given}. Mend it, or take the file out of the folder."
+                f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists 'watch' "
+                f"and, if known, 'like' and 'long_watch', but {name!r} {given}. Mend it, or take the file out of the folder."
             )
     table = history.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")

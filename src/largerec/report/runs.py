@@ -75,7 +75,8 @@ def read_run(path: str | Path, label: str = "") -> Run:
             if not isinstance(value, int | float | None) or ("@" in metric and not (cutoff.isascii() and cutoff.isdigit())):
                 raise damaged(bundle.file("result.json"), f"{key} holds {metric!r:.80}: {value!r:.80}")
     for key in ("targets", "intervals", "baselines", "slices", "tasks"):
-        value_of(bundle.file("result.json"), result, key, dict, {})
+        needed = key in ("targets", "intervals") and bool(result.get("test"))
+        value_of(bundle.file("result.json"), result, key, dict, None if needed else {})
     for key in COSTS if result else ():
         value_of(bundle.file("result.json"), result, key, (int, float), None)
     lineage = bundle.read_json("lineage.json")
