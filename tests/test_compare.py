@@ -169,6 +169,15 @@ def test_a_run_that_was_not_evaluated_may_be_asked_otherwise(tmp_path: Path) -> 
     assert {"recall@20", "ndcg@20"} <= set(row["validation"]) and "recall@5" not in row["validation"]
 
 
+def test_a_run_whose_intervals_became_others_is_not_compared(place: Path, tmp_path: Path) -> None:
+    arguments, path = copy(place, tmp_path / "c"), tmp_path / "c" / "runs" / "a" / "seed-1" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "level": 0.9}))
+    with pytest.raises(
+        LargeRecError, match=r"a/seed-1' was evaluated once more: its.*evaluate.level=0.9, those of the recipe of 0.95"
+    ):
+        from_arguments(arguments, "2", quiet=True)
+
+
 def test_the_best_possible_stands_beside_a_row_that_only_ranks(tmp_path: Path) -> None:
     tasks = ["tasks.buy.where=behavior = 'buy'", "batch.actions=interleaved", "train.metric=buy.auc", *QUICK]
     ranker = ["model={name='din', hidden=[16]}", "ranking.retrieval=0", "objective={name='softmax'}"]
