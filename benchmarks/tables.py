@@ -238,6 +238,22 @@ def ranked() -> list[str]:
     return [line for name, title in RANKED.items() if (found := read(name)) is not None for line in tasks_table(found, title)]
 
 
+def conditioned() -> list[str]:
+    """Retrieval of what will be liked, of docs/rank.md: plain lists beside lists that ask for the task, on the same targets."""
+    found = read("kuairand-unified")
+    assert found is not None
+    lines = ["| asked for | targets | users | plain: recall@10 / ndcg@10 | wanted | ndcg@10, wanted minus plain (95 %) | p |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for task, one in found["results"][0]["conditioned"].items():
+        test = one["paired"]["ndcg@10"]
+        signed = [f"{'-' if value < 0 else '+'}{four(abs(value))}" for value in (test["difference"], test["low"], test["high"])]
+        lines.append(
+            f"| {task.replace('_', ' ')} | {one['n']:,} | {one['users']} | {pair(one['plain'])} | {pair(one['wanted'])} | "
+            f"{signed[0]} ({signed[1]} to {signed[2]}) | {test['p_value']:.2g} |"
+        )
+    return lines
+
+
 def zoo() -> list[str]:
     """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first."""
     found = {name: document for name in ZOOS if (document := read(name)) is not None}
