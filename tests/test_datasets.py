@@ -373,12 +373,22 @@ def test_bad_rows_of_the_earlier_watches_are_dropped_when_asked(tmp_path: Path) 
         (b'{"user_id":1,"watch":10}', "'watch' holds Int64"),
         (b'{"user_id":[1],"watch":[10]}', "'user_id' holds List"),
         (b'{"user_id":1,"watch":[10],"like":"10"}', "'like' holds String"),
+        (b'{"user_id":1,"watch":["10"],"like":[10]}', "'like' holds List(Int64)"),
+        (b'{"user_id":1,"watch":[10],"long_watch":[[10]]}', "'long_watch' holds List(List(Int64))"),
+        (b'{"user_id":1,"watch":[[10]]}', "'watch' holds List(List(Int64))"),
     ],
 )
 def test_earlier_watches_without_their_keys_are_explained(line: bytes, problem: str, tmp_path: Path) -> None:
     put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=line + b"\n")
     said = error_of(path=str(tmp_path))
     assert "watch_history_x.jsonl: the name is that of KuaiRand's earlier watches" in said and problem in said
+
+
+@pytest.mark.parametrize("likes", [b"[]", b"null"])
+def test_earlier_watches_of_which_no_like_is_known(likes: bytes, tmp_path: Path) -> None:
+    put(tmp_path, log_standard_x__csv=KUAIRAND.encode(), watch_history_x__jsonl=b'{"user_id":1,"watch":[30],"like":%b}\n' % likes)
+    log = load_log(DataOptions(path=str(tmp_path)))
+    assert log.events.select("item_id", "behavior").row(0) == (30, "view") and "is_like" in log.events.columns
 
 
 def test_untimed_events_of_any_log_come_first_when_asked(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from largerec.ranking import RankingOptions, TaskHeads, within_windows
 from largerec.train import train
 
 
-def plain(logit_N: list[float], label_N: list[int], window_N: list[int]) -> list[float]:
-    found = []
-    for logit, label, window in zip(logit_N, label_N, window_N, strict=True):
-        others = [o for o, y, w in zip(logit_N, label_N, window_N, strict=True) if y == 0 and w == window]
+def plain(logit_N: list[float], label_N: list[int], window_N: list[int], weight_N: list[float] | None = None) -> list[float]:
+    found, weights = [], weight_N or [1.0] * len(logit_N)
+    rows = list(zip(logit_N, label_N, window_N, weights, strict=True))
+    for logit, label, window, weight in rows:
+        others = [x * math.exp(o) for o, y, w, x in rows if y == 0 and w == window]
         own = math.exp(logit)
-        found.append(-math.log(own / (own + sum(map(math.exp, others)))) if label == 1 and others else 0.0)
+        found.append(-weight * math.log(own / (own + sum(others))) if label == 1 and others else 0.0)
     return found
 
 
@@ -56,6 +57,12 @@ def test_large_logits_and_windows_of_one_label_stay_finite() -> None:
     assert within_windows(torch.zeros(0), nothing, nothing).shape == (0,)
 
 
+def test_an_event_of_little_weight_is_little_of_a_rival() -> None:
+    label_N, window_N = torch.tensor([1, 0]), torch.tensor([0, 0])
+    found = [float(within_windows(torch.zeros(2), label_N, window_N, torch.tensor([1.0, w]))[0]) for w in (1.0, 1e-6, 0.0)]
+    assert found == pytest.approx([math.log(2), 1e-6, 0], abs=1e-8)
+
+
 def test_the_level_of_a_user_does_not_matter() -> None:
     logit_N, window_N = torch.randn(20), torch.arange(20) // 5
     label_N = (torch.rand(20) < 0.5).long()
@@ -78,9 +85,10 @@ def test_it_joins_the_tasks_with_two_labels_alone(mode: Mode, weighted: bool) ->
     assert torch.equal(with_it[1:], without[1:])
     user_T = torch.repeat_interleave(torch.arange(2), batch.lengths_B)
     logit_T = both[0](hidden_TD, table_VD[batch.target_T])[0][:, 0]
-    loss_T = plain(logit_T.tolist(), batch.task_label_TA[:, 0].tolist(), user_T.tolist())
-    weight_T = torch.ones(batch.n_tokens) if batch.weight_T is None else batch.weight_T
-    wanted = 0.5 * (torch.tensor(loss_T) * weight_T).sum() / known_A[0]
+    weight_T = None if batch.weight_T is None else batch.weight_T.tolist()
+    assert (weight_T is not None) == weighted
+    loss_T = plain(logit_T.tolist(), batch.task_label_TA[:, 0].tolist(), user_T.tolist(), weight_T)
+    wanted = 0.5 * torch.tensor(loss_T).sum() / known_A[0]
     assert wanted > 0
     torch.testing.assert_close(with_it[0] - without[0], wanted)
     pieces = [both[1].losses(hidden_TD[a:b], piece, table_VD, known_A) for a, b, piece in _cut(batch)]
@@ -89,7 +97,7 @@ def test_it_joins_the_tasks_with_two_labels_alone(mode: Mode, weighted: bool) ->
 
 @pytest.mark.parametrize("change", [('tasks={watch={quantiles_of="timestamp"}}',), ("ranking.weight=0",)])
 def test_what_it_needs_is_said(change: Any, tmp_path: Path) -> None:
-    with pytest.raises(LargeRecError, match=r"ranking.within needs a task with where and a weight.*leave within out"):
+    with pytest.raises(LargeRecError, match=r"ranking.within needs a task of two labels and a weight.*leave within out"):
         tiny_recipe(tmp_path, *overrides_of("summed"), *change, "ranking.within=0.5")
 
 

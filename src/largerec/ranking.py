@@ -129,9 +129,8 @@ class TaskHeads(nn.Module):
             window_N = torch.bucketize(asked_N, batch.offsets_B1[1:], right=True)
             for column, logit in enumerate(logits):
                 if self.classes[column] == 2:
-                    loss_N = within_windows(logit[:, 0], label_NA[:, column], window_N)
-                    weighted = loss_N if weight_N is None else loss_N * weight_N
-                    sums[column] = sums[column] + self.options.within * weighted.sum()
+                    loss_N = within_windows(logit[:, 0], label_NA[:, column], window_N, weight_N)
+                    sums[column] = sums[column] + self.options.within * loss_N.sum()
         return torch.stack(sums) / torch.where(known_A > 0, known_A, 1)
 
     def joint(self, retrieval: torch.Tensor, task_losses_A: torch.Tensor, share: float) -> torch.Tensor:
@@ -158,15 +157,21 @@ def _cross_entropy(logit_NC: torch.Tensor, label_N: torch.Tensor, weight_N: torc
     return (losses_N * known_N).sum() if weight_N is None else (losses_N * known_N * weight_N).sum()
 
 
-def within_windows(logit_N: torch.Tensor, label_N: torch.Tensor, window_N: torch.Tensor) -> torch.Tensor:
+def within_windows(
+    logit_N: torch.Tensor, label_N: torch.Tensor, window_N: torch.Tensor, weight_N: torch.Tensor | None = None
+) -> torch.Tensor:
     """How far each event of label 1 is from standing above those of label 0 in its own window of one user's history. [N]
 
-    -log(exp(own logit) / (exp(own logit) + sum over the window's events of label 0 of exp(their logit))); 0 for all others, and
-    where a window has no event of label 0. Cross-entropy asks for the right level over all users, this for the right order within
-    each, which is what GAUC measures. The sum of the two on one logit is Li et al. 2015 (KDD, clicks in Twitter's timeline), with
-    a softmax in place of pairs; Sheng et al. 2023 (arXiv 2208.06164) give each label a logit instead, and contrast both.
+    -log(exp(own logit) / (exp(own logit) + sum over the window's events of label 0 of exp(their logit))), times the event's
+    weight where there are weights, which also stand before each exp of that sum; 0 for all others, and where a window has no
+    event of label 0. Cross-entropy asks for the right level over all users; a user's level is nothing to this. The sum of the two
+    on one logit is Li et al. 2015 (KDD, clicks in Twitter's timeline), with a softmax in place of pairs; Sheng et al. 2023 (arXiv
+    2208.06164) give each label a logit instead, and contrast both.
     """
     negative_N, positive_N = label_N == 0, label_N == 1
+    own_N = logit_N
+    if weight_N is not None:
+        negative_N, logit_N = negative_N & (weight_N > 0), logit_N + weight_N.clamp_min(1e-30).log()
     windows = int(window_N.max()) + 1 if len(window_N) else 0
     highest_W = logit_N.new_full((windows,), -torch.inf)
     highest_W = highest_W.scatter_reduce(0, window_N[negative_N], logit_N.detach()[negative_N], "amax")
@@ -174,7 +179,8 @@ def within_windows(logit_N: torch.Tensor, label_N: torch.Tensor, window_N: torch
     above_N = torch.where(negative_N, logit_N - highest_W[window_N], -torch.inf)
     sum_W = logit_N.new_zeros(windows).index_add(0, window_N, above_N.exp())
     lse_N = (sum_W.clamp_min(1e-30).log() + highest_W)[window_N]
-    return torch.where(judged_N, F.softplus(torch.where(judged_N, lse_N - logit_N, 0.0)), 0.0)
+    loss_N = torch.where(judged_N, F.softplus(torch.where(judged_N, lse_N - own_N, 0.0)), 0.0)
+    return loss_N if weight_N is None else loss_N * weight_N
 
 
 def add_tasks(

@@ -250,7 +250,7 @@ class Recipe(Options):
     @model_validator(mode="after")
     def _an_order_within_windows_is_of_a_condition(self) -> Self:
         if self.ranking.within and not any(self.tasks[name].n_classes == 2 for name in self.learned_tasks):
-            raise LargeRecError("ranking.within needs a task with where and a weight. Give that, or leave within out.")
+            raise LargeRecError("ranking.within needs a task of two labels and a weight. Give that, or leave within out.")
         return self
 
     @model_validator(mode="after")

@@ -93,19 +93,27 @@ def read(folder: Path, on_bad_rows: OnBadRows) -> RawTable:
 ROW = "__row__"
 
 
+def _is_id(kind: object) -> bool:
+    return isinstance(kind, pl.DataType) and (kind.is_integer() or kind == pl.String)
+
+
 def _earlier(history: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, pl.Series, str]:
     """Unfold the watches before the log: user, video, behaviour and known signals, without a time; the row of each; a note.
 
     Raises:
         LargeRecError: there is no user or no list of watches, or another list is none.
     """
+    empty = [name for name in ("like", "long_watch") if history.schema.get(name) in (pl.Null, pl.List(pl.Null))]
+    history = history.drop(empty)  # nobody liked anything, or it is not known
     for name in ("user_id", "watch", "like", "long_watch"):
-        kind, user = history.schema.get(name), name == "user_id"
-        if (isinstance(kind, pl.List) == user) if kind is not None else name in ("user_id", "watch"):
-            given = "is missing" if kind is None else f"holds {kind}"
+        kind = history.schema.get(name)
+        fits = _is_id(kind) if name == "user_id" else isinstance(kind, pl.List) and _is_id(kind.inner)
+        fits = fits and (name not in ("like", "long_watch") or kind == history.schema["watch"])
+        if not fits and not (kind is None and name in ("like", "long_watch")):
             raise LargeRecError(
-                f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists 'watch' "
-                f"and, if known, 'like' and 'long_watch', but {name!r} {given}. Mend it, or take the file out of the folder."
+                f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists of videos "
+                f"'watch' and, if known, 'like' and 'long_watch'; {name!r} {'is missing' if kind is None else f'holds {kind}'}. Mend it, or "
+                "take the file out of the folder."
             )
     table = history.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
