@@ -214,9 +214,9 @@ def tasks_table(document: dict[str, Any], title: str) -> list[str]:
 
 def within_table(document: dict[str, Any]) -> list[str]:
     """AUC and GAUC of each condition, each recipe without the loss within users and with it. A star where the joint recipe with
-    it is better by a paired test at .05, two where it is worse."""
+    it is better by a paired test at .05, each test for itself, two where it is worse."""
     rows = [(row, sort) for sort, rows in (("without", document["without"]), ("with", trained_rows(document))) for row in rows]
-    names, joint = list(rows[0][0]["tasks"]), document["compared"][-1]["row"][0]
+    names, joint = list(rows[0][0]["tasks"]), document["against"]
     tests = {tuple(one["minus"]): one["tasks"] for one in document["compared"] if one["row"][0] == joint}
     heads = " | ".join(f"{name.replace('_', ' ')}: AUC | GAUC" for name in names)
     lines = [f"| recipe | within | {heads} | {document['retrieval_metric']} |"]

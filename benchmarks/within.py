@@ -21,7 +21,7 @@ from typing import Any
 from tables import RESULTS, within_table
 from zoo import document
 
-from largerec.bundle import Bundle
+from largerec.bundle import Bundle, flatten
 from largerec.compare_tasks import Draws, draws_of_rows, paired_tasks
 from largerec.errors import LargeRecError
 
@@ -42,18 +42,28 @@ def compared(plain: Path, within: Path, joint: str) -> list[dict[str, Any]]:
         )
     bundles = {key: [Bundle.open(one) for one in some] for key, some in folders.items()}
     recipe = bundles[joint, "with"][0].recipe()
-    rows = {
-        "\n".join(key): (folders[key], [json.loads((one / "result.json").read_text()) for one in folders[key]]) for key in folders
-    }
-    draws: dict[tuple[str, str], Draws] = {
-        key: found for key, found in zip(folders, draws_of_rows(rows, recipe).values(), strict=True)
-    }
+    results = {key: [one.read_json("result.json") for one in some] for key, some in bundles.items()}
+    found = draws_of_rows({str(key): (folders[key], results[key]) for key in folders}, recipe)
+    draws: dict[tuple[str, str], Draws] = {key: found[str(key)] for key in folders}
+    _check_settings(bundles)
     pairs = [((name, "with"), (name, "without")) for name, sort in folders if sort == "with" and (name, "without") in folders]
     pairs += [((joint, "with"), other) for other in folders if other[0] != joint]
     level = recipe.evaluate.level
     return [
         {"row": list(one), "minus": list(other), "tasks": paired_tasks(draws[one], draws[other], level)} for one, other in pairs
     ]
+
+
+def _check_settings(bundles: dict[tuple[str, str], list[Bundle]]) -> None:
+    """Rows with it and without must be alike in all else that both say, but for where runs and their data lie."""
+    for (name, sort), runs in bundles.items():
+        if sort == "with" and (name, "without") in bundles:
+            ours, theirs = (flatten(one[0].read_json("recipe.json")["recipe"]) for one in (runs, bundles[name, "without"]))
+            skipped = ("ranking.within", "run.", "data.", "tune.")
+            other = [key for key in ours.keys() & theirs.keys() if ours[key] != theirs[key] and not key.startswith(skipped)]
+            if other:
+                key = min(other)
+                raise LargeRecError(f"{name} has {key}={ours[key]!r} with it and {theirs[key]!r} without; give both the same.")
 
 
 def main() -> None:
@@ -66,6 +76,7 @@ def main() -> None:
     try:
         found = document(given.within, given.name)
         found["without"] = [row for row in document(given.plain, given.name)["rows"] if row.get("tasks")]
+        found["against"] = given.against
         found["compared"] = compared(given.plain, given.within, given.against)
     except LargeRecError as error:
         sys.exit(f"error: {error}")

@@ -110,10 +110,10 @@ def _earlier(history: pl.DataFrame, file: Path) -> tuple[pl.DataFrame, pl.Series
         fits = _is_id(kind) if name == "user_id" else isinstance(kind, pl.List) and _is_id(kind.inner)
         fits = fits and (name not in ("like", "long_watch") or kind == history.schema["watch"])
         if not fits and not (kind is None and name in ("like", "long_watch")):
+            given = "is missing" if kind is None else f"holds {kind}"
             raise LargeRecError(
                 f"{file}: the name is that of KuaiRand's earlier watches, whose lines have a 'user_id' and the lists of videos "
-                f"'watch' and, if known, 'like' and 'long_watch'; {name!r} {'is missing' if kind is None else f'holds {kind}'}. Mend it, or "
-                "take the file out of the folder."
+                f"'watch' and, if known, 'like' and 'long_watch'; {name!r} {given}. Mend it, or take the file out of the folder."
             )
     table = history.with_row_index(ROW)
     watches = table.select(ROW, "user_id", pl.col("watch").alias("video_id")).explode("video_id").drop_nulls("video_id")
