@@ -38,15 +38,17 @@ def bursts(log: Ordered) -> pl.DataFrame:
     hour_N = log.time_N // HOUR
     kept_N = (log.count_V >= FEWEST)[log.item_N] & (hour_N >= UNTIMED + 1)
     item_N, user_N, hour_N = log.item_N[kept_N], log.user_N[kept_N], hour_N[kept_N]
-    # Items and hours as one number: sorting those is several times faster than grouping rows by the pair.
+    # Items and hours as one number: sorting those takes less memory than grouping rows by the pair.
     first, span = (int(hour_N.min()), int(np.ptp(hour_N)) + 1) if len(hour_N) else (0, 1)
     key_N = item_N.astype(np.int64) * span + (hour_N - first)
     key_K, events_K = np.unique(key_N, return_counts=True)
-    hours = pl.DataFrame({"key": key_K, "item": key_K // span, "hour": key_K % span + first, "events": events_K})
-    mean, total = pl.col("events").mean().over("item"), pl.col("events").sum().over("item")
-    hours = hours.filter((pl.col("events") >= TIMES * mean) | (pl.col("events") >= MOST * total))
-    hours = hours.filter(pl.col("events") >= FEWEST)
-    at_N = np.isin(key_N, hours["key"].to_numpy())
+    item_K = key_K // span
+    total_V, hours_V = np.bincount(item_K, weights=events_K), np.bincount(item_K)
+    many_K = (events_K * hours_V[item_K] >= TIMES * total_V[item_K]) | (events_K >= MOST * total_V[item_K])
+    many_K &= events_K >= FEWEST
+    key_K, item_K, events_K = key_K[many_K], item_K[many_K], events_K[many_K]
+    hours = pl.DataFrame({"key": key_K, "item": item_K, "hour": key_K % span + first, "events": events_K})
+    at_N = np.isin(key_N, key_K)
     users = pl.DataFrame({"key": key_N[at_N], "user": user_N[at_N]})
     found = hours.join(users.group_by("key").agg(users=pl.col("user").n_unique()), on="key").drop("key")
     return found.with_columns(
