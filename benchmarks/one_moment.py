@@ -1,6 +1,7 @@
 """How well runs order items for one user at one moment: each user's events of the test part as candidates after one history.
 
-    python benchmarks/one_moment.py within=runs/within/kuairand-din/seed-0 plain=runs/kuairand-tasks/kuairand-din/seed-0 \
+    python benchmarks/one_moment.py joint=runs/kuairand-tasks/kuairand-unified-features/seed-0 \
+        din=runs/kuairand-tasks/kuairand-din/seed-0 dlrm=runs/kuairand-tasks/kuairand-dlrm/seed-0 \
         --name kuairand-one-moment
 
 `largerec evaluate` asks about each event with everything before it as history, so that who predicts against a user's labels

@@ -44,6 +44,14 @@ def test_the_tables_of_the_guide_to_ranking_are_those_of_the_result_files() -> N
     assert len(lines) == 5 + 11 and set(lines) <= set(guide), "docs/rank.md has `conditioned` of benchmarks/tables.py"
 
 
+def test_what_is_said_of_one_moment_is_in_the_result_file() -> None:
+    guide = (ROOT / "docs" / "rank.md").read_text(encoding="utf-8")
+    said = guide.partition("- **At one moment**")[2].partition("moves all of them the same way")[0]
+    rows = {row["name"]: row["tasks"] for row in tables().read("kuairand-one-moment")["rows"]}
+    for name in ("joint", "din", "dlrm", "dcn-v2"):
+        assert all(f"{rows[name][task]['gauc']:.4f}".lstrip("0") in said for task in ("click", "long_view"))
+
+
 def test_the_table_of_families_is_that_of_the_result_files_there_are() -> None:
     for line in tables().zoo():
         assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
