@@ -293,7 +293,7 @@ def finished_run(
     if (level := interval_level(result, recipe)) != recipe.evaluate.level:
         raise LargeRecError(
             f"run.dir={recipe.run.dir!r} was evaluated once more: its intervals are of evaluate.level={level:g}, those of the "
-            f"recipe of {recipe.evaluate.level:g}: `largerec evaluate` it with the recipe's level. {advice}"
+            f"recipe of {recipe.evaluate.level:g}: `largerec evaluate` it with the recipe's level, or else: {advice}"
         )
     return result
 
