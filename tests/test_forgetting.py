@@ -15,6 +15,7 @@ from runs import tiny_recipe
 from typer.testing import CliRunner
 
 from largerec import cures, forgetting, manifest
+from largerec.audit import audit
 from largerec.cli import app
 from largerec.curate import curate, versions
 from largerec.curate.plan import plan_from
@@ -27,6 +28,7 @@ from largerec.events import EventLog
 from largerec.forgetting import forget
 from largerec.imports import import_log
 from largerec.report import report
+from largerec.report.audit import write
 from largerec.sequences import SplitOptions, build_sequences
 from largerec.train import train
 
@@ -300,6 +302,24 @@ def test_numbers_are_ids_too_and_recbole_files(tmp_path: Path) -> None:
     for target in ("parquet", "recbole"):
         events = load_log(DataOptions(path=str(tmp_path / "data" / target))).events
         assert 7 not in events["user_id"] and events["user_id"].n_unique() == 11
+
+
+@pytest.mark.parametrize("target", ["parquet", "recbole"])
+def test_audits_go_since_their_examples_are_events(tmp_path: Path, target: Any) -> None:
+    """Also where the id is a number, which means anything in a page, and only if the person is in the log."""
+    random_log().write(tmp_path / "log.parquet")
+    import_log(DataOptions(path=str(tmp_path / "log.parquet")), tmp_path / "data" / "import", target=target)
+    found = audit(load_log(DataOptions(path=str(tmp_path / "log.parquet")))).to_json()
+    written = [write(found, tmp_path / place) for place in ("data", "data/import/looked", "runs/audit")]
+    audits = {str(Path(path).resolve()) for one in written for path in one.values()}
+    (tmp_path / "runs" / "mine.json").write_text('{"findings": []}')
+    (tmp_path / "runs" / "broken.json").write_text('{"findings": [')
+    with pytest.raises(LargeRecError, match="no row of user"):
+        forget(tmp_path / "data", "4711", tmp_path / "runs")
+    assert all(Path(path).is_file() for path in audits)
+    assert set(forget(tmp_path / "data", "7", tmp_path / "runs")["pages"]) == audits
+    assert not any(Path(path).exists() for path in audits)
+    assert (tmp_path / "runs" / "mine.json").is_file() and (tmp_path / "runs" / "broken.json").is_file()
 
 
 def test_the_only_user_may_go(tmp_path: Path) -> None:

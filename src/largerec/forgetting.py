@@ -29,6 +29,8 @@ from largerec.sequences import TRAIN
 
 SHOWS_PEOPLE = "It shows histories of users: share it only where you could share the log."
 """The last words of a page about runs, which tell it from pages that show nobody."""
+SHOWS_EVENTS = "Its examples are events of users: share it only where you could share the log."
+"""Likewise of the page of an audit."""
 TEXT = (".json", ".jsonl", ".csv", ".tsv", ".html", ".toml", ".md", ".txt", ".inter", ".item")
 
 
@@ -38,7 +40,7 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     Each folder is written anew beside itself and takes its own place; its manifest gets the new hashes and says when so many rows
     were forgotten, not whose. A run whose histories have the person, or whose data hash is that of such a run, loses the
     person's rows of its tables and its report, and is marked where it was trained on them; pages about several runs below that
-    folder go too. Call it again after a kill.
+    folder go too, and audits below both. Call it again after a kill.
 
     Args:
         folder: an import, a version, a folder of versions, or one above them.
@@ -69,6 +71,8 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     contents: dict[Path, str] = {}
     # Runs first: only versions know which ids the steps of a chain gave to the person, so they go last.
     marked, pages = ([], []) if runs is None else _forget_in_runs(below[-1], user_id, _other_ids(ours, user_id), now)
+    if marked or any(_has(place, user_id) for place in ours):
+        pages += [path for place in below for path in _forget_audits(place)]
     changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
     if not changed and not marked:
         raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
@@ -104,6 +108,46 @@ def _remove_leftovers(folder: Path) -> None:
                 path.rename(place / known[0])  # killed between the two renames: the old one is all there is
             else:
                 shutil.rmtree(path)
+
+
+def _has(place: Path, user_id: str) -> bool:
+    """Whether a row of an import or a version is the person's, a removed one too."""
+    document = manifest.read(place)
+    assert document is not None
+    for file in (place / name for name in manifest.listed(place, document)):
+        if file.suffix == ".parquet":
+            rows, column = pl.scan_parquet(file, glob=False), "user_id"
+        elif file.suffix == ".inter":
+            rows, column = pl.scan_csv(file, separator="\t", infer_schema=False, quote_char=None), "user_id:token"
+        else:
+            continue
+        if column not in rows.collect_schema().names():
+            continue
+        if rows.filter(pl.col(column).cast(pl.String) == user_id).select(column).head(1).collect().height:
+            return True
+    return False
+
+
+def _forget_audits(folder: Path) -> list[str]:
+    """Remove every audit below a folder, page and JSON: its examples are events of users, and it cannot be told which of several
+    logs it is about. It goes before the log's rows do, by which another call would know that there is something to do."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".html", ".json")):
+        content = path.read_text(encoding="utf-8", errors="replace")
+        if SHOWS_EVENTS in content if path.suffix == ".html" else _is_audit(content):
+            path.unlink()
+            found.append(str(path))
+    return found
+
+
+def _is_audit(content: str) -> bool:
+    if '"findings"' not in content:
+        return False
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and {"findings", "shape", "information"} <= document.keys()
 
 
 # --- imports and versions

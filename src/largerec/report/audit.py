@@ -8,15 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from largerec.forgetting import SHOWS_EVENTS
 from largerec.report import charts, page
 from largerec.report.glance import date
 from largerec.writing import write_text
 
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-FOOT = (
-    "Made by LargeRec. This page is one file and asks for nothing outside it. Its examples are events of users: share it only "
-    "where you could share the log."
-)
+FOOT = f"Made by LargeRec. This page is one file and asks for nothing outside it. {SHOWS_EVENTS}"
 
 
 def write(document: dict[str, Any], folder: str | Path) -> dict[str, str]:
