@@ -10,10 +10,9 @@ from types import ModuleType
 
 import torch
 
-from largerec.kernels import cpu, padded, triton
+from largerec.kernels import cpu, linear, padded, triton
 from largerec.kernels.cache import BlockCache, HistoryCache, attention_after
 from largerec.kernels.cpu import native_bf16
-from largerec.kernels.linear import linear_attention
 from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime, PowerLawTime
 
@@ -128,3 +127,17 @@ def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: Bucketed
     if _twin(v_THK) is cpu:
         return cpu.time_attention(v_THK, offsets_B1, time)
     return padded.time_attention(v_THK, offsets_B1, time)
+
+
+def linear_attention(
+    q_THK: torch.Tensor,
+    k_THK: torch.Tensor,
+    v_THV: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    rate_H: torch.Tensor | None = None,
+    clock_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As :func:`largerec.kernels.linear.linear_attention`; without a twin for CUDA devices."""
+    if all(x.dtype in (torch.float32, torch.bfloat16) for x in (q_THK, k_THK, v_THV)) and cpu.usable(v_THV):
+        return cpu.linear_attention(q_THK, k_THK, v_THV, offsets_B1, rate_H, clock_T)
+    return linear.linear_attention(q_THK, k_THK, v_THV, offsets_B1, rate_H, clock_T)

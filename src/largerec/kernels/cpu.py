@@ -1,4 +1,4 @@
-"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: four sources beside this file.
+"""The compiled twin of the reference for CPUs, built with g++ on first use and cached: the sources beside this file.
 
 The cache is keyed by source, compiler, torch and instruction set, so that a cache shared between machines never crashes, and a
 finished library is moved into place in one step, so that two processes that build at once do not harm each other.
@@ -7,6 +7,7 @@ finished library is moved into place in one step, so that two processes that bui
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ import torch
 
 from largerec.kernels.reference import TIME_BUCKETS, BucketedTime, PowerLawTime
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "bias.cpp", "loss.cpp", "softmax.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cpp", "bias.cpp", "linear.cpp", "loss.cpp", "softmax.cpp"))
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("cpu.h", "rows.h"))
 # Compiled with it, not linked: torch brings the OpenMP runtime whose threads it counts, and a second one must not come in.
 OPENMP = "-fopenmp"
@@ -205,6 +206,21 @@ def time_attention(v_THK: torch.Tensor, offsets_B1: torch.Tensor, time: Bucketed
     return out
 
 
+def linear_attention(
+    q_THK: torch.Tensor,
+    k_THK: torch.Tensor,
+    v_THV: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    rate_H: torch.Tensor | None = None,
+    clock_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The fast twin of :func:`largerec.kernels.linear.linear_attention`; float32 or bfloat16 (types are promoted), on a CPU."""
+    kind = functools.reduce(torch.promote_types, (q_THK.dtype, k_THK.dtype, v_THV.dtype))
+    q, k, v = (x.to(kind) for x in (q_THK, k_THK, v_THV))
+    out: torch.Tensor = torch.ops.largerec.linear_attention(q, k, v, offsets_B1, rate_H, clock_T)
+    return out.to(v_THV.dtype)
+
+
 def _register() -> None:
     """Tell torch the shapes (fake tensors) and the gradients of the operators."""
 
@@ -241,6 +257,18 @@ def _register() -> None:
         v, offsets, table, row, column = ctx.saved_tensors
         d_v, d_table = torch.ops.largerec.bias_attention_backward(d_out, v, offsets, table, ctx.kind, row, column)
         return d_v, None, d_table.to(table.dtype), None, None, None
+
+    def fake_linear_backward(d_out, q, k, v, offsets, rate, clock):  # type: ignore[no-untyped-def]
+        d_rate = q.new_empty(0 if rate is None else q.shape[1], dtype=torch.float32)
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), d_rate
+
+    def setup_linear(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    def backward_linear(ctx, d_out):  # type: ignore[no-untyped-def]
+        rate = ctx.saved_tensors[4]
+        d_q, d_k, d_v, d_rate = torch.ops.largerec.linear_attention_backward(d_out, *ctx.saved_tensors)
+        return d_q, d_k, d_v, None, None if rate is None else d_rate.to(rate.dtype), None
 
     def fake_loss(queries, keys, target, items, log_q, softmax, power):  # type: ignore[no-untyped-def]
         return queries.new_empty(()), torch.empty_like(queries), torch.empty_like(keys)
@@ -283,3 +311,6 @@ def _register() -> None:
     torch.library.register_fake("largerec::bias_attention", lambda v, *_: v.new_empty(v.shape))
     torch.library.register_fake("largerec::bias_attention_backward", fake_bias_backward)
     torch.library.register_autograd("largerec::bias_attention", backward_bias, setup_context=setup_bias)
+    torch.library.register_fake("largerec::linear_attention", lambda q, k, v, *_: v.new_empty(v.shape))
+    torch.library.register_fake("largerec::linear_attention_backward", fake_linear_backward)
+    torch.library.register_autograd("largerec::linear_attention", backward_linear, setup_context=setup_linear)

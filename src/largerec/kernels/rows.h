@@ -99,13 +99,14 @@ struct Task {
   int64_t user, head;
 };
 
-// Tasks cut into chunks of about equal cost; the cut depends on the shapes and the number of threads alone.
-std::vector<std::vector<Task>> chunks_of(const int64_t* offsets, int64_t users, int64_t heads) {
+// Tasks cut into chunks of about equal cost, square n^2 + 32 n of a history of n; the cut depends on the shapes and the number of
+// threads alone.
+inline std::vector<std::vector<Task>> chunks_of(const int64_t* offsets, int64_t users, int64_t heads, double square = 1) {
   const int64_t n_chunks = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), users * heads));
   double whole = 0;
   auto cost = [&](int64_t user) {
     const double n = static_cast<double>(offsets[user + 1] - offsets[user]);
-    return n * n + 32 * n;
+    return square * n * n + 32 * n;
   };
   for (int64_t user = 0; user < users; user++) whole += cost(user) * heads;
   std::vector<std::vector<Task>> chunks(n_chunks);
