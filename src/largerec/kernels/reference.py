@@ -99,7 +99,8 @@ def silu_attention(
     position_table_HN: torch.Tensor | None = None,
     time: BucketedTime | None = None,
 ) -> torch.Tensor:
-    """Causal pointwise attention ``scale * SiLU(q k^T + bias) v`` within each user's slice (Zhai et al. 2024, eq. 2).
+    """Causal pointwise attention ``scale * SiLU(q k^T + bias) v`` within each user's slice (Zhai et al. 2024, eq. 2; the
+    scale, one over the longest history, is from the authors' code).
 
     ``position_table_HN[h, i - j]`` is added for token i that looks at token j, and ``time.table_HK[h, bucket]`` by the whole
     seconds between i's row time and j's column time. Returns [T, H, K].

@@ -7,7 +7,8 @@ go through the multi-stage feed-forward network (``fuxi.py``).
 
 Of the paper only the abstract could be had when this was written; details follow the authors' public code. As there, the input
 also has learned absolute positions, and RMS norms have no weights. Here the tables are per head, as HSTU's, and a last layer norm
-stands before the item scores. The authors' code asks at the target's own time; here that needs ``query_time``, as for HSTU.
+stands before the item scores; pairs with an unknown time have a learned weight of their own; buckets, and what is left out at the
+input, are as for HSTU. The authors' code asks at the target's own time; here that needs ``query_time``, as for HSTU.
 """
 
 from __future__ import annotations

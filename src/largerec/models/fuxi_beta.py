@@ -7,7 +7,8 @@ feed-forward network (``fuxi.py``).
 
 Of the paper only the abstract could be had when this was written; details follow the authors' public code. Here tables and the
 function's a and b are per head, where theirs are shared by all heads; pairs with an unknown time weigh nothing; a last layer norm
-stands before the item scores. The authors' code asks at the target's own time; here that needs ``query_time``.
+stands before the item scores. The authors' code asks at the target's own time; here that needs ``query_time``, and without it
+each event is its own nearest: the power law gives it nearly all the weight wherever others are hours away.
 """
 
 from __future__ import annotations

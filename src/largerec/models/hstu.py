@@ -2,8 +2,10 @@
 
 One block replaces attention and feed-forward: SiLU projections U, V, Q, K of the normalised input; pointwise (not softmax)
 attention with relative position and bucketed time biases; the gate U on the normalised result; one projection out. Like the
-authors' public code, the input also has learned absolute positions. Here the bias tables are per head and start at zero, and
-a last layer norm stands before the item scores.
+authors' public code, the input also has learned absolute positions, blocks are residual and scores are divided by the longest
+history. Here the bias tables are per head and start at zero, norms have weights, and a last layer norm stands before the item
+scores. Item vectors are not multiplied by sqrt(D) at the input, and a time bucket is a factor of 2 where theirs is one of 1.35
+(the natural logarithm divided by .301).
 
 **Query time.** The authors' code lets the time bias look at the target's own time. That is knowledge a served model has (it
 is the moment of asking) but most published rows do not: it is off unless ``query_time`` is set, and then row i uses the time
@@ -50,7 +52,7 @@ class HSTUOptions(ModelOptions):
 
 
 class Block(nn.Module):
-    """Eq. 1-3 of the paper."""
+    """Eq. 1-3 of the paper, in a residual block."""
 
     def __init__(self, options: HSTUOptions, max_length: int) -> None:
         super().__init__()

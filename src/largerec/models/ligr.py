@@ -1,10 +1,11 @@
 """LiGR: a transformer with gated residual connections (Borisyuk et al. 2025, arXiv 2502.03417), as in eSASRec (Tikhonovich et
 al. 2025, arXiv 2508.06450), which puts its layers into SASRec.
 
-As in eSASRec: learned positions, causal softmax attention and a SwiGLU network, each read from the normalised stream x and added
-to it through a gate, ``x + sigmoid(W x) * f(norm(x))``. Unlike it: a last layer norm stands before the item scores, and nothing
-is dropped from the attention weights. Its loss, a sampled softmax, is the recipe's choice. LiGR's own model ranks the items of a
-page together; that set-wise attention is left out.
+As in eSASRec: learned positions, causal softmax attention and a SwiGLU network, each read from the normalised stream x and
+added to it through a gate, ``x + sigmoid(W x) * f(norm(x))``. Unlike it: a last layer norm stands before the item scores,
+nothing is dropped from the attention weights, and positions count from a history's first event, not from its last. Its loss, a
+sampled softmax, is the recipe's choice. LiGR's own model ranks the items of a page together; that set-wise attention is left
+out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley 2018, arXiv 1808.09781).
 
 As in the paper: learned positions, causal softmax attention and a point-wise feed-forward network, each with a layer norm
-before it and a residual connection around it, and one item table for input and output. Unlike the paper: queries, keys and
-values are all read from the normalised input, the network's activation is GELU, and dropout is put on the outputs of both
-sub-blocks and inside the network, not on the attention weights.
+before it, dropout behind it and a residual connection around it, and one item table for input and output. Unlike the paper: the
+network's activation is GELU, attention ends with a matrix of its own, dropout stands inside the network too, and a last layer
+norm stands before the item scores (as in the authors' code). Unlike their code: keys and values are read from the normalised
+input as queries are, nothing is dropped from attention weights, item vectors are not multiplied by sqrt(D) at the input, and
+positions count from a history's first event, where theirs, padded in front, count from its last.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class SASRecOptions(ModelOptions):
 
 
 class Block(nn.Module):
-    """Eq. 2-6 of the paper: self-attention, then the point-wise feed-forward network."""
+    """Section 3.2 of the paper: self-attention, then the point-wise feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
