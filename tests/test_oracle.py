@@ -108,7 +108,7 @@ def some_history(world: World, length: int, seed: int) -> list[Event]:
                 rng.choice([v for v in there if lasting[goal := world.substitute_V[v]] and goal in there] or there.tolist())
             )
             stage = seed % 3
-        stage = 0 if world.options.behaviours == "steps" else stage
+        stage = stage if world.options.behaviours == "deepest" else 0
         history.append((item, stage, day))
     if world.options.behaviours == "steps":
         history[-1:] = [history[-1], (history[-1][0], 1, history[-1][2] + 1)]  # and the last one goes to the cart
@@ -119,9 +119,9 @@ TINY = SimulateOptions(users=4, items=20, events=20, categories=3, preferences=2
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("behaviours", ["deepest", "steps"])
+@pytest.mark.parametrize("behaviours", ["deepest", "steps", "view"])
 def test_the_filter_is_the_sum_over_all_hidden_paths(behaviours: str, seed: int) -> None:
-    world = World(TINY.model_copy(update={"behaviours": behaviours, "seed": seed}))
+    world = World(TINY.model_copy(update={"behaviours": behaviours, "steady": behaviours == "view", "seed": seed}))
     history = some_history(world, 3, seed)
     day = history[-1][2] + 5
     found_QV = next_item_probabilities(world, one_history(history, day), np.array([len(history)]), Asking(query_time=True))
@@ -193,7 +193,7 @@ def chi_square(histories: Histories, row_Q: np.ndarray, probability_QV: np.ndarr
     return float((statistic - freedom) / math.sqrt(2 * freedom))
 
 
-@pytest.mark.parametrize("behaviours", ["deepest", "steps"])
+@pytest.mark.parametrize("behaviours", ["deepest", "steps", "view"])
 @pytest.mark.parametrize("query_time", [False, True])
 def test_probabilities_are_the_frequencies_of_many_continuations(behaviours: str, query_time: bool) -> None:
     """Squared deviations after each last item, and after the most common pairs, are chi-square; of another world not."""
@@ -208,7 +208,7 @@ def test_probabilities_are_the_frequencies_of_many_continuations(behaviours: str
     assert chi_square(histories, row_Q, wrong_QV, last_Q, 24) > 12
 
 
-@pytest.mark.parametrize("behaviours", ["deepest", "steps"])
+@pytest.mark.parametrize("behaviours", ["deepest", "steps", "view"])
 def test_the_sampled_cross_entropy_and_ndcg_are_the_expected_ones(behaviours: str) -> None:
     world, sequences = sampled(behaviours)
     histories, row_Q = Histories.of(world, sequences), sequences.targets("test")

@@ -205,6 +205,21 @@ def test_stages_as_events_of_their_own() -> None:
     assert steps["cart", True] > steps["buy", True] > 300
 
 
+def test_views_alone_in_a_steady_world() -> None:
+    """Nothing but items says what comes next: one stage, and a popularity that no date moves."""
+    options = SMALL.model_copy(update={"behaviours": "view", "steady": True})
+    world = World(options)
+    assert (world.weight_RV > 0).all() and (world.weight_RV == world.weight_RV[0]).all()
+    assert world.weight_RV[0].sum() == pytest.approx(1.0)
+    log = simulate(options)
+    assert set(log.events["behavior"]) == {"view"}
+    plain = simulate(SMALL)
+    assert plain.items is not None and log.items is not None and log.items.equals(plain.items), "the same items"
+    days = (log.events["timestamp"] - log.events["timestamp"].min()) // 86_400_000
+    early, late = (set(log.events.filter(part)["item_id"]) for part in (days < 30, days >= 60))
+    assert len(early & late) > 0.85 * 200
+
+
 def histories(log: EventLog) -> list[tuple[list[str], list[str]]]:
     grouped = log.events.group_by("user_id", maintain_order=True).agg("item_id", "behavior")
     return list(zip(grouped["item_id"].to_list(), grouped["behavior"].to_list(), strict=True))

@@ -148,7 +148,7 @@ class _Filter:
         self.stage_TU = np.where(inside_TU, histories.stage_N[row_TU], 0)
         self.period_TU = np.where(inside_TU, histories.day_N[row_TU] // PERIOD_DAYS, 0)
         # Of the stages of one item only the first takes it from the shelf.
-        self.taken_TU = np.ones_like(inside_TU) if world.options.behaviours == "deepest" else self.stage_TU == 0
+        self.taken_TU = self.stage_TU == 0 if world.options.behaviours == "steps" else np.ones_like(inside_TU)
         self.shelf_RC = shelf_sums(world, world.weight_RV)
         self.stock_RC = shelf_sums(world, (world.weight_RV > 0).astype(np.float64))
         self.belief_UPC: Floats = np.repeat((world.share_P[:, None] * world.favourite_PC)[None], len(length_U), axis=0)
@@ -167,7 +167,7 @@ class _Filter:
             belief_NPC = np.where(again_N[:, None, None], belief_NPC * go_on_NP[:, :, None], new_NPC)
         else:
             belief_NPC = belief_NPC * likelihood_NC[:, None]
-        if world.options.behaviours == "deepest":
+        if world.options.behaviours != "steps":
             belief_NPC *= world.reach_PLS[:, world.price_level_V[item_N], stage_N].T[:, :, None]
         total_N = belief_NPC.sum(axis=(1, 2))
         if not (total_N > 0).all():

@@ -54,7 +54,8 @@ class SimulateOptions(Options):
 
     ``difficulty`` from 0 (strong rules, steady interests) to 1 (weak rules, interests all over the place) moves what the best
     possible recommender can reach. ``behaviours``: "deepest" writes one event an item, with the furthest stage of view, cart and
-    buy that the user went to; "steps" writes every stage as an event of its own, so that items repeat.
+    buy that the user went to; "steps" writes every stage as an event of its own, so that items repeat; "view" has no other stage.
+    ``steady``: every item is there all the time, as popular as ever, so that the date says nothing of what comes next.
 
     ``exposure``: how much a logging policy favours popular items (0: there is none). Each event then says with ``exposed``
     whether the policy had shown its item (else the user found it elsewhere), and with ``propensity`` how probable that was. The
@@ -67,7 +68,8 @@ class SimulateOptions(Options):
     categories: int = Field(default=12, ge=1)
     preferences: int = Field(default=8, ge=1, le=1000)
     difficulty: float = Field(default=0.2, ge=0, le=1)
-    behaviours: Literal["deepest", "steps"] = "deepest"
+    behaviours: Literal["deepest", "steps", "view"] = "deepest"
+    steady: bool = False
     exposure: float = Field(default=0.0, ge=0, le=3)
     seed: int = Field(default=0, ge=0)
 
@@ -125,7 +127,10 @@ class World:
             own = slice(int(self.first_C1[c]), int(self.first_C1[c + 1]))
             log_weight_V[own] = self._fill_category(rng, c, own)
             start_day_V[own], end_day_V[own], surge_V[own] = _lifetimes(rng, int(size_C[c]))
-        self.weight_RV = _weights(log_weight_V, start_day_V, end_day_V, surge_V)
+        if options.steady:
+            self.weight_RV: Floats = np.repeat(np.exp(log_weight_V)[None] / np.exp(log_weight_V).sum(), PERIODS, axis=0)
+        else:
+            self.weight_RV = _weights(log_weight_V, start_day_V, end_day_V, surge_V)
         # Edges of all draws in one rising row: items+1 edges of period 0 from 0 to 1, those of period 1 from 2 to 3, ...
         edge_RV1 = np.hstack([np.zeros((PERIODS, 1)), np.cumsum(self.weight_RV, axis=1)])
         self.edge_RV1: Floats = (edge_RV1 / edge_RV1[:, -1:] + 2.0 * np.arange(PERIODS)[:, None]).ravel()
@@ -165,10 +170,12 @@ class World:
         self.favourite_PC: Floats = rng.dirichlet(np.full(categories, FAVOUR), preferences)
         self.share_P: Floats = rng.dirichlet(np.full(preferences, 5.0))
         cart_PL = np.where(rng.random(preferences)[:, None] < 0.5, CART_THRIFTY, CART_GENEROUS)
+        if self.options.behaviours == "view":
+            cart_PL = np.zeros_like(cart_PL)
         buy_PL = np.broadcast_to(BUY, cart_PL.shape)
         self.reach_PLS: Floats = np.stack([1 - cart_PL, cart_PL * (1 - buy_PL), cart_PL * buy_PL], axis=2)
         self.go_on_PLS: Floats = np.stack([cart_PL, buy_PL, np.zeros_like(cart_PL)], axis=2)
-        if self.options.behaviours == "deepest":
+        if self.options.behaviours != "steps":
             self.go_on_PLS[:] = 0.0
 
     @property
