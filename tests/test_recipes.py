@@ -118,7 +118,7 @@ REAL = {
     "kuairand-unified-features": ("kuairand", 27_077, 1_039_631),
     **{f"kuairand-{name}": ("kuairand", 27_077, 1_039_631) for name in RANKERS},
     **{f"ml-latest-{name}": ("movielens-latest-206k", 2_148, 206_423) for name in RANKERS},
-    "scale/globo": ("globo-news", 322_897, 2_988_181),
+    "scale/globo": ("globo-news", 226_817, 1_511_312),
     "scale/ml-1m": ("ml-1m/interactions_ordered.parquet", 6_040, 999_611),
 }
 
