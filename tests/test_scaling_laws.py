@@ -80,7 +80,9 @@ def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:
 
 def test_larger_runs_are_foretold_and_the_metric_with_them(fitted: list[laws.Law], noisy: list[Point]) -> None:
     rows, refused = laws.check(fitted, noisy)
-    found = laws.summary(rows)
+    found = laws.summary([row.to_json() for row in rows])
+    far = [row for row in rows if row.factor >= 8 and row.quantity == "loss"]
+    assert found["loss"]["far"]["runs"] == len(far) < 6 and found["loss"]["runs"] == 6
     assert not refused and {row.quantity for row in rows} == {"loss", "ndcg@10"} and len(rows) == 12
     assert found["loss"]["largest_error"] < 0.01 and found["loss"]["widest"] < 0.02
     assert found["ndcg@10"]["largest_error"] < 0.03 and found["ndcg@10"]["widest"] < 0.06

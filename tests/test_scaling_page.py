@@ -63,6 +63,9 @@ def test_what_was_written_before_stands_on_the_page(grid: Path, tmp_path: Path) 
     ]
     (tmp_path / "scale.json").write_text(json.dumps({"checks": rows}), encoding="utf-8")
     found = overview(tmp_path, ())
+    assert found["summary"]["loss"]["runs"] == 3 and "eight times" in scaling_page(found, tmp_path / "page.html").read_text(
+        encoding="utf-8"
+    )
     assert [row["value"] for row in found["checks"]] == [5.0] * 3 and all(row["before"] for row in found["checks"])
     assert "Written down before" in scaling_page(found, tmp_path / "page.html").read_text(encoding="utf-8")
 

@@ -7,7 +7,7 @@ was off on the largest runs of its own fit when it had not seen them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -392,19 +392,30 @@ def check(laws: Sequence[Law], points: Sequence[Point]) -> tuple[list[Checked], 
     return rows, refused
 
 
-def summary(rows: Sequence[Checked]) -> dict[str, dict[str, float]]:
-    """For each quantity: how far off, how many inside their interval, how wide intervals are."""
+FAR = 8.0
+"""A run of so many times the largest fitted one's operations is what laws are wanted for."""
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each quantity of checks as they are written down: how far off, how many inside their interval, how wide intervals are
+    (relative to the value); ``far``: the same of the runs with ``times_largest`` of :data:`FAR` or more, None where none is."""
     found = {}
-    for quantity in dict.fromkeys(row.quantity for row in rows):
-        own = [row for row in rows if row.quantity == quantity]
-        errors = np.abs([row.error for row in own])
-        found[quantity] = {
-            "runs": float(len(own)),
-            "mean_error": float(errors.mean()),
-            "largest_error": float(errors.max()),
-            "bias": float(np.mean([row.error for row in own])),
-            "coverage": float(np.mean([row.inside for row in own])),
-            "mean_width": float(np.mean([row.predicted.width for row in own])),
-            "widest": float(max(row.predicted.width for row in own)),
-        }
+    for quantity in dict.fromkeys(row["quantity"] for row in rows):
+        own = [row for row in rows if row["quantity"] == quantity]
+        far = [row for row in own if (row["times_largest"] or 0.0) >= FAR]
+        found[quantity] = {**_summed(own), "far": _summed(far) if far else None}
     return found
+
+
+def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    errors = np.array([row["error"] for row in rows])
+    widths = np.array([(row["high"] - row["low"]) / row["value"] for row in rows])
+    return {
+        "runs": float(len(rows)),
+        "mean_error": float(np.abs(errors).mean()),
+        "largest_error": float(np.abs(errors).max()),
+        "bias": float(errors.mean()),
+        "coverage": float(np.mean([row["inside"] for row in rows])),
+        "mean_width": float(widths.mean()),
+        "widest": float(widths.max()),
+    }

@@ -12,7 +12,7 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.scaling.choice import Measured, Place, coordinates
 from largerec.scaling.forms import Floats
-from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, groups
+from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, groups, summary
 from largerec.scaling.plan import PLANS, USUAL, grid_points
 from largerec.scaling.points import Point
 from largerec.scaling.spending import frontier, places_at
@@ -42,7 +42,7 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
         "compute": _compute(points),
         "refused": [*refused, *unsaid],
         "checks": checks,
-        "summary": _summary(checks),
+        "summary": summary(checks),
         "plans": _plans(place),
         "irreducible": next((point.irreducible for point in points if point.irreducible is not None), None),
         "level": LEVEL,
@@ -61,31 +61,11 @@ def _checks(folder: Path, laws: Sequence[Law], points: Sequence[Point]) -> tuple
         rows = [row for row in known if row["name"] in by_name]
         for row in rows:
             own = by_name[row["name"]]
-            row["times_largest"] = own.flops / largest[own.family, own.regime] if largest[own.family, own.regime] else None
+            if "times_largest" not in row:
+                row["times_largest"] = own.flops / largest[own.family, own.regime] if largest[own.family, own.regime] else None
         return [row | {"before": True} for row in rows], []
     found, refused = check(laws, points)
     return [row.to_json() | {"before": False} for row in found], refused
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """As :func:`largerec.scaling.laws.summary`, of rows as they are written down."""
-    found = {}
-    for quantity in dict.fromkeys(row["quantity"] for row in rows):
-        own = [row for row in rows if row["quantity"] == quantity]
-        errors, widths = (np.array(one) for one in zip(*(_error_and_width(row) for row in own), strict=True))
-        found[quantity] = {
-            "runs": float(len(own)),
-            "mean_error": float(np.abs(errors).mean()),
-            "largest_error": float(np.abs(errors).max()),
-            "coverage": float(np.mean([row["inside"] for row in own])),
-            "mean_width": float(widths.mean()),
-            "widest": float(widths.max()),
-        }
-    return found
-
-
-def _error_and_width(row: dict[str, Any]) -> tuple[float, float]:
-    return row["error"], (row["high"] - row["low"]) / row["value"]
 
 
 def _band(law: Law, places: Sequence[Place], xs: Floats) -> dict[str, list[float]]:

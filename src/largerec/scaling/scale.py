@@ -24,7 +24,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.choice import Place
 from largerec.scaling.data import GridData
-from largerec.scaling.laws import Law, Refused, check, fit_all, predicted_by, summary
+from largerec.scaling.laws import Law, Refused, fit_all, predicted_by, summary
 from largerec.scaling.points import FILE, Point, read_points, write_point
 from largerec.scaling.runs import Clock, OutOfBudget, check_data, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
@@ -249,19 +249,22 @@ def _foretold(run: Planned, laws: Sequence[Law], data: GridData) -> dict[str, An
 
 def checks(predictions: dict[str, Any], points: Sequence[Point]) -> Iterator[dict[str, Any]]:
     """Each written prediction of a finished run beside what was measured: ``error`` is relative, ``inside`` whether the interval
-    holds it."""
+    holds it, ``times_largest`` its operations over those of the largest run of its kind that the law was fitted to."""
     by_name = {point.name: point for point in points if point.state == "finished"}
     for run in predictions["runs"]:
         point = by_name.get(run["name"])
+        known = [by_name[name] for name in run.get("points", predictions["points"]) if name in by_name]
         for quantity, said in run["predicted"].items() if point is not None else ():
             assert point is not None
             measured = point.loss if quantity == "loss" else point.metrics.get(quantity, math.nan)
             if "value" not in said or not math.isfinite(measured):
                 continue
+            largest = max((p.flops for p in known if (p.family, p.regime) == (point.family, point.regime)), default=None)
             yield {
                 "name": point.name,
                 "quantity": quantity,
                 "measured": measured,
+                "times_largest": None if largest is None else point.flops / largest,
                 **{key: said[key] for key in ("value", "low", "high", "level")},
                 "error": said["value"] / measured - 1,
                 "inside": said["low"] <= measured <= said["high"],
@@ -282,7 +285,7 @@ def _written(
     clock: Clock,
 ) -> dict[str, Any]:
     points = read_points(place.path)
-    checked, _ = check(laws, points)
+    checked = list(checks(predictions, points))
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": processor(),
@@ -295,7 +298,7 @@ def _written(
         "laws": [law.to_json() for law in laws],
         "refused": list(refused),
         "predictions": predictions,
-        "checks": list(checks(predictions, points)),
+        "checks": checked,
         "summary": summary(checked),
     }
     place.write_json("scale.json", document)
