@@ -48,7 +48,8 @@ def _head(found: Document) -> str:
         if (far := one["far"]) is not None:
             said[-1] += (
                 f" Those of eight times the computing of the fit and more ({far['runs']:.0f}): off by "
-                f"{_percent(far['mean_error'])} on average, {100 * far['coverage']:.0f} % inside intervals {_percent(far['mean_width'])} wide."
+                f"{_percent(far['mean_error'])} on average, {100 * far['coverage']:.0f} % inside intervals "
+                f"{_percent(far['mean_width'])} wide."
             )
     floors = [law for law in found["laws"] if law["floor"]]
     if found["irreducible"] is not None:
