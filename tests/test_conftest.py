@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFTEST = Path(__file__).with_name("conftest.py")
 SUITE = """
 import pytest
@@ -76,3 +78,10 @@ def test_every_way_to_skip_is_caught(tmp_path: Path) -> None:
     assert "= 3 errors in" in output, output
     for reason in ("no file of that name", "folder is missing", "a_module_that_nobody_has"):
         assert any("may not be skipped" in line and reason in line for line in output.splitlines()), output
+
+
+@pytest.mark.parametrize(("reason", "status"), [("Triton is not installed", 0), ("Triton gives other numbers", 1)])
+def test_a_missing_triton_is_a_reason_to_skip_and_nothing_else_of_it_is(tmp_path: Path, reason: str, status: int) -> None:
+    source = f"import pytest\ndef test_it():\n    pytest.skip({reason!r})\ndef test_other():\n    pass"
+    found, output = run_suite(tmp_path / "checkout", source, require=True)
+    assert found == status, output

@@ -81,9 +81,12 @@ def test_the_compiled_kernel_equals_the_recurrence(
         gradients = torch.autograd.grad(out, leaves, given.to(out.dtype), allow_unused=True, materialize_grads=True)
         found.append([out.detach(), *gradients])
     tolerance = 2e-5 if kind == torch.float32 else 1e-2
-    for wanted, got in zip(*found, strict=True):
+    for name, wanted, got in zip(["out", *names], *found, strict=True):
         assert got.dtype == kind
-        assert float((got - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
+        if name == "rate":  # of each head by itself: heads that forget at once have gradients that vanish beside the others'
+            torch.testing.assert_close(got.double(), wanted, rtol=20 * tolerance, atol=1e-30)
+        else:
+            assert float((got - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max()))
 
 
 @needs_compiler

@@ -31,6 +31,8 @@ SHOWS_PEOPLE = "It shows histories of users: share it only where you could share
 """The last words of a page about runs, which tell it from pages that show nobody."""
 SHOWS_EVENTS = "Its examples are events of users: share it only where you could share the log."
 """Likewise of the page of an audit."""
+LARGEST_AUDIT = 64 * 2**20
+"""Bytes; an audit has few examples of each finding, whatever the log."""
 TEXT = (".json", ".jsonl", ".csv", ".tsv", ".html", ".toml", ".md", ".txt", ".inter", ".item")
 
 
@@ -69,10 +71,13 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     contents: dict[Path, str] = {}
-    # Runs first: only versions know which ids the steps of a chain gave to the person, so they go last.
-    marked, pages = ([], []) if runs is None else _forget_in_runs(below[-1], user_id, _other_ids(ours, user_id), now)
-    if marked or any(_has(place, user_id) for place in ours):
-        pages += [path for place in below for path in _forget_audits(place)]
+    other_ids = _other_ids(ours, user_id)
+    in_runs = runs is not None and any(_held(path, user_id, other_ids) for path in _runs_below(below[-1]))
+    audits = []
+    if in_runs or any(_has(place, user_id) for place in ours):
+        audits = [path for place in below for path in _forget_audits(place)]
+    # Runs next: only versions know which ids the steps of a chain gave to the person, so they go last.
+    marked, pages = ([], []) if runs is None else _forget_in_runs(below[-1], user_id, other_ids, now)
     changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
     if not changed and not marked:
         raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
@@ -80,7 +85,7 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     return {
         "folders": changed,
         "runs": marked,
-        "pages": pages,
+        "pages": [*audits, *pages],
         "still_named_in": [str(path) for place in below for path in _naming(place, user_id)],
         "sources_to_mend_yourself": sorted(
             source for source in sources if Path(source).expanduser().exists() and not _within(source, ours)
@@ -111,7 +116,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _has(place: Path, user_id: str) -> bool:
-    """Whether a row of an import or a version is the person's, a removed one too."""
+    """Whether a row of an import or a version is the person's, one that was removed or dropped too."""
     document = manifest.read(place)
     assert document is not None
     for file in (place / name for name in manifest.listed(place, document)):
@@ -120,6 +125,8 @@ def _has(place: Path, user_id: str) -> bool:
         elif file.suffix == ".inter":
             rows, column = pl.scan_csv(file, separator="\t", infer_schema=False, quote_char=None), "user_id:token"
         else:
+            if file.suffix == ".jsonl" and any(_names(line, user_id) for line in file.read_text("utf-8").split("\n") if line):
+                return True
             continue
         if column not in rows.collect_schema().names():
             continue
@@ -130,9 +137,11 @@ def _has(place: Path, user_id: str) -> bool:
 
 def _forget_audits(folder: Path) -> list[str]:
     """Remove every audit below a folder, page and JSON: its examples are events of users, and it cannot be told which of several
-    logs it is about. It goes before the log's rows do, by which another call would know that there is something to do."""
+    logs it is about. They go before the person's rows do, by which another call would know that there is something to do."""
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".html", ".json")):
+        if path.stat().st_size > LARGEST_AUDIT:
+            continue
         content = path.read_text(encoding="utf-8", errors="replace")
         if SHOWS_EVENTS in content if path.suffix == ".html" else _is_audit(content):
             path.unlink()
@@ -304,13 +313,23 @@ def _ids_in(run: Path, user_id: str, other_ids: dict[Path, set[str]]) -> set[str
     return {user_id, *known, *(one for place, ids in other_ids.items() if _within(source, [place]) for one in ids)}
 
 
+def _runs_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
+
+
+def _held(path: Path, user_id: str, other_ids: dict[Path, set[str]]) -> bool:
+    """Whether a run's histories have the person."""
+    own = _histories_of(path, _ids_in(path, user_id, other_ids))
+    return own is not None and bool(own.height)
+
+
 def _forget_in_runs(
     folder: Path, user_id: str, other_ids: dict[Path, set[str]], now: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Take the person out of the tables of every run below a folder, and mark those that were trained on them.
 
     Returns what was done to each run, and which pages went."""
-    paths = sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
+    paths = _runs_below(folder)
     ids = {path: _ids_in(path, user_id, other_ids) for path in paths}
     held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
     hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}

@@ -79,7 +79,7 @@ def first_version(log: EventLog, stage: pl.Series, *, given: bool = False) -> Ve
     Raises:
         LargeRecError: the log has one of the columns that versions add, or a weight that is none.
     """
-    refuse_own(log, (ROW, SOURCE_WEIGHT, *(() if given else (STAGE_COLUMN,))))
+    refuse_own(log, (ROW, SOURCE_WEIGHT, MADE, *(() if given else (STAGE_COLUMN,))))
     events = log.events.drop(STAGE_COLUMN, strict=False).with_columns(
         stage.alias(STAGE_COLUMN), pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)
     )
