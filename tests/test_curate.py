@@ -56,10 +56,8 @@ EVERY_STEP: list[dict[str, Any]] = [
     {"name": "core-set", "budget": 0.5, "method": "informative", "unit": "windows", "window": 3},
     {"name": "core-set", "budget": 0.5, "method": "random", "rest": "remove"},
     {"name": "core-set", "budget": 0.5, "method": "recent", "unit": "windows", "window": 2, "rest": "remove"},
-    {"name": "reorder"},
-    {"name": "reorder", "order": "shuffle", "copies": 2, "weight": 0.5},
 ]
-ONCE = {"recency", "popularity", "core-set", "sessions", "reorder"}  # of what is left, they take, weigh or add a part again
+ONCE = {"recency", "popularity", "core-set", "sessions"}  # of what is left, they take or weigh a part again
 
 
 def written(log: EventLog, folder: Path) -> DataOptions:
@@ -77,7 +75,7 @@ def steps_of(*documents: dict[str, Any]) -> Plan:
 
 
 def held(version: Version) -> pl.DataFrame:
-    return version.log.events.filter(~version.is_training).drop("train_weight", versions.MADE, strict=False)
+    return version.log.events.filter(~version.is_training).drop("train_weight", strict=False)
 
 
 def same_rows(one: pl.DataFrame, other: pl.DataFrame) -> bool:
@@ -115,9 +113,8 @@ def test_a_step_never_touches_what_is_evaluated(document: dict[str, Any], log: E
         return
     assert held(after).equals(held(before))
     assert facts["rows"]["in"] == facts["rows"]["out"] + facts["rows"]["removed"]
-    own = after.log.events["source_row"].drop_nulls()
-    assert own.is_sorted() and after.log.events["source_row"].head(len(own)).null_count() == 0, "rows of the log come first"
-    together = pl.concat([own, after.removed["source_row"]])
+    assert after.log.events["source_row"].is_sorted()
+    together = pl.concat([after.log.events["source_row"], after.removed["source_row"]])
     assert sorted(together) == before.log.events["source_row"].to_list(), "no row is lost, none comes twice"
     assert targets(after) == targets(before), "every version is asked the same"
     if document["name"] not in ONCE:
@@ -148,7 +145,7 @@ def test_restoring_all_of_a_plan_gives_the_log_back(tmp_path_factory: Any, log: 
     else:
         after = versions.read(Path(back["dir"]))
     assert after.log.events.equals(first.log.events)
-    assert after.removed["source_row"].drop_nulls().is_empty()
+    assert after.removed.height == 0
 
 
 # --- chains
@@ -457,43 +454,3 @@ def test_the_commands_cure_trace_and_restore(tmp_path: Path) -> None:
 def test_refused_commands_teach(words: list[str], said: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["curate", str(tmp_path / "log.csv"), *words])
     assert isinstance(done.exception, LargeRecError) and said in str(done.exception)
-
-
-# --- rows that are added
-
-
-@pytest.mark.parametrize("order", ["reverse", "shuffle"])
-def test_reordered_sequences_are_of_new_users_at_the_same_times(order: str) -> None:
-    """Of what is learned from, each sequence of two or more events; whoever is asked about has no other history than before."""
-    log = replace(
-        random_log(),
-        events=random_log().events.with_columns(train_weight=pl.when(pl.col("item_id") == 3).then(0.0).otherwise(1.0)),
-    )
-    before = source(log)
-    made, facts = take(before, plan_of([f"reorder:order={order},weight=0.5"]).step[0], 0, "01")
-    old = before.log.events
-    assert made.log.events.head(old.height).select(old.columns).equals(old)
-    added, rest = made.log.events.tail(-old.height), set(old["user_id"])
-    assert not rest & set(added["user_id"]) and set(added["train_weight"]) == {0.5} and added[versions.MADE].all()
-
-    def sequences(events: pl.DataFrame) -> pl.DataFrame:
-        ordered = events.sort("timestamp", maintain_order=True)
-        return ordered.group_by("user_id", maintain_order=True).agg("item_id", "timestamp").drop("user_id")
-
-    wanted = sequences(old.filter(before.is_training & (pl.col("train_weight") > 0))).filter(pl.col("item_id").list.len() > 1)
-    found = sequences(added)
-    assert facts["facts"] == {"sequences": len(found)} and len(found) == len(wanted) > 3
-    both = (sorted(one.rows(), key=lambda row: (row[1], sorted(row[0]))) for one in (wanted, found))
-    changed = 0
-    for (items, times), (copied, their_times) in zip(*both, strict=True):
-        assert times == their_times and sorted(copied) == sorted(items)
-        assert order == "shuffle" or copied == items[::-1]
-        changed += copied != items
-    assert changed > len(found) / 2
-    again = take(before, plan_of([f"reorder:order={order},weight=0.5"]).step[0], 0, "01")[0]
-    assert again.log.events.equals(made.log.events)
-
-
-def test_one_reverse_is_all_there_is() -> None:
-    with pytest.raises(LargeRecError, match="copies says nothing"):
-        plan_of(["reorder:copies=2"])

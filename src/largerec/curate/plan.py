@@ -11,7 +11,6 @@ from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from largerec.curate.adding import ReorderStep
 from largerec.curate.cleaning import BotsStep, BurstsStep, ClocksStep, DuplicatesStep, MisclicksStep, SessionsStep
 from largerec.curate.rows import Change, Training
 from largerec.curate.selecting import CoreSetStep, KCoreStep, PopularityStep, RecencyStep
@@ -23,7 +22,7 @@ STEPS: dict[str, type[Options]] = {
     group.model_fields["name"].default: group
     for group in (
         DuplicatesStep, ClocksStep, BotsStep, BurstsStep, MisclicksStep, SessionsStep, KCoreStep, RecencyStep, PopularityStep,
-        CoreSetStep, ReorderStep,
+        CoreSetStep,
     )
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from largerec.batches import Batch
-from largerec.curate.adding import new_ids
+from largerec.columns import next_ids
 from largerec.curate.rows import Change, Training
 from largerec.curate.versions import MADE
 from largerec.cures.patterns import frequent
@@ -99,7 +99,7 @@ class RegenerateStep(Options):
         end_A, start_A = sequences.offsets_U1[user_A + 1], sequences.offsets_U1[user_A]
         row_AL = np.maximum(start_A[:, None], end_A[:, None] - length + np.arange(length))
         copied: pl.DataFrame = log.events[log.row_N[row_AL.reshape(-1)]]
-        ids = new_ids(training.user_ids, len(user_A), "regenerated").gather(np.repeat(np.arange(len(user_A)), length))
+        ids = new_ids(training.user_ids, len(user_A)).gather(np.repeat(np.arange(len(user_A)), length))
         columns = ["user_id", "item_id", "timestamp", "train_weight", MADE]
         return copied.with_columns(
             ids.alias("user_id"),
@@ -112,6 +112,18 @@ class RegenerateStep(Options):
 def _none(training: Training) -> pl.DataFrame:
     """No rows, but with the column of made ones, so that a later step may ask for it whatever came of this one."""
     return pl.DataFrame(schema={"user_id": training.user_ids.dtype, MADE: pl.Boolean})
+
+
+def new_ids(known: pl.Series, count: int) -> pl.Series:
+    """Ids that no user has, of the same type: the next integers, or ``regenerated 0`` and so on."""
+    if known.dtype.is_integer():
+        return next_ids(known, count)
+    taken, names, number = set(known.to_list()), list[str](), 0
+    while len(names) < count:
+        if (name := f"regenerated {number}") not in taken:
+            names.append(name)
+        number += 1
+    return pl.Series(names, dtype=pl.String)
 
 
 class Regenerator:
