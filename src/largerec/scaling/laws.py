@@ -402,7 +402,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     found = {}
     for quantity in dict.fromkeys(row["quantity"] for row in rows):
         own = [row for row in rows if row["quantity"] == quantity]
-        far = [row for row in own if (row["times_largest"] or 0.0) >= FAR]
+        far = [row for row in own if (row.get("times_largest") or 0.0) >= FAR]
         found[quantity] = {**_summed(own), "far": _summed(far) if far else None}
     return found
 
