@@ -266,8 +266,8 @@ def _register() -> None:
         ctx.save_for_backward(*inputs)
 
     def backward_linear(ctx, d_out):  # type: ignore[no-untyped-def]
-        rate = ctx.saved_tensors[4]
-        d_q, d_k, d_v, d_rate = torch.ops.largerec.linear_attention_backward(d_out, *ctx.saved_tensors)
+        q, k, v, offsets, rate, clock = ctx.saved_tensors  # once: recomputed activations are given a single time
+        d_q, d_k, d_v, d_rate = torch.ops.largerec.linear_attention_backward(d_out, q, k, v, offsets, rate, clock)
         return d_q, d_k, d_v, None, None if rate is None else d_rate.to(rate.dtype), None
 
     def fake_loss(queries, keys, target, items, log_q, softmax, power):  # type: ignore[no-untyped-def]
