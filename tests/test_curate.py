@@ -406,9 +406,10 @@ def test_what_a_version_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match="a generated log has no place of its own"):
         curate(DataOptions(), Plan())
     log = chain_log()
-    taken = replace(log, events=log.events.with_columns(source_row=pl.lit(1)))
-    with pytest.raises(LargeRecError, match="has a column 'source_row' of its own"):
-        curate(written(taken, tmp_path / "taken"), Plan())
+    for name in ("source_row", versions.MADE):
+        taken = replace(log, events=log.events.with_columns(pl.lit(1).alias(name)))
+        with pytest.raises(LargeRecError, match=f"has a column '{name}' of its own"):
+            curate(written(taken, tmp_path / "taken"), Plan())
     assert not manifest.read(tmp_path / "taken") and np.all([not path.name.endswith("-new") for path in tmp_path.rglob("*")])
 
 

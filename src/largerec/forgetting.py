@@ -72,12 +72,14 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     contents: dict[Path, str] = {}
     other_ids = _other_ids(ours, user_id)
-    in_runs = runs is not None and any(_held(path, user_id, other_ids) for path in _runs_below(below[-1]))
+    paths = [] if runs is None else _runs_below(below[-1])
+    ids = {path: _ids_in(path, user_id, other_ids) for path in paths}
+    held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
     audits = []
-    if in_runs or any(_has(place, user_id) for place in ours):
+    if held or any(_has(place, user_id) for place in ours):
         audits = [path for place in below for path in _forget_audits(place)]
     # Runs next: only versions know which ids the steps of a chain gave to the person, so they go last.
-    marked, pages = ([], []) if runs is None else _forget_in_runs(below[-1], user_id, other_ids, now)
+    marked, pages = _forget_in_runs(below[-1], ids, held, now)
     changed = [found for place in ours if (found := _forget_in_folder(place, user_id, now, contents)) is not None]
     if not changed and not marked:
         raise LargeRecError(f"no row of user {user_id!r} is in any import or version below {folder}, nor in a run.")
@@ -317,21 +319,14 @@ def _runs_below(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
 
 
-def _held(path: Path, user_id: str, other_ids: dict[Path, set[str]]) -> bool:
-    """Whether a run's histories have the person."""
-    own = _histories_of(path, _ids_in(path, user_id, other_ids))
-    return own is not None and bool(own.height)
-
-
 def _forget_in_runs(
-    folder: Path, user_id: str, other_ids: dict[Path, set[str]], now: str
+    folder: Path, ids: dict[Path, set[str]], held: dict[Path, pl.DataFrame], now: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Take the person out of the tables of every run below a folder, and mark those that were trained on them.
 
+    ``ids``: the person's in each run; ``held``: their rows of histories, of the runs that have some.
     Returns what was done to each run, and which pages went."""
-    paths = _runs_below(folder)
-    ids = {path: _ids_in(path, user_id, other_ids) for path in paths}
-    held = {path: own for path in paths if (own := _histories_of(path, ids[path])) is not None and own.height}
+    paths = list(ids)
     hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
     # Before the tables, by which another call would know that there is something to do.
     pages = _forget_pages(folder, paths) if held else []
