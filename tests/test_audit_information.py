@@ -117,9 +117,14 @@ def test_drift_and_new_items() -> None:
     names = {one.name: one for one in audit(log_of(rows), now=START_MS * 2).findings}
     assert {"drift of popularity", "many new items"} <= names.keys()
     assert (names["many new items"].count, names["many new items"].of) == (4000, 4000), "of the later half"
+    short = names["short-lived items"]
+    assert found["days_of_98_percent"] == pytest.approx(0.98 * 8000 * MINUTE_MS / DAY, rel=1e-3) and short.severity == "info"
+    assert short.command == "largerec curate DATA --step recency:half_life_days=0.33", "the half-life itself, in days"
     still = Ordered.of(random_log(0, users=50, items=20, events=8000))
     calm = drift(still, np.zeros(len(still), dtype=bool))
     assert calm is not None and calm["divergence_first_to_last"] < 0.02
+    lasting = audit(random_log(0, users=50, items=20, events=8000)).findings
+    assert "short-lived items" not in {one.name for one in lasting}, "items of the whole log's length"
     assert drift(Ordered.of(log_of([("a", "x", 1)], "order")), np.zeros(1, dtype=bool)) is None
 
 

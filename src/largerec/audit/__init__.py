@@ -71,7 +71,7 @@ def audit(log: EventLog, split: SplitOptions | None = None, *, data: Sequence[st
         *timeline.findings(ordered, wrong_N),
         *misclicks.findings(ordered, data),
         *leakage.findings(ordered, split),
-        *findings_of_drift(drifting, known, ordered),
+        *findings_of_drift(drifting, known, ordered, data),
     ]
     found.sort(key=lambda one: SEVERITIES.index(one.severity))
     found = with_one_import(found, data)

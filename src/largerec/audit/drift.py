@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from largerec.audit.findings import Finding
+from largerec.audit.findings import Finding, curate_command
 from largerec.audit.ordered import DAY, Bools, Floats, Ordered
 
 PERIODS = 8  # with as many events each
@@ -16,6 +17,9 @@ FEWEST = 10  # events of an item whose half-life is counted
 PAIRS = 500  # pairs of events behind a point of the curve of interests
 STRONG = 0.3  # bits of divergence beyond chance, at which popularity has drifted much
 NEW = 0.2  # share of new items' events in the later half, at which they are many
+SHORT = (
+    0.1  # share of the days of 98 % of the events, below which an item's half-life is short: most items are over at the log's end
+)
 
 
 def divergence(a: np.ndarray, b: np.ndarray) -> float:
@@ -48,6 +52,7 @@ def drift(log: Ordered, wrong_N: Bools, seed: int = 0) -> dict[str, Any] | None:
         "new_item_share": [count / (b - a) for count, (a, b) in zip(new, itertools.pairwise(edges.tolist()), strict=True)],
         "late_events": len(rows) - int(edges[PERIODS // 2]),
         "late_events_on_new_items": sum(new[PERIODS // 2 :]),
+        "days_of_98_percent": float(np.subtract(*np.quantile(time_R, [0.99, 0.01]))) / DAY,  # a few stray times count for nothing
         "item_half_life_days": item_half_life(item_R, time_R / DAY, size),
         "interest": interest(log),
     }
@@ -109,8 +114,8 @@ def half_life(curve: list[list[float]]) -> float | None:
     return None
 
 
-def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ordered) -> list[Finding]:
-    """What drift and information mean for a model."""
+def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ordered, data: Sequence[str]) -> list[Finding]:
+    """What drift and information mean for a model. ``data``: what a command is given."""
     said: list[Finding] = []
     if found is not None:
         beyond = found["divergence_first_to_last"] - found["divergence_by_chance"]
@@ -126,6 +131,15 @@ def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ord
             text = f"In the later half of the log {late:.0%} of the events are on items that came new in their period."
             cure = "Train often, or give models the items' content: a model of ids cannot know an item before its first event."
             said.append(Finding("many new items", "information", "warn", count, "events", of, text, cure))
+        life, days = found["item_half_life_days"], found["days_of_98_percent"]
+        if life is not None and 0 < life < SHORT * days:
+            about = f"{float(f'{life:.2g}'):g}"
+            text = (
+                f"Half of an item's events are done {about} days after its first; 98 % of all events lie within {days:,.0f} days."
+            )
+            cure = "Let older events weigh less: half at that age, or at a shorter one. largerec ablate tells whether it pays."
+            command = curate_command(data, f"recency:half_life_days={about}")
+            said.append(Finding("short-lived items", "information", "info", len(log), "events", len(log), text, cure, command))
     if information["compression"]["saved_by_order"] < 0.005 and len(log) >= 1000:
         saved = information["compression"]["saved_by_order"]
         text = f"Shuffling each user's events costs a compressor {max(saved, 0):.1%}: on this scale their order says little."
