@@ -113,14 +113,17 @@ def test_every_weight_is_used_and_one_batch_is_learned_by_heart(family: str, lay
     assert batch.task_label_TA is not None and model.task_heads is not None
     known_A = (batch.task_label_TA >= 0).sum(0)
     optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.015), []
+    enough = 0.4 if layout is None else 0.1  # ids alone do not tell all first events apart
     for _ in range(200):
         loss = model.task_heads.losses(model(batch), batch, model.item_table_VD, known_A).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+        if losses[-1] < enough:
+            break
     assert losses[0] == pytest.approx(np.log(2) + np.log(4), abs=0.3)
-    assert losses[-1] < (0.4 if layout is None else 0.1)  # ids alone do not tell all first events apart
+    assert losses[-1] < enough
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
