@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from largerec.compare import compare, from_arguments
 from largerec.errors import LargeRecError
 from largerec.evaluate import compare_runs, evaluate
 from largerec.experiments import placed
-from largerec.recipe import Recipe, load_recipe
+from largerec.recipe import Recipe, apply_overrides, load_recipe, recipe_from
 from largerec.train import train
 from largerec.tune import Tuned, with_settings
 
@@ -169,12 +170,11 @@ def test_a_run_that_was_not_evaluated_may_be_asked_otherwise(tmp_path: Path) -> 
     assert {"recall@20", "ndcg@20"} <= set(row["validation"]) and "recall@5" not in row["validation"]
 
 
-def test_a_run_whose_intervals_became_others_is_not_compared(place: Path, tmp_path: Path) -> None:
-    arguments, path = copy(place, tmp_path / "c"), tmp_path / "c" / "runs" / "a" / "seed-1" / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "level": 0.9}))
-    with pytest.raises(
-        LargeRecError, match=r"a/seed-1' was evaluated once more: its.*evaluate.level=0.9, those of the recipe of 0.95"
-    ):
+@pytest.mark.parametrize("option", ["evaluate.level=0.9", "evaluate.k=[3, 10]"])
+def test_a_run_that_was_measured_otherwise_is_not_compared(place: Path, tmp_path: Path, option: str) -> None:
+    arguments, run = copy(place, tmp_path / "c"), tmp_path / "c" / "runs" / "a" / "seed-1"
+    evaluate(run, recipe_from(apply_overrides(Bundle(run).recipe().to_json(), [option])).evaluate)
+    with pytest.raises(LargeRecError, match=rf"a/seed-1' was evaluated once more, with {re.escape(option)}: `largerec evaluate`"):
         from_arguments(arguments, "2", quiet=True)
 
 

@@ -101,6 +101,19 @@ def test_what_it_needs_is_said(change: Any, tmp_path: Path) -> None:
         tiny_recipe(tmp_path, *overrides_of("summed"), *change, "ranking.within=0.5")
 
 
+def test_users_of_one_label_each_have_nothing_to_order(tmp_path: Path) -> None:
+    rows = [(user, item, START_MS + 1_000_000 * step + user) for user in range(20) for step, item in enumerate((1, 2, 3, 4, 5))]
+    events = log_of(rows).events.with_columns(rating=pl.Series([float(user % 2) for user, _, _ in rows]))
+    events.write_csv(tmp_path / "log.csv")
+    changes = [f"data.path={tmp_path / 'log.csv'}", "tasks.taken.where=value = 1", "batch.actions=interleaved"]
+    with pytest.raises(LargeRecError, match=r"no user has training events of both \(taken\)\. Leave ranking\.within out"):
+        train(tiny_recipe(tmp_path / "run", *changes, "ranking.within=0.5"), quiet=True)
+    assert not (tmp_path / "run").exists()
+    last = pl.when(pl.int_range(pl.len()) == 1).then(1 - pl.col("rating")).otherwise(pl.col("rating"))  # of one user, one label
+    events.with_columns(rating=last).write_csv(tmp_path / "log.csv")
+    train(tiny_recipe(tmp_path / "run", *changes, "ranking.within=0.5", "train.max_epochs=1"), quiet=True)
+
+
 def test_it_raises_gauc(tmp_path: Path) -> None:
     """Coins of each user's own, and a small share of the item. The share so far, which says most about a label, is lower at the
     events of label 1 than at a user's others, so cross-entropy alone orders a user's events badly. Some of the rise is prediction

@@ -28,7 +28,7 @@ from largerec.doctor import processor
 from largerec.engine import Engine, load
 from largerec.ensemble import ensemble as make_ensemble
 from largerec.errors import LargeRecError
-from largerec.evaluate import evaluate, interval_level
+from largerec.evaluate import evaluate, measured_otherwise
 from largerec.experiments import placed, validation_of, with_compared
 from largerec.item_vectors import words_hash
 from largerec.recipe import MAX_SEED, Recipe, apply_overrides, load_recipe
@@ -290,10 +290,10 @@ def finished_run(
             f"run.dir={recipe.run.dir!r} was evaluated with evaluate.k={list(bundle.recipe().evaluate.k)} and the test part is "
             f"looked at once: give the recipe the same [evaluate] group. {advice}"
         )
-    if (level := interval_level(result, recipe)) != recipe.evaluate.level:
+    if other := measured_otherwise(result, recipe):
         raise LargeRecError(
-            f"run.dir={recipe.run.dir!r} was evaluated once more: its intervals are of evaluate.level={level:g}, those of the "
-            f"recipe of {recipe.evaluate.level:g}: `largerec evaluate` it with the recipe's level, or else: {advice}"
+            f"run.dir={recipe.run.dir!r} was evaluated once more, with {other}: `largerec evaluate` it as the recipe says, "
+            f"or else: {advice}"
         )
     return result
 

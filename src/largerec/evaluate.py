@@ -391,6 +391,14 @@ def interval_level(result: Mapping[str, Any], recipe: Recipe) -> float:
     return float(result.get("level", recipe.evaluate.level))
 
 
+def measured_otherwise(result: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """What a ``result.json`` was evaluated with and the recipe says otherwise, as ``evaluate.k=[10]``; None where they agree."""
+    if (level := interval_level(result, recipe)) != recipe.evaluate.level:
+        return f"evaluate.level={level:g}"
+    measured = {int(name.partition("@")[2]) for name in result["test"] if name.startswith("recall@")}
+    return f"evaluate.k={sorted(measured)}" if measured and measured != set(recipe.evaluate.k) else None
+
+
 def ranks_frame(engine: Engine, found: Measurement) -> pl.DataFrame:
     return targets_frame(engine.sequences, found.row_N).with_columns(
         pl.Series("rank", found.rank_N), pl.Series("rank_unmasked", found.unmasked_N)

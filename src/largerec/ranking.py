@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
@@ -20,6 +21,7 @@ from largerec.features import FieldLayout, Where
 from largerec.fields import FeatureVector
 from largerec.layers import ActionInput, Backbone, init_linear
 from largerec.options import Options
+from largerec.sequences import TRAIN, Sequences
 from largerec.tasks import TaskOptions
 
 
@@ -181,6 +183,24 @@ def within_windows(
     lse_N = (sum_W.clamp_min(1e-30).log() + highest_W)[window_N]
     loss_N = torch.where(judged_N, F.softplus(torch.where(judged_N, lse_N - own_N, 0.0)), 0.0)
     return loss_N if weight_N is None else loss_N * weight_N
+
+
+def check_within(sequences: Sequences, tasks: Mapping[str, TaskOptions]) -> None:
+    """Whether :func:`within_windows` has anything to compare in a training part, for any of ``tasks`` with two labels.
+
+    Raises:
+        LargeRecError: no user has training events of both labels.
+    """
+    assert sequences.label_NA is not None
+    names = [name for name, task in tasks.items() if task.n_classes == 2]
+    for name in names:
+        label_N = np.where(sequences.stage_N == TRAIN, sequences.label_NA[:, sequences.tasks.index(name)], -1)
+        if len(np.intersect1d(sequences.user_N[label_N == 0], sequences.user_N[label_N == 1])):
+            return
+    raise LargeRecError(
+        f"ranking.within orders a user's events of label 1 above those of label 0, and no user has training events of both "
+        f"({', '.join(names)}). Leave ranking.within out."
+    )
 
 
 def add_tasks(

@@ -39,7 +39,7 @@ from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
 from largerec.progress import Progress
-from largerec.ranking import TaskHeads
+from largerec.ranking import TaskHeads, check_within
 from largerec.recipe import Recipe
 from largerec.sequences import TRAIN, WEIGHT_COLUMN, Sequences
 from largerec.split_log import SplitLog
@@ -87,6 +87,8 @@ class Trainer:
         self.options, self.progress = recipe.train, progress
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
+        if recipe.ranking.within:
+            check_within(sequences, {name: recipe.tasks[name] for name in recipe.learned_tasks})
         beside = split.beside(recipe)
         features = beside.features
         self.bundle = Bundle.start(recipe, sequences, tokenizer, split.lineage() | beside.hashes, features)
