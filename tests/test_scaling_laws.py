@@ -65,6 +65,32 @@ def test_the_form_is_chosen_by_what_was_hidden(fitted: list[laws.Law]) -> None:
     assert [trial.error for trial in other.choice.trials] == sorted(trial.error for trial in other.choice.trials)
 
 
+def test_a_floor_is_not_told_from_a_term_that_hardly_falls() -> None:
+    """Halving the size's part takes two to the power of 33 times the parameters: whatever E is said to be, no run can tell."""
+
+    def slow(params: float, tokens: float) -> float:
+        return float(1.0 + 3.5 / params**0.03 + 300 / tokens**0.42)
+
+    law = laws.fit_law(made(slow, seed=3))
+    assert law.floor is None and law.predict(AT).value == pytest.approx(slow(AT.params, AT.tokens), rel=0.01)
+
+
+def test_the_floor_spans_what_other_forms_say(noisy: list[Point]) -> None:
+    """Of forms that foretell hidden runs nearly as well: the interval holds each of their floors."""
+    law = laws.fit_law(noisy)
+    assert law.floor is not None and law.floor.low < FLOOR < law.floor.high
+    near = [
+        trial
+        for trial in law.choice.trials
+        if trial.error <= laws.OTHERS * law.choice.trials[0].error and {"params", "tokens"} <= set(trial.form.uses)
+    ]
+    assert len({trial.form.name for trial in near}) > 1
+    for trial in near:
+        fitted = fit_form(trial.form, law.measured.largest(trial.share))
+        assert min(fitted.theta_P[trial.form.parameters.index(name)] for name in ("alpha", "beta")) > laws.SLOWEST
+        assert law.floor.low < np.exp(fitted.theta_P[0]) < law.floor.high, trial
+
+
 def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:
     """Losses that are flat at first, as those of a model of few steps: the floor is found all the same."""
 

@@ -37,6 +37,8 @@ FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
 LEAST_GAIN = 0.05  # of the loss of popularity: runs that are not below it by so much have not begun to learn what comes next
 LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
+SLOWEST = 0.1  # exponent of size or data: with a lower one it takes more than a thousand times as much to halve that term
+OTHERS = 1.5  # forms whose error on hidden cells is within half of the least have a say in the floor's interval
 Code = Literal["few", "span", "plateau", "mixed", "form", "regime", "far", "along", "other"]
 
 
@@ -287,18 +289,31 @@ def _listed(keys: Sequence[Key]) -> str:
 
 
 def _floor(choice: Choice, measured: Measured, seed: int) -> tuple[Prediction | None, str | None]:
-    """The irreducible loss by the form with such a term that was best on hidden cells."""
-    best = next((trial for trial in choice.trials if "log E" in trial.form.parameters), None)
-    if best is None or best.error > NEAR * choice.trials[0].error:
-        return None, None  # a form without a floor foretells better, and what another says of it means nothing
-    fitted = fit_form(best.form, measured.largest(best.share), draws=DRAWS, seed=seed)
-    at, lowest = best.form.parameters.index("log E"), float(measured.y_n.min())
-    if np.exp(fitted.theta_P[at]) < LEAST_FLOOR * lowest:
-        return None, None  # the runs are too far from it to tell it
-    off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
-    low, high = np.quantile(fitted.theta_P[at] + off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value, low, high = (float(np.exp(min(v, np.log(lowest)))) for v in (fitted.theta_P[at], low, high))
-    return Prediction("irreducible", value, low, high), best.form.name
+    """The irreducible loss by the form best on hidden cells, of those that have it beside a term of size and one of data;
+    the interval spans what all of them say that were half as far off again at most.
+
+    A term that takes a thousand times the size or data to halve is not told from a constant, and what is left for E is chance.
+    """
+    plain = min((trial.error for trial in choice.trials if "log E" not in trial.form.parameters), default=np.inf)
+    lowest, told = float(measured.y_n.min()), list[tuple[str, Floats]]()
+    for trial in choice.trials:
+        if trial.error > min(OTHERS * choice.trials[0].error, NEAR * plain):
+            break  # another form, with or without a floor, foretells better, and what this one says of it means nothing
+        form = trial.form
+        if not ("log E" in form.parameters and {"params", "tokens"} <= set(form.uses)):
+            continue
+        fitted = fit_form(form, measured.largest(trial.share), draws=DRAWS, seed=seed)
+        at = form.parameters.index("log E")
+        slowest = min(fitted.theta_P[form.parameters.index(name)] for name in ("alpha", "beta"))
+        if slowest < SLOWEST or np.exp(fitted.theta_P[at]) < LEAST_FLOOR * lowest:
+            continue  # the runs are too far from it to tell it
+        off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
+        around = fitted.theta_P[at] + np.concatenate([[0.0], np.quantile(off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
+        told.append((form.name, np.exp(np.minimum(around, np.log(lowest)))))
+    if not told:
+        return None, None
+    low, high = min(around[1] for _, around in told), max(around[2] for _, around in told)
+    return Prediction("irreducible", float(told[0][1][0]), float(low), float(high)), told[0][0]
 
 
 def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> tuple[list[Law], list[dict[str, Any]]]:

@@ -1,0 +1,188 @@
+"""Turn finished grids of ``largerec scale`` into result files, pictures and the tables of docs/scale.md.
+
+    largerec scale recipes/scale/simulator.toml --budget "2 core-hours"
+    python benchmarks/scaling.py runs/scale/simulator --recipe recipes/scale/simulator.toml
+
+writes benchmarks/results/scale-simulator.json and docs/scale-simulator.svg. Without a folder it prints the tables of the result
+files that are there; a test holds the guide to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largerec.bundle import Bundle
+from largerec.errors import LargeRecError
+from largerec.report.charts import Axis, Line, Point, lines
+from largerec.scaling.choice import admitted, coordinates, fit_form, value_of
+from largerec.scaling.forms import LOSS_FORMS, QUALITY_FORMS
+from largerec.scaling.laws import fit_all, groups
+from largerec.scaling.overview import overview
+from largerec.scaling.plan import grid_points
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+GRIDS = {  # result files -> what the guide calls them
+    "scale-simulator": "generated, HSTU",
+    "scale-families": "generated, families",
+    "scale-globo": "Globo, HSTU",
+    "scale-ml-1m": "MovieLens-1M, HSTU",
+    "scale-demo": "the demo",
+}
+QUANTITIES = ("loss", "ndcg@10")
+STYLE = """:root { --c0: #1f5fbf; --c1: #c4570b; --c2: #2a7f3e; --soft: #666; --grid: #ddd }
+svg { background: #fff; color: #222; font: 10px system-ui, sans-serif } svg text { fill: #666 }
+.grid { stroke: var(--grid); fill: none } .axis { stroke: var(--soft); fill: none }
+.line { fill: none; stroke-width: 1.4 } .dot { stroke-width: 1.4 } .band { stroke: none; opacity: .15 }
+.c0.line, .c0.dot { stroke: var(--c0) } .c1.line, .c1.dot { stroke: var(--c1) } .c2.line, .c2.dot { stroke: var(--c2) }
+.c0.dot, .c0.band { fill: var(--c0) } .c1.dot, .c1.band { fill: var(--c1) } .c2.dot, .c2.band { fill: var(--c2) }
+.dot.hollow { fill: #fff }"""
+
+
+def document(folder: Path, recipe: str) -> dict[str, Any]:
+    """The result document of the grid in ``folder``: its scale.json, the command that made it, and plans that were made from it.
+
+    Raises:
+        LargeRecError: the grid has not come to its end.
+    """
+    if not (folder / "scale.json").is_file():
+        raise LargeRecError(f"{folder} has no scale.json yet; let `largerec scale` with run.dir={folder} come to its end.")
+    found = Bundle(folder).read_json("scale.json")
+    budget = f"{found['budget_core_minutes']:g} core-minutes"
+    return {
+        "command": f'largerec scale {recipe} --budget "{budget}"',
+        **found,
+        "forms": by_form(folder),
+        "plans": overview(folder)["plans"],
+    }
+
+
+def by_form(folder: Path) -> list[dict[str, Any]]:
+    """How far each form is off on held-out runs once it is fitted to all the others: the mean of its relative errors there."""
+    points, found = grid_points(folder), []
+    laws, _ = fit_all(points, QUANTITIES)
+    for law in laws:
+        held = [point for point in groups(points)[law.key] if point.held_out and point.state == "finished"]
+        if not held:
+            continue
+        measured_n = np.array([value_of(point, law.quantity) for point in held])
+        for form in LOSS_FORMS if law.quantity == "loss" else QUALITY_FORMS:
+            if not admitted(form, law.measured, law.key.regime, has_loss=law.quantity != "loss"):
+                continue
+            x = coordinates(held)
+            if "loss" in form.uses and law.loss is not None:
+                x["loss"] = law.loss.fit.value(x)  # foretold, not measured
+            error = float(np.abs(fit_form(form, law.measured).value(x) / measured_n - 1).mean())
+            one = {"family": law.key.family, "regime": law.key.regime, "quantity": law.quantity, "form": form.name}
+            found.append(one | {"parameters": len(form.parameters), "runs": len(held), "error": error})
+    return sorted(found, key=lambda one: (one["family"], one["regime"], one["quantity"], one["error"]))
+
+
+def draw(folder: Path, to: Path) -> None:
+    """Loss and NDCG over operations: runs of the fit, the law's best use of operations, held-out runs in what was foretold."""
+    found, panels = overview(folder, ("ndcg@10",)), []
+    foretold = {(row["name"], row["quantity"]): row for row in found["checks"]}
+    families = list(dict.fromkeys(point["family"] for point in found["points"]))
+    for quantity in QUANTITIES:
+        series = []
+        for colour, family in enumerate(families):
+            dots = []
+            for point in found["points"]:
+                if point["family"] != family or point["state"] != "finished":
+                    continue
+                value = point["loss"] if quantity == "loss" else point["metrics"][quantity]
+                said = foretold.get((point["name"], quantity), {}) if point["held_out"] else {}
+                tip = f"{point['name']}: {value:.4f}"
+                dots.append(Point(point["flops"], value, tip, said.get("low"), said.get("high"), hollow=point["held_out"]))
+            law = next((law for law in found["laws"] if (law["family"], law["quantity"]) == (family, quantity)), None)
+            curve = law["frontier"] if law else {"xs": [], "values": [], "lows": [], "highs": []}
+            series.append(Line(family, curve["xs"], curve["values"], colour, dots, curve["lows"], curve["highs"]))
+        panels.append(lines(series, Axis("operations of training", "log"), Axis(quantity), f"{quantity} over operations"))
+    moved = [panel.replace("<svg ", f'<svg x="{360 * n}" width="360" height="218" ', 1) for n, panel in enumerate(panels)]
+    keys = "".join(
+        f'<g><circle class="dot c{n}" cx="{48 + 110 * n}" cy="232" r="3"/><text x="{56 + 110 * n}" y="235.5">{family}</text></g>'
+        for n, family in enumerate(families)
+    )
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 244"><style>{STYLE}</style>{"".join(moved)}{keys}</svg>\n'
+    to.write_text(svg, encoding="utf-8")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was foretold of held-out runs and what came: a row for each grid and quantity, those far beyond the fit apart."""
+    rows = [
+        "| grid | of | fitted to | held out | off by, mean | at most | inside | width | 8 times and more | off by | inside |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        for quantity in QUANTITIES:
+            if (said := one["summary"].get(quantity)) is None:
+                continue
+            far = said.get("far")
+            fitted = sum(point["state"] == "finished" and not point["held_out"] for point in one["points"])
+            cells = [GRIDS[name], quantity, f"{fitted} runs", f"{said['runs']:.0f}", percent(said["mean_error"])]
+            cells += [percent(said["largest_error"]), f"{said['coverage']:.0%}", percent(said["mean_width"])]
+            cells += ["-", "-", "-"] if far is None else [
+                f"{far['runs']:.0f}", percent(far["mean_error"]), f"{far['coverage']:.0%}"
+            ]  # fmt: skip
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The law that a grid's small runs chose, how far each form is off on held-out runs, and the floor beside the exact one."""
+    rows = [
+        "| grid | family | of | law | off on held-out runs: it, and others | floor | exact |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        exact = next((point["irreducible"] for point in one["points"] if point.get("irreducible") is not None), None)
+        for law in one["laws"]:
+            if law["quantity"] not in QUANTITIES:
+                continue
+            key, floor = (law["family"], law["regime"], law["quantity"]), law["floor"]
+            own = [form for form in one["forms"] if (form["family"], form["regime"], form["quantity"]) == key]
+            own.sort(key=lambda form: form["form"] != law["form"])
+            said = ", ".join(f"`{form['form']}` {percent(form['error'])}" for form in own)
+            cells = [GRIDS[name], law["family"], law["quantity"], f"`{law['form']}`", said]
+            cells.append(f"{floor['value']:.3f} ({floor['low']:.3f} - {floor['high']:.3f})" if floor else "-")
+            cells.append(f"{exact:.3f}" if exact is not None and floor else "-")
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """The result files that are there, by name."""
+    paths = {name: RESULTS / f"{name}.json" for name in GRIDS}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="the folder of a finished grid")
+    parser.add_argument("--recipe", help="the recipe of the grid, and what was changed in it, as the command had them")
+    given = parser.parse_args(arguments)
+    if given.folder is not None:
+        if given.recipe is None:
+            parser.error("give --recipe, which the command in the result file names")
+        name = f"scale-{given.folder.name}"
+        if name not in GRIDS:
+            parser.error(f"{given.folder} is called none of {', '.join(one.removeprefix('scale-') for one in GRIDS)}")
+        text = json.dumps(document(given.folder, given.recipe), indent=1) + "\n"
+        (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+        draw(given.folder, ROOT / "docs" / f"{name}.svg")
+    found = results()
+    print("\n".join([*table(found), "", *law_table(found)]))
+
+
+if __name__ == "__main__":
+    main()
