@@ -150,7 +150,7 @@ def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if law["quantity"] not in QUANTITIES:
                 continue
             key, floor = (law["family"], law["regime"], law["quantity"]), law["floor"]
-            own = [form for form in one["forms"] if (form["family"], form["regime"], form["quantity"]) == key]
+            own = [form for form in one.get("forms", []) if (form["family"], form["regime"], form["quantity"]) == key]
             own.sort(key=lambda form: form["form"] != law["form"])
             said = ", ".join(f"`{form['form']}` {percent(form['error'])}" for form in own)
             cells = [GRIDS[name], law["family"], law["quantity"], f"`{law['form']}`", said]

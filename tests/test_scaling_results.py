@@ -1,0 +1,61 @@
+"""The script that turns grids into result files and pictures, and the guide's tables of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scaling_points import made
+
+from largerec.scaling.laws import check, fit_all, summary
+from largerec.scaling.points import write_point
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scaling_results", ROOT / "benchmarks" / "scaling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_guide_shows_the_result_files(script: ModuleType) -> None:
+    said, found = (ROOT / "docs" / "scale.md").read_text().splitlines(), script.results()
+    assert found
+    for line in [*script.table(found), *script.law_table(found)]:
+        assert line in said, f"docs/scale.md lacks this row of `python benchmarks/scaling.py`: {line}"
+
+
+def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_path: Path) -> None:
+    points = [replace(point, metrics={"ndcg@10": float(np.exp(0.7 - point.loss / 2))}) for point in made(seed=5)]
+    for point in points:
+        write_point(tmp_path, point)
+    laws, _ = fit_all(points, ("ndcg@10",))
+    rows = [{**row.to_json(), "times_largest": 9.0} for row in check(laws, points)[0]]
+    known = {"points": [point.to_json() for point in points], "laws": [law.to_json() for law in laws]}
+    known |= {"checks": rows, "summary": summary(rows), "budget_core_minutes": 20.0}
+    (tmp_path / "scale.json").write_text(json.dumps(known))
+    found = script.document(tmp_path, "recipes/x.toml")
+    assert found["command"] == 'largerec scale recipes/x.toml --budget "20 core-minutes"' and found["plans"] == []
+    held = sum(point.held_out for point in points)
+    best = [next(one for one in found["forms"] if one["quantity"] == quantity) for quantity in script.QUANTITIES]
+    assert best[0]["form"] == "chinchilla" and best[0]["error"] < 0.01 and best[0]["runs"] == held
+    assert best[1]["error"] < 0.01
+    lines = script.table({"scale-demo": found})
+    assert len(lines) == 4 and lines[2].startswith(f"| the demo | loss | {len(points) - held} runs | {held} | ")
+    assert lines[2].split(" | ")[8] == str(held), "all are nine times the largest"
+    assert re.match(
+        r"\| the demo \| hstu \| loss \| `chinchilla` \| `chinchilla` 0\.\d %, ", script.law_table({"scale-demo": found})[2]
+    )
+    script.draw(tmp_path, tmp_path / "picture.svg")
+    picture = (tmp_path / "picture.svg").read_text()
+    assert picture.count("<circle") == 2 * len(points) + 1 and picture.count(" hollow") == 2 * held
