@@ -77,7 +77,7 @@ def by_form(folder: Path) -> list[dict[str, Any]]:
                 continue
             x = coordinates(held)
             if "loss" in form.uses and law.loss is not None:
-                x["loss"] = law.loss.fit.value(x)  # foretold, not measured
+                x["loss"] = law.loss.blend.value(x)  # foretold, not measured
             error = float(np.abs(fit_form(form, law.measured).value(x) / measured_n - 1).mean())
             one = {"family": law.key.family, "regime": law.key.regime, "quantity": law.quantity, "form": form.name}
             found.append(one | {"parameters": len(form.parameters), "runs": len(held), "error": error})

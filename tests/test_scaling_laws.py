@@ -10,7 +10,7 @@ import pytest
 from scaling_points import FLOOR, chinchilla, kaplan, made, quality, repeated
 
 from largerec.scaling import fitting, forms, laws
-from largerec.scaling.choice import Measured, Place, coordinates, fit_form
+from largerec.scaling.choice import OTHERS, Measured, Place, coordinates, fit_form
 from largerec.scaling.forms import FORMS, Form
 from largerec.scaling.points import Point
 
@@ -82,13 +82,33 @@ def test_the_floor_spans_what_other_forms_say(noisy: list[Point]) -> None:
     near = [
         trial
         for trial in law.choice.trials
-        if trial.error <= laws.OTHERS * law.choice.trials[0].error and {"params", "tokens"} <= set(trial.form.uses)
+        if trial.error <= OTHERS * law.choice.trials[0].error and {"params", "tokens"} <= set(trial.form.uses)
     ]
     assert len({trial.form.name for trial in near}) > 1
     for trial in near:
         fitted = fit_form(trial.form, law.measured.largest(trial.share))
         assert min(fitted.theta_P[trial.form.parameters.index(name)] for name in ("alpha", "beta")) > laws.SLOWEST
         assert law.floor.low < np.exp(fitted.theta_P[0]) < law.floor.high, trial
+
+
+def test_forms_that_foretell_as_well_have_a_say(noisy: list[Point]) -> None:
+    """The value is their mean in logs, weighed by 1 / error ** 2, and the interval holds what each of them says."""
+    law = laws.fit_law(noisy)
+    near, blend, x = law.choice.near, law.blend, coordinates([AT])
+    assert len({trial.form.name for trial in near}) == len(near) > 1 and near[0].form == law.form
+    assert all(trial.error <= OTHERS * law.choice.trials[0].error and set(trial.form.uses) == law.uses for trial in near)
+    wanted = np.array([trial.error**-2.0 for trial in near])
+    assert blend.weights == pytest.approx(wanted / wanted.sum())
+    values = [own.value(x)[0] for own in blend.fits]
+    said = law.predict(AT)
+    assert said.value == pytest.approx(np.exp(np.log(values) @ (wanted / wanted.sum()))) == pytest.approx(blend.value(x)[0])
+    assert said.low < min(values) and max(values) < said.high
+    assert blend.values(x).shape == (laws.DRAWS, 1) and sum(blend.counts(7)) == 7
+    assert [one["weight"] for one in law.to_json()["blend"]] == list(blend.weights)
+
+
+def test_a_form_that_foretells_better_than_all_others_speaks_alone() -> None:
+    assert laws.fit_law(NOISELESS).blend.weights == (1.0,)
 
 
 def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:

@@ -163,7 +163,7 @@ def _laws(found: Document) -> str:
             [
                 f"{page.text(law['family'])}, {law['regime']}",
                 page.text(law["quantity"]),
-                f"{page.text(law['formula'])}<br><small>{_parameters(law['parameters'])}</small>",
+                f"{page.text(law['formula'])}<br><small>{_parameters(law['parameters'])}{_beside(law)}</small>",
                 f"{law['runs']} runs, {law['cells']} kinds",
                 _percent(law["hidden_error"]),
                 page.text(tried),
@@ -175,9 +175,17 @@ def _laws(found: Document) -> str:
     head = ["", "of", "form", "from", "off, hidden", "forms tried", "noise of a run", "widened", "floor"]
     note = (
         '<p class="soft">A form is chosen by how far it is off on the largest runs of the fit when it has not seen them; '
-        "intervals are widened by how much too narrow they were there. The floor is the loss that nothing would beat.</p>"
+        "intervals are widened by how much too narrow they were there. Forms that were nearly as near have a say beside it. "
+        "The floor is the loss that nothing would beat.</p>"
     )
     return note + page.table(head, rows, words=(2, 5), label="Laws") if rows else ""
+
+
+def _beside(law: Document) -> str:
+    """What else has a say in the law's values."""
+    own, *others = law["blend"]
+    said = "; ".join(f"{page.text(one['form'])} {one['weight']:.2f}" for one in others)
+    return f"<br>counts {own['weight']:.2f}; beside it {said}" if others else ""
 
 
 def _checks(found: Document) -> str:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from largerec.scaling.fitting import Fit, centre_of, fit
-from largerec.scaling.forms import Floats, Form
+from largerec.scaling.forms import Coordinates, Floats, Form
 from largerec.scaling.points import Point, Regime
 
 FEWEST_CELLS = 6
 HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
 SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
+OTHERS = 1.5  # forms that are half as far off again at most have a say beside it
 WIDEST = 4.0
 USUAL = 5  # parameters of the larger usual forms
 SAME = 1.15  # amounts of data of one cell differ by at most so much
@@ -64,6 +65,16 @@ class Choice:
     share: float
     widen: float
     trials: tuple[Trial, ...]
+
+    @property
+    def near(self) -> tuple[Trial, ...]:
+        """The form taken, and others of the same coordinates that were half as far off as the best again at most, each once."""
+        own = next(trial for trial in self.trials if (trial.form, trial.share) == (self.form, self.share))
+        most, found = OTHERS * self.trials[0].error, {own.form.name: own}
+        for trial in self.trials:  # by rising error, so that the first of a form is on its best share of the cells
+            if trial.error <= most and set(trial.form.uses) == set(own.form.uses):
+                found.setdefault(trial.form.name, trial)
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,33 @@ def _own_coordinates(form: Form, measured: Measured) -> dict[str, Floats]:
     return x | ({"loss": np.array([point.loss for point in measured.points])} if "loss" in form.uses else {})
 
 
-def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | None) -> tuple[Floats, Floats]:
+@dataclass(frozen=True)
+class Blend:
+    """Several fits as one, where hidden cells hardly tell which form is right: the mean of their logs, by weights of sum 1.
+
+    A mean of forecasts is often nearer than the one that looked best; weights of 1 / error ** 2 are Bates & Granger's (1969).
+    """
+
+    fits: tuple[Fit, ...]
+    weights: tuple[float, ...]
+
+    def value(self, x: Coordinates) -> Floats:
+        """The value at places [n]."""
+        found: Floats = np.exp(sum(w * np.log(own.value(x)) for own, w in zip(self.fits, self.weights, strict=True)))
+        return found
+
+    def values(self, x: Coordinates) -> Floats:
+        """Of each repetition [B, n]: of each fit as many as its weight says, around its own value."""
+        counts = self.counts(len(self.fits[0].draws_BP))
+        return np.concatenate([own.values(x)[:count] for own, count in zip(self.fits, counts, strict=True)])
+
+    def counts(self, total: int) -> list[int]:
+        """A number split by weight."""
+        ends = np.round(total * np.cumsum([0.0, *self.weights])).astype(int)
+        return [int(count) for count in np.diff(ends)]
+
+
+def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | Blend | None) -> tuple[Floats, Floats]:
     """The law's value at places [n], and those of its repetitions [B, n]. A form of the loss takes what ``loss`` foretells."""
     x = coordinates(places)
     if "loss" not in own.form.uses:

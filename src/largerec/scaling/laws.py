@@ -17,6 +17,8 @@ from largerec.errors import LargeRecError
 from largerec.scaling.choice import (
     FEWEST_CELLS,
     NEAR,
+    OTHERS,
+    Blend,
     Choice,
     Measured,
     Place,
@@ -38,7 +40,6 @@ SAME_CATALOGUE = 1.1
 LEAST_GAIN = 0.05  # of the loss of popularity: runs that are not below it by so much have not begun to learn what comes next
 LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
 SLOWEST = 0.1  # exponent of size or data: with a lower one it takes more than a thousand times as much to halve that term
-OTHERS = 1.5  # forms whose error on hidden cells is within half of the least have a say in the floor's interval
 Code = Literal["few", "span", "plateau", "mixed", "form", "regime", "far", "along", "other"]
 
 
@@ -83,17 +84,23 @@ class Key:
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law. ``loss``: the law of the loss that a form of the loss builds on. ``floor``: the loss that no size and no data
-    would beat, and its interval, by the form with such a term that did best; None: there is none."""
+    """A fitted law. ``blend``: the form taken, fitted, and those that have a say beside it. ``loss``: the law of the loss that
+    forms of the loss build on. ``floor``: the loss that no size and no data would beat, and its interval, by the form with such a
+    term that did best; None: there is none."""
 
     key: Key
     quantity: str
     choice: Choice
-    fit: Fit
+    blend: Blend
     measured: Measured
     loss: Law | None
     floor: Prediction | None = None
     floor_form: str | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """Of the form taken."""
+        return self.blend.fits[0]
 
     @property
     def form(self) -> Form:
@@ -157,7 +164,13 @@ class Law:
 
     def values(self, places: Sequence[Place]) -> Floats:
         """The law's values at places [n], without an interval and without a refusal."""
-        return values_at(self.fit, places, self.loss.fit if self.loss is not None else None)[0]
+        values = [values_at(own, places, self._losses)[0] for own in self.blend.fits]
+        found: Floats = np.exp(np.average(np.log(values), axis=0, weights=self.blend.weights))
+        return found
+
+    @property
+    def _losses(self) -> Blend | None:
+        return None if self.loss is None else self.loss.blend
 
     def samples(self, place: Place) -> Floats:
         """Draws of what one run at a place would reach [K].
@@ -167,13 +180,16 @@ class Law:
         """
         if (refused := self.refusal(place)) is not None:
             raise refused
-        value_n, draws_Bn = values_at(self.fit, [place], self.loss.fit if self.loss is not None else None)
-        log_B = np.log(draws_Bn[:, 0])
-        random = np.random.default_rng(0)
-        noise_BK = self.fit.noise * random.standard_t(self.fit.dof, (len(log_B), 20))
-        off = (log_B - np.median(log_B))[:, None] + noise_BK
-        found: Floats = (value_n[0] * np.exp(self.choice.widen * off)).ravel()
-        return found
+        drawn: list[Floats] = []
+        for own, count in zip(self.blend.fits, self.blend.counts(DRAWS), strict=True):
+            value_n, draws_Bn = values_at(own, [place], self._losses)
+            log_B = np.log(draws_Bn[:, 0])
+            noise_BK = own.noise * np.random.default_rng(0).standard_t(own.dof, (len(log_B), 20))
+            off_BK = (log_B - np.median(log_B))[:, None] + noise_BK
+            # Repetitions of a blended loss stand in the order of its forms: every so many of them, not the first.
+            kept = np.round(np.linspace(0, len(log_B) - 1, count)).astype(int)
+            drawn.append((value_n[0] * np.exp(self.choice.widen * off_BK[kept])).ravel())
+        return np.concatenate(drawn)
 
     def predict(self, place: Place, level: float = LEVEL) -> Prediction:
         """What one run at a place would reach.
@@ -207,6 +223,10 @@ class Law:
             ),
             "span": {name: [float(x[name].min()), float(x[name].max())] for name in ("params", "tokens", "flops")},
             "floor": None if self.floor is None else {"form": self.floor_form, **self.floor.to_json()},
+            "blend": [
+                {"form": own.form.name, "share": trial.share, "weight": weight}
+                for own, trial, weight in zip(self.blend.fits, self.choice.near, self.blend.weights, strict=True)
+            ],
             "trials": [
                 {"form": t.form.name, "share": t.share, "error": t.error, "parameters": len(t.form.parameters)}
                 for t in self.choice.trials
@@ -279,9 +299,12 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
             f"{named}: no form can be told from {measured.cells} different runs; they need at least three sizes or three lengths "
             "of training, and two more runs than a form has parameters (3 to 7).",
         )
-    fitted = fit_form(choice.form, measured.largest(choice.share), draws=DRAWS, seed=seed)
+    fits = tuple(fit_form(trial.form, measured.largest(trial.share), draws=DRAWS, seed=seed) for trial in choice.near)
+    # Two forms that were off by next to nothing are as good: no error is less than a thousandth part of the noise.
+    precision = np.array([max(trial.error, 1e-3 * fits[0].noise) ** -2 for trial in choice.near])
+    blend = Blend(fits, tuple((precision / precision.sum()).tolist()))
     floor, floor_form = _floor(choice, measured, seed) if quantity == "loss" else (None, None)
-    return Law(keys[0], quantity, choice, fitted, measured, loss, floor, floor_form)
+    return Law(keys[0], quantity, choice, blend, measured, loss, floor, floor_form)
 
 
 def _listed(keys: Sequence[Key]) -> str:
