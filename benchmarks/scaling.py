@@ -20,8 +20,7 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
 from largerec.report.charts import Axis, Line, Point, lines
-from largerec.scaling.choice import admitted, coordinates, fit_form, value_of
-from largerec.scaling.forms import LOSS_FORMS, QUALITY_FORMS
+from largerec.scaling.choice import Place, coordinates, fit_form, value_of
 from largerec.scaling.laws import fit_all, groups
 from largerec.scaling.overview import overview
 from largerec.scaling.plan import grid_points
@@ -64,23 +63,26 @@ def document(folder: Path, recipe: str) -> dict[str, Any]:
 
 
 def by_form(folder: Path) -> list[dict[str, Any]]:
-    """How far each form is off on held-out runs once it is fitted to all the others: the mean of its relative errors there."""
+    """How far laws are off on held-out runs, and each form alone, on the share of the fitted runs that it did best on where the
+    largest of them were hidden: the mean of relative errors."""
     points, found = grid_points(folder), []
     laws, _ = fit_all(points, QUANTITIES)
     for law in laws:
-        held = [point for point in groups(points)[law.key] if point.held_out and point.state == "finished"]
+        held = [one for one in groups(points)[law.key] if one.held_out and np.isfinite(value_of(one, law.quantity))]
         if not held:
             continue
         measured_n = np.array([value_of(point, law.quantity) for point in held])
-        for form in LOSS_FORMS if law.quantity == "loss" else QUALITY_FORMS:
-            if not admitted(form, law.measured, law.key.regime, has_loss=law.quantity != "loss"):
+        places = [Place.of(point) for point in held]
+        told = {"the law": law.values(places)}
+        for trial in law.choice.trials:  # by rising error, so that the first of a form is its best
+            if trial.form.name in told:
                 continue
             x = coordinates(held)
-            if "loss" in form.uses and law.loss is not None:
-                x["loss"] = law.loss.blend.value(x)  # foretold, not measured
-            error = float(np.abs(fit_form(form, law.measured).value(x) / measured_n - 1).mean())
-            one = {"family": law.key.family, "regime": law.key.regime, "quantity": law.quantity, "form": form.name}
-            found.append(one | {"parameters": len(form.parameters), "runs": len(held), "error": error})
+            if "loss" in trial.form.uses and law.loss is not None:
+                x["loss"] = law.loss.values(places)  # foretold, not measured
+            told[trial.form.name] = fit_form(trial.form, law.measured.largest(trial.share)).value(x)
+        own = {"family": law.key.family, "regime": law.key.regime, "quantity": law.quantity, "runs": len(held)}
+        found += [own | {"form": form, "error": float(np.abs(v / measured_n - 1).mean())} for form, v in told.items()]
     return sorted(found, key=lambda one: (one["family"], one["regime"], one["quantity"], one["error"]))
 
 
@@ -96,13 +98,18 @@ def draw(folder: Path, to: Path) -> None:
             for point in found["points"]:
                 if point["family"] != family or point["state"] != "finished":
                     continue
-                value = point["loss"] if quantity == "loss" else point["metrics"][quantity]
+                value = point["loss"] if quantity == "loss" else point["metrics"].get(quantity)
+                if value is None:
+                    continue
                 said = foretold.get((point["name"], quantity), {}) if point["held_out"] else {}
                 tip = f"{point['name']}: {value:.4f}"
                 dots.append(Point(point["flops"], value, tip, said.get("low"), said.get("high"), hollow=point["held_out"]))
-            law = next((law for law in found["laws"] if (law["family"], law["quantity"]) == (family, quantity)), None)
-            curve = law["frontier"] if law else {"xs": [], "values": [], "lows": [], "highs": []}
-            series.append(Line(family, curve["xs"], curve["values"], colour, dots, curve["lows"], curve["highs"]))
+            own = [law["frontier"] for law in found["laws"] if (law["family"], law["quantity"]) == (family, quantity)]
+            curves = own or [{"xs": [], "values": [], "lows": [], "highs": []}]
+            series += [  # one for each regime; the dots once
+                Line(family, one["xs"], one["values"], colour, [] if n else dots, one["lows"], one["highs"])
+                for n, one in enumerate(curves)
+            ]
         panels.append(lines(series, Axis("operations of training", "log"), Axis(quantity), f"{quantity} over operations"))
     moved = [panel.replace("<svg ", f'<svg x="{360 * n}" width="360" height="218" ', 1) for n, panel in enumerate(panels)]
     keys = "".join(
@@ -113,8 +120,8 @@ def draw(folder: Path, to: Path) -> None:
     to.write_text(svg, encoding="utf-8")
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %"
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -130,18 +137,18 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             far = said.get("far")
             fitted = sum(point["state"] == "finished" and not point["held_out"] for point in one["points"])
             cells = [GRIDS[name], quantity, f"{fitted} runs", f"{said['runs']:.0f}", percent(said["mean_error"])]
-            cells += [percent(said["largest_error"]), f"{said['coverage']:.0%}", percent(said["mean_width"])]
+            cells += [percent(said["largest_error"]), percent(said["coverage"], 0), percent(said["mean_width"])]
             cells += ["-", "-", "-"] if far is None else [
-                f"{far['runs']:.0f}", percent(far["mean_error"]), f"{far['coverage']:.0%}"
+                f"{far['runs']:.0f}", percent(far["mean_error"]), percent(far["coverage"], 0)
             ]  # fmt: skip
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The law that a grid's small runs chose, how far each form is off on held-out runs, and the floor beside the exact one."""
+    """The law that a grid's small runs made, how far it and each form alone are off on held-out runs, and the floor by it."""
     rows = [
-        "| grid | family | of | law | off on held-out runs: it, and others | floor | exact |",
+        "| grid | family | of | law | off on held-out runs: it, each form alone | floor | exact |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
@@ -150,14 +157,22 @@ def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if law["quantity"] not in QUANTITIES:
                 continue
             key, floor = (law["family"], law["regime"], law["quantity"]), law["floor"]
-            own = [form for form in one.get("forms", []) if (form["family"], form["regime"], form["quantity"]) == key]
-            own.sort(key=lambda form: form["form"] != law["form"])
-            said = ", ".join(f"`{form['form']}` {percent(form['error'])}" for form in own)
-            cells = [GRIDS[name], law["family"], law["quantity"], f"`{law['form']}`", said]
+            forms = [form for form in one.get("forms", []) if (form["family"], form["regime"], form["quantity"]) == key]
+            forms.sort(key=lambda form: form["form"] != "the law")
+            said = ", ".join(
+                f"{'' if number else 'it'}{_named(form)} {percent(form['error'])}" for number, form in enumerate(forms)
+            )
+            blend = law.get("blend") or [{"form": law["form"], "weight": 1.0}]
+            shares = ", ".join(f"`{part['form']}`" + (f" {part['weight']:.2f}" if len(blend) > 1 else "") for part in blend)
+            cells = [GRIDS[name], law["family"], law["quantity"], shares, said or "-"]
             cells.append(f"{floor['value']:.3f} ({floor['low']:.3f} - {floor['high']:.3f})" if floor else "-")
-            cells.append(f"{exact:.3f}" if exact is not None and floor else "-")
+            cells.append(f"{exact:.3f}" if exact is not None and law["quantity"] == "loss" else "-")
             rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def _named(form: Mapping[str, Any]) -> str:
+    return "" if form["form"] == "the law" else f"`{form['form']}`"
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -171,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="the folder of a finished grid")
     parser.add_argument("--recipe", help="the recipe of the grid, and what was changed in it, as the command had them")
     given = parser.parse_args(arguments)
+    if given.folder is None and given.recipe is not None:
+        parser.error("--recipe says how a grid was made; give its folder, too")
     if given.folder is not None:
         if given.recipe is None:
             parser.error("give --recipe, which the command in the result file names")

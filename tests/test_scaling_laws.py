@@ -10,7 +10,7 @@ import pytest
 from scaling_points import FLOOR, chinchilla, kaplan, made, quality, repeated
 
 from largerec.scaling import fitting, forms, laws
-from largerec.scaling.choice import OTHERS, Measured, Place, coordinates, fit_form
+from largerec.scaling.choice import BLENDED, Measured, Place, coordinates, fit_form
 from largerec.scaling.forms import FORMS, Form
 from largerec.scaling.points import Point
 
@@ -75,40 +75,68 @@ def test_a_floor_is_not_told_from_a_term_that_hardly_falls() -> None:
     assert law.floor is None and law.predict(AT).value == pytest.approx(slow(AT.params, AT.tokens), rel=0.01)
 
 
-def test_the_floor_spans_what_other_forms_say(noisy: list[Point]) -> None:
-    """Of forms that foretell hidden runs nearly as well: the interval holds each of their floors."""
-    law = laws.fit_law(noisy)
-    assert law.floor is not None and law.floor.low < FLOOR < law.floor.high
-    near = [
-        trial
-        for trial in law.choice.trials
-        if trial.error <= OTHERS * law.choice.trials[0].error and {"params", "tokens"} <= set(trial.form.uses)
-    ]
-    assert len({trial.form.name for trial in near}) > 1
-    for trial in near:
-        fitted = fit_form(trial.form, law.measured.largest(trial.share))
-        assert min(fitted.theta_P[trial.form.parameters.index(name)] for name in ("alpha", "beta")) > laws.SLOWEST
-        assert law.floor.low < np.exp(fitted.theta_P[0]) < law.floor.high, trial
+def apart(law: laws.Law) -> laws.Law:
+    """The law, three to seven with itself a twentieth higher."""
+    up_P = np.where([name.startswith("log ") for name in law.form.parameters], 0.05, 0.0)
+    blended = tuple(replace(law.choice.blended[0], error=error) for error in (0.01, 0.01 * (3 / 7) ** 0.5))
+    moved = replace(law.fit, theta_P=law.fit.theta_P + up_P, draws_BP=law.fit.draws_BP + up_P)
+    return replace(law, choice=replace(law.choice, blended=blended), fits=(law.fit, moved))
 
 
-def test_forms_that_foretell_as_well_have_a_say(noisy: list[Point]) -> None:
-    """The value is their mean in logs, weighed by 1 / error ** 2, and the interval holds what each of them says."""
+def test_blended_forms_have_a_say_by_their_error(noisy: list[Point]) -> None:
+    """The value is their mean in logs, weighed by 1 / error ** 2, and so many draws are around the value of each."""
+    law = apart(laws.fit_law(noisy))
+    assert law.choice.weights == pytest.approx([0.3, 0.7])
+    own, other = (float(fit.value(coordinates([AT]))[0]) for fit in law.fits)
+    assert other == pytest.approx(own * np.exp(0.05)) and law.fit.noise < 0.01, "far apart beside the noise"
+    drawn, said = law.samples(AT), law.predict(AT)
+    assert said.value == pytest.approx(np.exp(0.3 * np.log(own) + 0.7 * np.log(other)))
+    middle = (own * other) ** 0.5
+    assert (drawn < middle).mean() == pytest.approx(0.3, abs=0.01)
+    assert np.median(drawn[drawn < middle]) == pytest.approx(own, rel=0.003)
+    assert np.median(drawn[drawn > middle]) == pytest.approx(other, rel=0.003)
+    assert said.low < own and said.high > other
+
+
+def test_forms_of_the_loss_stand_on_each_of_the_losses(noisy: list[Point]) -> None:
+    """Each draw lies around what its own form of the quality says of its own form of the loss."""
+    below = apart(laws.fit_law(noisy))
+    law = laws.fit_law([replace(p, metrics={"ndcg@10": float(np.exp(1 - p.loss / 3))}) for p in noisy], "ndcg@10", loss=below)
+    assert law.form.name == "of-loss" and law.fit.noise < 1e-4
+    x = coordinates([AT])
+    values = [float(law.fit.value(x | {"loss": fit.value(x)})[0]) for fit in below.fits]
+    drawn, middle = law.samples(AT), (values[0] * values[1]) ** 0.5
+    assert (drawn > middle).mean() == pytest.approx(0.3, abs=0.01), "the lower loss, of weight .3, is the higher quality"
+    assert np.median(drawn[drawn > middle]) == pytest.approx(values[0], rel=0.003)
+    assert np.median(drawn[drawn < middle]) == pytest.approx(values[1], rel=0.003)
+
+
+def test_what_is_blended_was_nearly_as_near(fitted: list[laws.Law]) -> None:
+    for law in fitted:
+        own, *others = law.choice.blended
+        assert (own.form, own.share) == (law.choice.form, law.choice.share) and len(law.fits) == 1 + len(others)
+        least, taken = law.choice.trials[0].error, {own.form.name}
+        for trial in law.choice.trials:
+            inside = trial.error <= BLENDED * least and set(trial.form.uses) == set(own.form.uses)
+            assert (trial in others) == (inside and trial.form.name not in taken)
+            taken |= {trial.form.name} if inside else set()
+        assert sum(one["weight"] for one in law.to_json()["blend"]) == pytest.approx(1)
+    assert len(fitted[0].fits) > 1
+
+
+def test_the_floor_is_of_the_form_taken_and_spans_the_others(noisy: list[Point]) -> None:
     law = laws.fit_law(noisy)
-    near, blend, x = law.choice.near, law.blend, coordinates([AT])
-    assert len({trial.form.name for trial in near}) == len(near) > 1 and near[0].form == law.form
-    assert all(trial.error <= OTHERS * law.choice.trials[0].error and set(trial.form.uses) == law.uses for trial in near)
-    wanted = np.array([trial.error**-2.0 for trial in near])
-    assert blend.weights == pytest.approx(wanted / wanted.sum())
-    values = [own.value(x)[0] for own in blend.fits]
-    said = law.predict(AT)
-    assert said.value == pytest.approx(np.exp(np.log(values) @ (wanted / wanted.sum()))) == pytest.approx(blend.value(x)[0])
-    assert said.low < min(values) and max(values) < said.high
-    assert blend.values(x).shape == (laws.DRAWS, 1) and sum(blend.counts(7)) == 7
-    assert [one["weight"] for one in law.to_json()["blend"]] == list(blend.weights)
+    lowest = float(law.measured.y_n.min())
+    assert law.floor is not None and law.floor.value == pytest.approx(FLOOR, rel=0.02)
+    moved = replace(law.fit, theta_P=law.fit.theta_P - 0.2, draws_BP=law.fit.draws_BP - 0.2)
+    both = laws._floor((law.fit, moved), 1.0, lowest)
+    assert both is not None and both.value == law.floor.value and both.low < np.exp(moved.theta_P[0]) < law.floor.low
+    plain = fit_form(FORMS["kaplan"], law.measured, draws=laws.DRAWS)
+    assert laws._floor((law.fit, plain), 1.0, lowest) is None, "a form without one was as near"
 
 
 def test_a_form_that_foretells_better_than_all_others_speaks_alone() -> None:
-    assert laws.fit_law(NOISELESS).blend.weights == (1.0,)
+    assert laws.fit_law(NOISELESS).choice.weights.tolist() == [1.0]
 
 
 def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from largerec.scaling.fitting import Fit, centre_of, fit
-from largerec.scaling.forms import Coordinates, Floats, Form
+from largerec.scaling.forms import Floats, Form
 from largerec.scaling.points import Point, Regime
 
 FEWEST_CELLS = 6
 HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
 SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
 NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
-OTHERS = 1.5  # forms that are half as far off again at most have a say beside it
+BLENDED = 1.5  # forms whose error is at most so many times the least have a say beside it
+LEAST_ERROR = 1e-6  # below it one error is as good as another
 WIDEST = 4.0
 USUAL = 5  # parameters of the larger usual forms
 SAME = 1.15  # amounts of data of one cell differ by at most so much
@@ -59,22 +60,29 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The form taken and all that were tried. ``widen``: how many times too narrow intervals were on hidden cells (1 to 4)."""
+    """The form taken and all that were tried, by rising error.
+
+    ``blended``: the form taken, and others of the same coordinates whose error is at most 1.5 times the least, each once, on the
+    share that it did best on; ``weights``: what each counts for, by 1 / error ** 2 (Bates & Granger 1969), in all 1. Hidden cells
+    hardly tell which of them is right, and a mean of forecasts is often nearer than the one that looked best. ``widen``: how many
+    times too narrow the intervals of the blend were on hidden cells (1 to 4).
+    """
 
     form: Form
     share: float
     widen: float
     trials: tuple[Trial, ...]
+    blended: tuple[Trial, ...]
 
     @property
-    def near(self) -> tuple[Trial, ...]:
-        """The form taken, and others of the same coordinates that were half as far off as the best again at most, each once."""
-        own = next(trial for trial in self.trials if (trial.form, trial.share) == (self.form, self.share))
-        most, found = OTHERS * self.trials[0].error, {own.form.name: own}
-        for trial in self.trials:  # by rising error, so that the first of a form is on its best share of the cells
-            if trial.error <= most and set(trial.form.uses) == set(own.form.uses):
-                found.setdefault(trial.form.name, trial)
-        return tuple(found.values())
+    def weights(self) -> Floats:
+        return _weights(self.blended)
+
+
+def _weights(trials: Sequence[Trial]) -> Floats:
+    precision = np.array([max(trial.error, LEAST_ERROR) ** -2.0 for trial in trials])
+    found: Floats = precision / precision.sum()
+    return found
 
 
 @dataclass(frozen=True)
@@ -184,33 +192,7 @@ def _own_coordinates(form: Form, measured: Measured) -> dict[str, Floats]:
     return x | ({"loss": np.array([point.loss for point in measured.points])} if "loss" in form.uses else {})
 
 
-@dataclass(frozen=True)
-class Blend:
-    """Several fits as one, where hidden cells hardly tell which form is right: the mean of their logs, by weights of sum 1.
-
-    A mean of forecasts is often nearer than the one that looked best; weights of 1 / error ** 2 are Bates & Granger's (1969).
-    """
-
-    fits: tuple[Fit, ...]
-    weights: tuple[float, ...]
-
-    def value(self, x: Coordinates) -> Floats:
-        """The value at places [n]."""
-        found: Floats = np.exp(sum(w * np.log(own.value(x)) for own, w in zip(self.fits, self.weights, strict=True)))
-        return found
-
-    def values(self, x: Coordinates) -> Floats:
-        """Of each repetition [B, n]: of each fit as many as its weight says, around its own value."""
-        counts = self.counts(len(self.fits[0].draws_BP))
-        return np.concatenate([own.values(x)[:count] for own, count in zip(self.fits, counts, strict=True)])
-
-    def counts(self, total: int) -> list[int]:
-        """A number split by weight."""
-        ends = np.round(total * np.cumsum([0.0, *self.weights])).astype(int)
-        return [int(count) for count in np.diff(ends)]
-
-
-def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | Blend | None) -> tuple[Floats, Floats]:
+def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | None) -> tuple[Floats, Floats]:
     """The law's value at places [n], and those of its repetitions [B, n]. A form of the loss takes what ``loss`` foretells."""
     x = coordinates(places)
     if "loss" not in own.form.uses:
@@ -228,10 +210,10 @@ def choose(
     draws: int = 100,
     seed: int = 0,
 ) -> Choice | None:
-    """The form with the least error on hidden cells, the simpler of near ones; None where no form can be told.
+    """The form of least error on hidden cells, the simpler of near ones, and what is blended with it; None: none can be told.
 
     ``loss``: the choice and the points of the loss law, for forms that are functions of the loss: they are judged with losses
-    foretold from the same smaller runs, not with measured ones.
+    foretold from the same smaller runs by the form taken there, not with measured ones.
     """
     fitting = [form for form in forms if admitted(form, measured, regime, has_loss=loss is not None)]
     cuts = _cuts(measured, [len(form.parameters) for form in fitting])
@@ -247,13 +229,21 @@ def choose(
     ]
     if not trials:
         return None
-    least = min(trial.error for trial in trials)
-    near = [trial for trial in trials if trial.error <= NEAR * least]
+    trials.sort(key=lambda trial: trial.error)
+    near = [trial for trial in trials if trial.error <= NEAR * trials[0].error]
     best = min(near, key=lambda trial: (len(trial.form.parameters), -trial.share, trial.error))
-    found = _Judge(best.form, best.share, measured, tuple(cuts), loss).errors(draws, seed)
-    assert found is not None
-    widen = float(np.clip(np.sqrt(((found[0] / found[1]) ** 2).mean()), 1.0, WIDEST))
-    return Choice(best.form, best.share, widen, tuple(sorted(trials, key=lambda trial: trial.error)))
+    blended = {best.form.name: best}
+    for trial in trials:  # by rising error, so that the first of a form is on its best share of the cells
+        if trial.error <= BLENDED * trials[0].error and set(trial.form.uses) == set(best.form.uses):
+            blended.setdefault(trial.form.name, trial)
+    weights_F = _weights(tuple(blended.values()))
+    known = [_Judge(trial.form, trial.share, measured, tuple(cuts), loss).errors(draws, seed) for trial in blended.values()]
+    error_FC, spread_FC = (np.array([found[at] for found in known if found is not None]) for at in (0, 1))
+    error_C = weights_F @ error_FC
+    # Of a mixture: how sure each form is, and how far they lie apart.
+    spread_C = np.sqrt(weights_F @ (spread_FC**2 + (error_FC - error_C) ** 2))
+    widen = float(np.clip(np.sqrt(((error_C / spread_C) ** 2).mean()), 1.0, WIDEST))
+    return Choice(best.form, best.share, widen, tuple(trials), tuple(blended.values()))
 
 
 def _cuts(measured: Measured, parameters: Sequence[int]) -> list[Floats]:

@@ -16,9 +16,6 @@ import numpy as np
 from largerec.errors import LargeRecError
 from largerec.scaling.choice import (
     FEWEST_CELLS,
-    NEAR,
-    OTHERS,
-    Blend,
     Choice,
     Measured,
     Place,
@@ -84,23 +81,22 @@ class Key:
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law. ``blend``: the form taken, fitted, and those that have a say beside it. ``loss``: the law of the loss that
-    forms of the loss build on. ``floor``: the loss that no size and no data would beat, and its interval, by the form with such a
-    term that did best; None: there is none."""
+    """A fitted law. ``fits``: of the form taken and those blended with it (:class:`largerec.scaling.choice.Choice`). ``loss``:
+    the law of the loss that forms of the loss build on. ``floor``: the loss that no size and no data would beat, by the form
+    taken, with an interval; None: it is not told."""
 
     key: Key
     quantity: str
     choice: Choice
-    blend: Blend
+    fits: tuple[Fit, ...]
     measured: Measured
     loss: Law | None
     floor: Prediction | None = None
-    floor_form: str | None = None
 
     @property
     def fit(self) -> Fit:
         """Of the form taken."""
-        return self.blend.fits[0]
+        return self.fits[0]
 
     @property
     def form(self) -> Form:
@@ -164,31 +160,36 @@ class Law:
 
     def values(self, places: Sequence[Place]) -> Floats:
         """The law's values at places [n], without an interval and without a refusal."""
-        values = [values_at(own, places, self._losses)[0] for own in self.blend.fits]
-        found: Floats = np.exp(np.average(np.log(values), axis=0, weights=self.blend.weights))
+        members = self._members
+        logs_Fn = np.log([values_at(own, places, loss)[0] for own, loss, _ in members])
+        found: Floats = np.exp(np.average(logs_Fn, axis=0, weights=[weight for _, _, weight in members]))
         return found
 
     @property
-    def _losses(self) -> Blend | None:
-        return None if self.loss is None else self.loss.blend
+    def _members(self) -> list[tuple[Fit, Fit | None, float]]:
+        """What is blended: a fit, that of the loss below it, and a weight. Each form of the loss stands on each of the loss's."""
+        below: list[tuple[Fit | None, float]] = [(None, 1.0)]
+        if self.loss is not None and "loss" in self.form.uses:
+            below = list(zip(self.loss.fits, self.loss.choice.weights.tolist(), strict=True))
+        own = list(zip(self.fits, self.choice.weights.tolist(), strict=True))
+        return [(fitted, loss, weight * share) for fitted, weight in own for loss, share in below]
 
     def samples(self, place: Place) -> Floats:
-        """Draws of what one run at a place would reach [K].
+        """Draws of what one run at a place would reach [K]: of each form as many as its weight says, around its own value.
 
         Raises:
             Refused: the law says nothing about it.
         """
         if (refused := self.refusal(place)) is not None:
             raise refused
-        drawn: list[Floats] = []
-        for own, count in zip(self.blend.fits, self.blend.counts(DRAWS), strict=True):
-            value_n, draws_Bn = values_at(own, [place], self._losses)
+        members, drawn = self._members, list[Floats]()
+        ends = np.round(DRAWS * np.cumsum([0.0, *(weight for _, _, weight in members)])).astype(int)
+        for (own, loss, _), count in zip(members, np.diff(ends).tolist(), strict=True):
+            value_n, draws_Bn = values_at(own, [place], loss)
             log_B = np.log(draws_Bn[:, 0])
             noise_BK = own.noise * np.random.default_rng(0).standard_t(own.dof, (len(log_B), 20))
             off_BK = (log_B - np.median(log_B))[:, None] + noise_BK
-            # Repetitions of a blended loss stand in the order of its forms: every so many of them, not the first.
-            kept = np.round(np.linspace(0, len(log_B) - 1, count)).astype(int)
-            drawn.append((value_n[0] * np.exp(self.choice.widen * off_BK[kept])).ravel())
+            drawn.append((value_n[0] * np.exp(self.choice.widen * off_BK[:count])).ravel())
         return np.concatenate(drawn)
 
     def predict(self, place: Place, level: float = LEVEL) -> Prediction:
@@ -222,10 +223,10 @@ class Law:
                 t.error for t in self.choice.trials if (t.form, t.share) == (self.choice.form, self.choice.share)
             ),
             "span": {name: [float(x[name].min()), float(x[name].max())] for name in ("params", "tokens", "flops")},
-            "floor": None if self.floor is None else {"form": self.floor_form, **self.floor.to_json()},
+            "floor": None if self.floor is None else self.floor.to_json(),
             "blend": [
-                {"form": own.form.name, "share": trial.share, "weight": weight}
-                for own, trial, weight in zip(self.blend.fits, self.choice.near, self.blend.weights, strict=True)
+                {"form": trial.form.name, "share": trial.share, "weight": weight}
+                for trial, weight in zip(self.choice.blended, self.choice.weights.tolist(), strict=True)
             ],
             "trials": [
                 {"form": t.form.name, "share": t.share, "error": t.error, "parameters": len(t.form.parameters)}
@@ -299,44 +300,36 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
             f"{named}: no form can be told from {measured.cells} different runs; they need at least three sizes or three lengths "
             "of training, and two more runs than a form has parameters (3 to 7).",
         )
-    fits = tuple(fit_form(trial.form, measured.largest(trial.share), draws=DRAWS, seed=seed) for trial in choice.near)
-    # Two forms that were off by next to nothing are as good: no error is less than a thousandth part of the noise.
-    precision = np.array([max(trial.error, 1e-3 * fits[0].noise) ** -2 for trial in choice.near])
-    blend = Blend(fits, tuple((precision / precision.sum()).tolist()))
-    floor, floor_form = _floor(choice, measured, seed) if quantity == "loss" else (None, None)
-    return Law(keys[0], quantity, choice, blend, measured, loss, floor, floor_form)
+    fits = tuple(fit_form(trial.form, measured.largest(trial.share), draws=DRAWS, seed=seed) for trial in choice.blended)
+    floor = _floor(fits, choice.widen, float(measured.y_n.min())) if quantity == "loss" else None
+    return Law(keys[0], quantity, choice, fits, measured, loss, floor)
 
 
 def _listed(keys: Sequence[Key]) -> str:
     return "; ".join(map(str, keys))
 
 
-def _floor(choice: Choice, measured: Measured, seed: int) -> tuple[Prediction | None, str | None]:
-    """The irreducible loss by the form best on hidden cells, of those that have it beside a term of size and one of data;
-    the interval spans what all of them say that were half as far off again at most.
+def _floor(fits: Sequence[Fit], widen: float, lowest: float) -> Prediction | None:
+    """E of the form taken, the first; the interval spans what all that are blended say of theirs.
 
-    A term that takes a thousand times the size or data to halve is not told from a constant, and what is left for E is chance.
+    None where one of them has no E beside a term of size and one of data: there may be none. None, too, where a term of the form
+    taken needs a thousand times the size or data to halve: it is not told from a constant, and what is left for E is chance.
     """
-    plain = min((trial.error for trial in choice.trials if "log E" not in trial.form.parameters), default=np.inf)
-    lowest, told = float(measured.y_n.min()), list[tuple[str, Floats]]()
-    for trial in choice.trials:
-        if trial.error > min(OTHERS * choice.trials[0].error, NEAR * plain):
-            break  # another form, with or without a floor, foretells better, and what this one says of it means nothing
-        form = trial.form
-        if not ("log E" in form.parameters and {"params", "tokens"} <= set(form.uses)):
-            continue
-        fitted = fit_form(form, measured.largest(trial.share), draws=DRAWS, seed=seed)
-        at = form.parameters.index("log E")
-        slowest = min(fitted.theta_P[form.parameters.index(name)] for name in ("alpha", "beta"))
-        if slowest < SLOWEST or np.exp(fitted.theta_P[at]) < LEAST_FLOOR * lowest:
-            continue  # the runs are too far from it to tell it
-        off_B = choice.widen * (fitted.draws_BP[:, at] - np.median(fitted.draws_BP[:, at]))
-        around = fitted.theta_P[at] + np.concatenate([[0.0], np.quantile(off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])])
-        told.append((form.name, np.exp(np.minimum(around, np.log(lowest)))))
-    if not told:
-        return None, None
-    low, high = min(around[1] for _, around in told), max(around[2] for _, around in told)
-    return Prediction("irreducible", float(told[0][1][0]), float(low), float(high)), told[0][0]
+    own = fits[0]
+    if not all("log E" in one.form.parameters and {"params", "tokens"} <= set(one.form.uses) for one in fits):
+        return None
+    slowest = min(own.theta_P[own.form.parameters.index(name)] for name in ("alpha", "beta"))
+    if slowest < SLOWEST:
+        return None
+    around = []
+    for one in fits:
+        at = one.form.parameters.index("log E")
+        off_B = widen * (one.draws_BP[:, at] - np.median(one.draws_BP[:, at]))
+        around.append(one.theta_P[at] + np.array([0.0, *np.quantile(off_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]))
+    told_F3 = np.exp(np.minimum(around, np.log(lowest)))
+    if told_F3[0, 0] < LEAST_FLOOR * lowest:
+        return None  # the runs are too far from it to tell it
+    return Prediction("irreducible", float(told_F3[0, 0]), float(told_F3[:, 1].min()), float(told_F3[:, 2].max()))
 
 
 def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> tuple[list[Law], list[dict[str, Any]]]:
