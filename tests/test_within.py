@@ -101,17 +101,28 @@ def test_what_it_needs_is_said(change: Any, tmp_path: Path) -> None:
         tiny_recipe(tmp_path, *overrides_of("summed"), *change, "ranking.within=0.5")
 
 
-def test_users_of_one_label_each_have_nothing_to_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "weighed", "refused"), [
+    ("interleaved", (1, 1), False), ("interleaved", (1, 0), True), ("summed", (1, 1), True),
+])  # fmt: skip
+def test_users_of_one_label_each_have_nothing_to_order(mode: str, weighed: Any, refused: bool, tmp_path: Path) -> None:
+    """One user's first event has another label than their second: not if that weighs nothing, or if nothing asks about it."""
     rows = [(user, item, START_MS + 1_000_000 * step + user) for user in range(20) for step, item in enumerate((1, 2, 3, 4, 5))]
-    events = log_of(rows).events.with_columns(rating=pl.Series([float(user % 2) for user, _, _ in rows]))
-    events.write_csv(tmp_path / "log.csv")
-    changes = [f"data.path={tmp_path / 'log.csv'}", "tasks.taken.where=value = 1", "batch.actions=interleaved"]
-    with pytest.raises(LargeRecError, match=r"no user has training events of both \(taken\)\. Leave ranking\.within out"):
-        train(tiny_recipe(tmp_path / "run", *changes, "ranking.within=0.5"), quiet=True)
+    events = log_of(rows).events
+    alone = pl.Series([float(user % 2) for user, _, _ in rows])
+    changes = [f"data.path={tmp_path / 'log.csv'}", "tasks.taken.where=value = 1", f"batch.actions={mode}", "ranking.within=0.5"]
+    events.with_columns(rating=alone).write_csv(tmp_path / "log.csv")
+    with pytest.raises(LargeRecError, match=r"of both that are learned from \(taken\)\. Leave ranking\.within out"):
+        train(tiny_recipe(tmp_path / "run", *changes), quiet=True)
     assert not (tmp_path / "run").exists()
-    last = pl.when(pl.int_range(pl.len()) == 1).then(1 - pl.col("rating")).otherwise(pl.col("rating"))  # of one user, one label
-    events.with_columns(rating=last).write_csv(tmp_path / "log.csv")
-    train(tiny_recipe(tmp_path / "run", *changes, "ranking.within=0.5", "train.max_epochs=1"), quiet=True)
+    first = pl.int_range(pl.len()) == 0
+    weight = pl.when(first).then(weighed[1]).otherwise(weighed[0])
+    events = events.with_columns(rating=pl.when(first).then(1 - alone).otherwise(alone), train_weight=weight)
+    events.write_csv(tmp_path / "log.csv")
+    if refused:
+        with pytest.raises(LargeRecError, match="of both that are learned from"):
+            train(tiny_recipe(tmp_path / "run", *changes), quiet=True)
+    else:
+        train(tiny_recipe(tmp_path / "run", *changes, "train.max_epochs=1"), quiet=True)
 
 
 def test_it_raises_gauc(tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def interval_level(result: Mapping[str, Any], recipe: Recipe) -> float:
 
 
 def measured_otherwise(result: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """What a ``result.json`` was evaluated with and the recipe says otherwise, as ``evaluate.k=[10]``; None where they agree."""
+    """The level or the cutoffs of a ``result.json`` where the recipe has others, as ``evaluate.k=[10]``; else None."""
     if (level := interval_level(result, recipe)) != recipe.evaluate.level:
         return f"evaluate.level={level:g}"
     measured = {int(name.partition("@")[2]) for name in result["test"] if name.startswith("recall@")}

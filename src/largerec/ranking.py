@@ -185,21 +185,26 @@ def within_windows(
     return loss_N if weight_N is None else loss_N * weight_N
 
 
-def check_within(sequences: Sequences, tasks: Mapping[str, TaskOptions]) -> None:
+def check_within(sequences: Sequences, tasks: Mapping[str, TaskOptions], actions: Actions | None) -> None:
     """Whether :func:`within_windows` has anything to compare in a training part, for any of ``tasks`` with two labels.
 
     Raises:
-        LargeRecError: no user has training events of both labels.
+        LargeRecError: no user has training events of both labels that are learned from.
     """
     assert sequences.label_NA is not None
+    learned_N = sequences.stage_N == TRAIN
+    if sequences.weight_N is not None:
+        learned_N &= sequences.weight_N > 0
+    if actions == "summed":  # where nothing asks about a user's first event
+        learned_N[sequences.offsets_U1[:-1]] = False
     names = [name for name, task in tasks.items() if task.n_classes == 2]
     for name in names:
-        label_N = np.where(sequences.stage_N == TRAIN, sequences.label_NA[:, sequences.tasks.index(name)], -1)
+        label_N = np.where(learned_N, sequences.label_NA[:, sequences.tasks.index(name)], -1)
         if len(np.intersect1d(sequences.user_N[label_N == 0], sequences.user_N[label_N == 1])):
             return
     raise LargeRecError(
-        f"ranking.within orders a user's events of label 1 above those of label 0, and no user has training events of both "
-        f"({', '.join(names)}). Leave ranking.within out."
+        f"ranking.within orders a user's events of label 1 above those of label 0, and no user has training events of both that "
+        f"are learned from ({', '.join(names)}). Leave ranking.within out."
     )
 
 

@@ -88,7 +88,7 @@ class Trainer:
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
         if recipe.ranking.within:
-            check_within(sequences, {name: recipe.tasks[name] for name in recipe.learned_tasks})
+            check_within(sequences, {name: recipe.tasks[name] for name in recipe.learned_tasks}, recipe.batch.actions)
         beside = split.beside(recipe)
         features = beside.features
         self.bundle = Bundle.start(recipe, sequences, tokenizer, split.lineage() | beside.hashes, features)

@@ -17,9 +17,7 @@ FEWEST = 10  # events of an item whose half-life is counted
 PAIRS = 500  # pairs of events behind a point of the curve of interests
 STRONG = 0.3  # bits of divergence beyond chance, at which popularity has drifted much
 NEW = 0.2  # share of new items' events in the later half, at which they are many
-SHORT = (
-    0.1  # share of the days of 98 % of the events, below which an item's half-life is short: most items are over at the log's end
-)
+SHORT = 0.1  # share of the days of 98 % of the events, below which an item's half-life is short
 
 
 def divergence(a: np.ndarray, b: np.ndarray) -> float:
@@ -134,9 +132,7 @@ def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ord
         life, days = found["item_half_life_days"], found["days_of_98_percent"]
         if life is not None and 0 < life < SHORT * days:
             about = f"{float(f'{life:.2g}'):g}"
-            text = (
-                f"Half of an item's events are done {about} days after its first; 98 % of all events lie within {days:,.0f} days."
-            )
+            text = f"Half of a usual item's events are done {about} days after its first; 98 % of all events lie within {days:,.0f} days."
             cure = "Let older events weigh less: half at that age, or at a shorter one. largerec ablate tells whether it pays."
             command = curate_command(data, f"recency:half_life_days={about}")
             said.append(Finding("short-lived items", "information", "info", len(log), "events", len(log), text, cure, command))
