@@ -132,7 +132,9 @@ def findings(found: dict[str, Any] | None, information: dict[str, Any], log: Ord
         life, days = found["item_half_life_days"], found["days_of_98_percent"]
         if life is not None and 0 < life < SHORT * days:
             about = f"{float(f'{life:.2g}'):g}"
-            text = f"Half of a usual item's events are done {about} days after its first; 98 % of all events lie within {days:,.0f} days."
+            text = (
+                f"Half of a usual item's events are done {about} days after its first; 98 % of all lie within {days:,.0f} days."
+            )
             cure = "Let older events weigh less: half at that age, or at a shorter one. largerec ablate tells whether it pays."
             command = curate_command(data, f"recency:half_life_days={about}")
             said.append(Finding("short-lived items", "information", "info", len(log), "events", len(log), text, cure, command))

@@ -175,9 +175,9 @@ def _laws(found: Document) -> str:
     head = ["", "of", "form", "from", "off, hidden", "forms tried", "noise of a run", "widened", "floor"]
     note = (
         '<p class="soft">A form is chosen by how far it is off on the largest runs of the fit when it has not seen them; '
-        "intervals are widened by how much too narrow they were there. Forms that were nearly as near have a say beside it: curves "
-        "and intervals are of all of them, formula, hidden error and noise of the form taken. The floor is the loss that nothing "
-        "would beat.</p>"
+        "intervals are widened by how much too narrow they were there. Forms that were nearly as near have a say beside it: "
+        "curves and intervals are of all of them, formula, hidden error and noise of the form taken. The floor is the loss that "
+        "nothing would beat.</p>"
     )
     return note + page.table(head, rows, words=(2, 5), label="Laws") if rows else ""
 
