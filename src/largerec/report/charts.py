@@ -32,8 +32,8 @@ Kind = Literal["linear", "log", "time"]
 
 
 def compact(value: float) -> str:
-    """A number for an axis: 0, 0.05, 12, 3k, 1.5M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A number for an axis: 0, 0.05, 12, 3k, 1.5M, 2T."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.4g}"
