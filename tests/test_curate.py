@@ -18,6 +18,7 @@ from runs import tiny_recipe
 from typer.testing import CliRunner
 
 from largerec import manifest
+from largerec.audit.ordered import DAY
 from largerec.bundle import data_hash
 from largerec.cli import app
 from largerec.columns import UNTIMED, ColumnOptions
@@ -284,6 +285,22 @@ def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
         assert live.height == 96 and live["user_id"].n_unique() == 12, "a quarter of 384 training rows, by whole users"
         chosen[method] = live["user_id"].unique().str.starts_with("o").sum()
     assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
+
+
+def test_events_without_a_time_weigh_as_much_as_the_oldest() -> None:
+    """They came before all others, and how long before is not known: they are not thrown away."""
+    rows = [(user, f"x{n}", START_MS + n * DAY) for user in "ab" for n in range(5)]
+    log = log_of(rows)
+    first = log.events["timestamp"].clone().scatter([0, 5], UNTIMED)
+    log = replace(log, events=log.events.with_columns(first))
+    (step,) = steps_of({"name": "recency", "half_life_days": 1}).step
+    after, facts = take(source(log), step, 0, "01-recency")
+    weights = after.log.events.filter(after.is_training).sort("item_id")["train_weight"].to_list()
+    assert weights == pytest.approx([0.5] * 4 + [1.0] * 2), "of three training events of each two have a time"
+    assert facts["facts"] == {"untimed": 2}
+    (step,) = steps_of({"name": "recency", "days": 10}).step
+    after, _ = take(source(log), step, 0, "01-recency")
+    assert after.log.events.filter(after.is_training).sort("item_id")["train_weight"].to_list() == [0.0] * 2 + [1.0] * 4
 
 
 # --- tracing and restoring

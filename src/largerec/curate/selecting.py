@@ -45,7 +45,7 @@ class RecencyStep(Options):
     """Learn from what is recent: only the last ``days`` of the training part, or older events less.
 
     ``half_life_days``: an event weighs 2 ** (-age / half life), its age counted from the last training event. Events without a
-    time are older than any.
+    time come before all others: ``days`` leaves them out, and for ``half_life_days`` they are as old as the oldest that has one.
     """
 
     name: Literal["recency"] = "recency"
@@ -80,7 +80,9 @@ class RecencyStep(Options):
         last = int(log.time_N.max())
         age_R = training.of_rows(np.where(log.timed_N, (last - log.time_N) / DAY, np.inf))
         if self.half_life_days is not None:
-            return Change(factor_R=np.exp2(-age_R / self.half_life_days))
+            untimed_R = np.isinf(age_R)
+            age_R[untimed_R] = age_R[~untimed_R].max(initial=0.0)  # how much older is not known
+            return Change(factor_R=np.exp2(-age_R / self.half_life_days), facts={"untimed": int(untimed_R.sum())})
         return _chosen(age_R <= self.days, self.rest, f"older than {self.days:g} days at the end of training")
 
 
