@@ -44,8 +44,10 @@ svg { background: #fff; color: #222; font: 10px system-ui, sans-serif } svg text
 .dot.hollow { fill: #fff }"""
 
 
-def document(folder: Path, recipe: str) -> dict[str, Any]:
+def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, Any]:
     """The result document of the grid in ``folder``: its scale.json, the command that made it, and plans that were made from it.
+
+    ``seen``: the grid's :func:`largerec.scaling.overview.overview`.
 
     Raises:
         LargeRecError: the grid has not come to its end.
@@ -58,7 +60,7 @@ def document(folder: Path, recipe: str) -> dict[str, Any]:
         "command": f'largerec scale {recipe} --budget "{budget}"',
         **found,
         "forms": by_form(folder),
-        "plans": overview(folder)["plans"],
+        "plans": seen["plans"],
     }
 
 
@@ -86,9 +88,9 @@ def by_form(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["family"], one["regime"], one["quantity"], one["error"]))
 
 
-def draw(folder: Path, to: Path) -> None:
+def draw(found: Mapping[str, Any], to: Path) -> None:
     """Loss and NDCG over operations: runs of the fit, the law's best use of operations, held-out runs in what was foretold."""
-    found, panels = overview(folder, ("ndcg@10",)), []
+    panels = []
     foretold = {(row["name"], row["quantity"]): row for row in found["checks"]}
     families = list(dict.fromkeys(point["family"] for point in found["points"]))
     for quantity in QUANTITIES:
@@ -157,22 +159,17 @@ def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if law["quantity"] not in QUANTITIES:
                 continue
             key, floor = (law["family"], law["regime"], law["quantity"]), law["floor"]
-            forms = [form for form in one.get("forms", []) if (form["family"], form["regime"], form["quantity"]) == key]
+            forms = [form for form in one["forms"] if (form["family"], form["regime"], form["quantity"]) == key]
             forms.sort(key=lambda form: form["form"] != "the law")
-            said = ", ".join(
-                f"{'' if number else 'it'}{_named(form)} {percent(form['error'])}" for number, form in enumerate(forms)
-            )
-            blend = law.get("blend") or [{"form": law["form"], "weight": 1.0}]
+            names = ["it" if form["form"] == "the law" else f"`{form['form']}`" for form in forms]
+            said = ", ".join(f"{name} {percent(form['error'])}" for name, form in zip(names, forms, strict=True))
+            blend = law["blend"]
             shares = ", ".join(f"`{part['form']}`" + (f" {part['weight']:.2f}" if len(blend) > 1 else "") for part in blend)
             cells = [GRIDS[name], law["family"], law["quantity"], shares, said or "-"]
             cells.append(f"{floor['value']:.3f} ({floor['low']:.3f} - {floor['high']:.3f})" if floor else "-")
             cells.append(f"{exact:.3f}" if exact is not None and law["quantity"] == "loss" else "-")
             rows.append(f"| {' | '.join(cells)} |")
     return rows
-
-
-def _named(form: Mapping[str, Any]) -> str:
-    return "" if form["form"] == "the law" else f"`{form['form']}`"
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -194,9 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = f"scale-{given.folder.name}"
         if name not in GRIDS:
             parser.error(f"{given.folder} is called none of {', '.join(one.removeprefix('scale-') for one in GRIDS)}")
-        text = json.dumps(document(given.folder, given.recipe), indent=1) + "\n"
+        seen = overview(given.folder, ("ndcg@10",))
+        text = json.dumps(document(given.folder, given.recipe, seen), indent=1) + "\n"
         (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
-        draw(given.folder, ROOT / "docs" / f"{name}.svg")
+        draw(seen, ROOT / "docs" / f"{name}.svg")
     found = results()
     print("\n".join([*table(found), "", *law_table(found)]))
 

@@ -44,7 +44,8 @@ def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_pa
     known = {"points": [point.to_json() for point in points], "laws": [law.to_json() for law in laws]}
     known |= {"checks": rows, "summary": summary(rows), "budget_core_minutes": 20.0}
     (tmp_path / "scale.json").write_text(json.dumps(known))
-    found = script.document(tmp_path, "recipes/x.toml")
+    seen = script.overview(tmp_path, ("ndcg@10",))
+    found = script.document(tmp_path, "recipes/x.toml", seen)
     assert found["command"] == 'largerec scale recipes/x.toml --budget "20 core-minutes"' and found["plans"] == []
     held = sum(point.held_out for point in points)
     best = [next(one for one in found["forms"] if one["quantity"] == quantity) for quantity in script.QUANTITIES]
@@ -55,6 +56,6 @@ def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_pa
     assert lines[2].split(" | ")[8] == str(held), "all are nine times the largest"
     wanted = r"\| the demo \| hstu \| loss \| `chinchilla` 0\.\d\d, .* \| it 0\.\d %, `.*`kaplan` [1-9]\.\d %.* \| 4\.\d{3} \("
     assert re.match(wanted, script.law_table({"scale-demo": found})[2])
-    script.draw(tmp_path, tmp_path / "picture.svg")
+    script.draw(seen, tmp_path / "picture.svg")
     picture = (tmp_path / "picture.svg").read_text()
     assert picture.count("<circle") == 2 * len(points) + 1 and picture.count(" hollow") == 2 * held

@@ -68,11 +68,17 @@ class Choice:
     times too narrow the intervals of the blend were on hidden cells (1 to 4).
     """
 
-    form: Form
-    share: float
     widen: float
     trials: tuple[Trial, ...]
     blended: tuple[Trial, ...]
+
+    @property
+    def form(self) -> Form:
+        return self.blended[0].form
+
+    @property
+    def share(self) -> float:
+        return self.blended[0].share
 
     @property
     def weights(self) -> Floats:
@@ -243,7 +249,7 @@ def choose(
     # Of a mixture: how sure each form is, and how far they lie apart.
     spread_C = np.sqrt(weights_F @ (spread_FC**2 + (error_FC - error_C) ** 2))
     widen = float(np.clip(np.sqrt(((error_C / spread_C) ** 2).mean()), 1.0, WIDEST))
-    return Choice(best.form, best.share, widen, tuple(trials), tuple(blended.values()))
+    return Choice(widen, tuple(trials), tuple(blended.values()))
 
 
 def _cuts(measured: Measured, parameters: Sequence[int]) -> list[Floats]:

@@ -219,9 +219,7 @@ class Law:
             "cells": self.measured.cells,
             "noise": self.fit.noise,
             "widened": self.choice.widen,
-            "hidden_error": next(
-                t.error for t in self.choice.trials if (t.form, t.share) == (self.choice.form, self.choice.share)
-            ),
+            "hidden_error": self.choice.blended[0].error,
             "span": {name: [float(x[name].min()), float(x[name].max())] for name in ("params", "tokens", "flops")},
             "floor": None if self.floor is None else self.floor.to_json(),
             "blend": [
