@@ -59,6 +59,7 @@ def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, An
     return {
         "command": f'largerec scale {recipe} --budget "{budget}"',
         **found,
+        "every_run": seen["every_run"],
         "forms": by_form(folder),
         "plans": seen["plans"],
     }
@@ -148,28 +149,39 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The law that a grid's small runs made, how far it and each form alone are off on held-out runs, and the floor by it."""
+    """The law that a grid's small runs made, how far it and each form alone are off on held-out runs, the law of every run, and
+    the floor by both."""
     rows = [
-        "| grid | family | of | law | off on held-out runs: it, each form alone | floor | exact |",
-        "|---|---|---|---|---|---|---|",
+        "| grid | family | of | law | off on held-out runs: it, each form alone | floor | law of every run | floor | exact |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         exact = next((point["irreducible"] for point in one["points"] if point.get("irreducible") is not None), None)
         for law in one["laws"]:
             if law["quantity"] not in QUANTITIES:
                 continue
-            key, floor = (law["family"], law["regime"], law["quantity"]), law["floor"]
+            key = (law["family"], law["regime"], law["quantity"])
             forms = [form for form in one["forms"] if (form["family"], form["regime"], form["quantity"]) == key]
             forms.sort(key=lambda form: form["form"] != "the law")
             names = ["it" if form["form"] == "the law" else f"`{form['form']}`" for form in forms]
             said = ", ".join(f"{name} {percent(form['error'])}" for name, form in zip(names, forms, strict=True))
-            blend = law["blend"]
-            shares = ", ".join(f"`{part['form']}`" + (f" {part['weight']:.2f}" if len(blend) > 1 else "") for part in blend)
-            cells = [GRIDS[name], law["family"], law["quantity"], shares, said or "-"]
-            cells.append(f"{floor['value']:.3f} ({floor['low']:.3f} - {floor['high']:.3f})" if floor else "-")
+            same = [other for other in one["every_run"] if (other["family"], other["regime"], other["quantity"]) == key]
+            later = [shares_of(same[0]), floor_of(same[0])] if same else ["-", "-"]
+            cells = [GRIDS[name], law["family"], law["quantity"], shares_of(law), said or "-", floor_of(law), *later]
             cells.append(f"{exact:.3f}" if exact is not None and law["quantity"] == "loss" else "-")
             rows.append(f"| {' | '.join(cells)} |")
     return rows
+
+
+def shares_of(law: Mapping[str, Any]) -> str:
+    """The forms of a law, with what each counts."""
+    blend = law["blend"]
+    return ", ".join(f"`{part['form']}`" + (f" {part['weight']:.2f}" if len(blend) > 1 else "") for part in blend)
+
+
+def floor_of(law: Mapping[str, Any]) -> str:
+    floor = law["floor"]
+    return f"{floor['value']:.3f} ({floor['low']:.3f} - {floor['high']:.3f})" if floor else "-"
 
 
 def results() -> dict[str, dict[str, Any]]:

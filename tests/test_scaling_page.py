@@ -49,6 +49,10 @@ def test_the_page_shows_points_laws_checks_and_refusals(grid: Path, largerec: Co
         low < value < high for low, value, high in zip(*(frontier[key] for key in ("lows", "values", "highs")), strict=True)
     )
     assert {round(curve["params"]) for curve in found["curves"]["tokens"]} == {25_000, 100_000, 400_000, 1_600_000}
+    later = {law["quantity"]: law for law in document["every_run"]}
+    assert later["loss"]["runs"] == found["runs"] + 6 and "largerec plan</code> asks these" in markup
+    assert later["loss"]["floor"]["value"] == pytest.approx(FLOOR, rel=0.02)
+    assert f"{later['loss']['floor']['value']:.4f} (" in markup, "the head compares the floor by every run with the exact one"
     assert document["compute"][0]["values"][0] > document["compute"][0]["values"][-1] > FLOOR
 
 

@@ -72,13 +72,13 @@ def made_grid(folder: Path, points: list[Point] | None = None, data: int = DATA)
 def fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Laws of the same points are the same: each is fitted once in a process."""
 
-    def fit_all(points: Sequence[Point], quantities: Sequence[str]) -> Any:
+    def fit_to_every_run(points: Sequence[Point], quantities: Sequence[str]) -> Any:
         key = json.dumps([[point.to_json() for point in points], quantities])
         if key not in FITTED:
-            FITTED[key] = laws.fit_all(points, quantities)
+            FITTED[key] = laws.fit_to_every_run(points, quantities)
         return FITTED[key]
 
-    monkeypatch.setattr(module, "fit_all", fit_all)
+    monkeypatch.setattr(module, "fit_to_every_run", fit_to_every_run)
 
 
 FITTED: dict[str, Any] = {}
@@ -106,6 +106,13 @@ def test_a_budget_buys_the_best_recipe_within_it(grid: Path) -> None:
     assert other and all(row["value"] <= found["value"] * 1.001 and row["core_minutes"] <= 1 for row in other)
     more = plan(grid, budget="4 core-minutes")
     assert more["value"] > found["value"] and more["core_minutes"] > found["core_minutes"]
+
+
+def test_a_plan_asks_the_laws_of_every_run(grid: Path) -> None:
+    points = made_points(grid)
+    held = [point for point in points if point.held_out and point.state == "finished"]
+    found = next(law for law in plan(grid, budget="1 core-minute")["laws"] if law["quantity"] == "loss")
+    assert held and found["runs"] == len(points), "the largest runs, too"
 
 
 def test_a_target_takes_the_cheapest_recipe_that_reaches_it(grid: Path) -> None:
@@ -156,7 +163,7 @@ def test_repeated_data_is_planned_by_its_own_law(tmp_path: Path) -> None:
 def test_all_of_the_data_once_is_an_amount_too(grid: Path) -> None:
     """As where all runs of a grid had all data once and differ in size alone: no more and no less can be asked."""
     points = made_points(grid)
-    law = module.fit_all([point for point in points if not point.held_out], ["loss"])[0][0]
+    law = laws.fit_law([point for point in points if not point.held_out])
     least = min(point.tokens for point in law.measured.points)
     shape = replace(shapes(grid, points, law)[0], unique_tokens=least)
     (only,) = candidates(shape, law, None)

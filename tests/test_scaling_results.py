@@ -54,7 +54,8 @@ def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_pa
     lines = script.table({"scale-demo": found})
     assert len(lines) == 4 and lines[2].startswith(f"| the demo | loss | {len(points) - held} runs | {held} | ")
     assert lines[2].split(" | ")[8] == str(held), "all are nine times the largest"
-    wanted = r"\| the demo \| hstu \| loss \| `chinchilla` 0\.\d\d, .* \| it 0\.\d %, `.*`kaplan` [1-9]\.\d %.* \| 4\.\d{3} \("
+    wanted = r"\| the demo \| hstu \| loss \| `chinchilla` 0\.\d\d, .* \| it 0\.\d %, `.*`kaplan` [1-9]\.\d %.* \| 4\.\d{3} \(.*"
+    wanted += r" \| `chinchilla`.* \| 4\.\d{3} \(.* \| 4\.200 \|"
     assert re.match(wanted, script.law_table({"scale-demo": found})[2])
     script.draw(seen, tmp_path / "picture.svg")
     picture = (tmp_path / "picture.svg").read_text()

@@ -20,6 +20,7 @@ def scaling_page(found: Document, to: Path) -> Path:
         ("together", "Families over computing", _together(found, quantities, groups)),
         ("checks", "Foretold and measured", _checks(found)),
         ("laws", "Laws", _laws(found)),
+        ("every-run", "Laws of every run", _every_run(found)),
         *(
             (f"group-{number}", f"{page.text(family)}, {regime}: size and data", _group(found, quantities, family, regime))
             for number, (family, regime) in enumerate(groups)
@@ -51,7 +52,7 @@ def _head(found: Document) -> str:
                 f"{_percent(far['mean_error'])} on average, {100 * far['coverage']:.0f} % inside intervals "
                 f"{_percent(far['mean_width'])} wide."
             )
-    floors = [law for law in found["laws"] if law["floor"]]
+    floors = [law for law in found["every_run"] or found["laws"] if law["floor"]]
     if found["irreducible"] is not None:
         for law in floors:
             off = law["floor"]["value"] / found["irreducible"] - 1
@@ -154,8 +155,26 @@ def _parameters(parameters: Mapping[str, float]) -> str:
 
 
 def _laws(found: Document) -> str:
+    note = (
+        '<p class="soft">A form is chosen by how far it is off on the largest runs of the fit when it has not seen them; '
+        "intervals are widened by how much too narrow they were there. Forms that were nearly as near have a say beside it: "
+        "curves and intervals are of all of them, formula, hidden error and noise of the form taken. The floor is the loss that "
+        "nothing would beat.</p>"
+    )
+    return note + _law_table(found["laws"], "Laws") if found["laws"] else ""
+
+
+def _every_run(found: Document) -> str:
+    note = (
+        '<p class="soft">Fitted again after the check, to the held-out runs as well: <code>largerec plan</code> asks these. '
+        "No run has checked them; the curves above are those of the laws that were checked.</p>"
+    )
+    return note + _law_table(found["every_run"], "Laws of every run") if found["every_run"] else ""
+
+
+def _law_table(laws: Sequence[Document], label: str) -> str:
     rows = []
-    for law in found["laws"]:
+    for law in laws:
         floor = law["floor"]
         said = page.with_interval(floor["value"], (floor["low"], floor["high"])) if floor else "-"
         tried = "; ".join(f"{one['form']} {_percent(one['error'])}" for one in law["trials"][:4])
@@ -173,13 +192,7 @@ def _laws(found: Document) -> str:
             ]
         )
     head = ["", "of", "form", "from", "off, hidden", "forms tried", "noise of a run", "widened", "floor"]
-    note = (
-        '<p class="soft">A form is chosen by how far it is off on the largest runs of the fit when it has not seen them; '
-        "intervals are widened by how much too narrow they were there. Forms that were nearly as near have a say beside it: "
-        "curves and intervals are of all of them, formula, hidden error and noise of the form taken. The floor is the loss that "
-        "nothing would beat.</p>"
-    )
-    return note + page.table(head, rows, words=(2, 5), label="Laws") if rows else ""
+    return page.table(head, rows, words=(2, 5), label=label)
 
 
 def _beside(law: Document) -> str:

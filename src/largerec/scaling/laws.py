@@ -8,7 +8,7 @@ was off on the largest runs of its own fit when it had not seen them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -348,6 +348,20 @@ def fit_all(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0
             laws.append(law)
             loss = law if quantity == "loss" else loss
     return laws, refused
+
+
+def fit_to_every_run(
+    points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0
+) -> tuple[list[Law], list[dict[str, Any]]]:
+    """Laws of all finished runs, those that were held out too: after the check they are the largest that are known."""
+    return fit_all([replace(point, held_out=False) for point in points], quantities, seed=seed)
+
+
+def every_run(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> list[dict[str, Any]]:
+    """Laws of all finished runs, as plain values; none where no held-out run has finished, since they are those of the fit."""
+    if not any(point.held_out and point.state == "finished" for point in points):
+        return []
+    return [law.to_json() for law in fit_to_every_run(points, quantities, seed=seed)[0]]
 
 
 def compute_law(points: Sequence[Point], seed: int = 0) -> Fit | None:

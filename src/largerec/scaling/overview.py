@@ -12,7 +12,7 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.scaling.choice import Measured, Place, coordinates
 from largerec.scaling.forms import Floats
-from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, groups, summary
+from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, every_run, fit_all, groups, summary
 from largerec.scaling.plan import PLANS, USUAL, grid_points
 from largerec.scaling.points import Point
 from largerec.scaling.spending import frontier, places_at
@@ -26,6 +26,7 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
     """Fit the laws of a grid again, which gives what ``scale`` had, and draw them: a document of plain values.
 
     Keys: ``dir``, ``points``, ``laws`` (each with ``curves`` over parameters and tokens and its ``frontier`` over operations),
+    ``every_run`` (laws of the held-out runs, too, which plans ask; empty where none was held out),
     ``compute`` (the loss as a function of operations alone, by family), ``refused``, ``checks`` and their ``summary``, ``plans``.
 
     Raises:
@@ -39,6 +40,7 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
         "dir": str(folder),
         "points": [point.to_json() for point in points],
         "laws": [law.to_json() | {"curves": _curves(law, points), "frontier": _frontier(law, points)} for law in laws],
+        "every_run": every_run(points, quantities),
         "compute": _compute(points),
         "refused": [*refused, *unsaid],
         "checks": checks,

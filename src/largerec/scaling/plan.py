@@ -19,7 +19,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.candidates import MARGIN, Candidate, asked_target, candidates, milliseconds, shapes
 from largerec.scaling.data import GridData, judge
-from largerec.scaling.laws import Law, Refused, fit_all, law_for, predicted_by
+from largerec.scaling.laws import Law, Refused, fit_to_every_run, law_for, predicted_by
 from largerec.scaling.points import FILE, Point, read_points
 from largerec.scaling.serving import Serving, Stopwatch, whole_run
 from largerec.scaling.spending import Prices
@@ -80,16 +80,17 @@ def plan(
 ) -> dict[str, Any]:
     """Propose a recipe from the grid in ``runs``: write TOML that ``largerec run`` trains, and the plan beside it as JSON.
 
-    With a target it is the cheapest recipe that the law lets reach it; else the best within budget and latency. Quality is a
-    prediction with its 90 % interval, cost is measured speed with a margin of a tenth, serving time is measured where a run of
-    the grid is still whole. ``to``: the file of the recipe; else ``RUNS/plans/NAME.toml``. Returns what the JSON holds.
+    The laws are fitted to all finished runs, held-out ones too. With a target it is the cheapest recipe that the law lets reach
+    it; else the best within budget and latency. Quality is a prediction with its 90 % interval, cost is measured speed with a
+    margin of a tenth, serving time is measured where a run of the grid is still whole. ``to``: the file of the recipe; else
+    ``RUNS/plans/NAME.toml``. Returns what the JSON holds.
 
     Raises:
         LargeRecError: there is no grid, no law can be told from it, or nothing within its reach keeps to what was asked.
     """
     folder, asked = Path(runs), Asked.of(budget, target, latency)
     points = grid_points(folder)
-    laws, refused = fit_all(points, [USUAL, asked.quantity])
+    laws, refused = fit_to_every_run(points, [USUAL, asked.quantity])
     usable = [law for law in laws if law.quantity == asked.quantity]
     if not usable:
         why = next((one["why"] for one in refused if one["quantity"] == asked.quantity), None)
