@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
 from largerec.report.charts import Axis, Line, Point, lines
 from largerec.scaling.choice import Place, coordinates, fit_form, value_of
-from largerec.scaling.laws import fit_all, groups
+from largerec.scaling.laws import FAR, check, fit_all, groups, summary
 from largerec.scaling.overview import overview
 from largerec.scaling.plan import grid_points
 
@@ -61,6 +62,7 @@ def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, An
         **found,
         "every_run": seen["every_run"],
         "forms": by_form(folder),
+        "again": again(folder),
         "plans": seen["plans"],
     }
 
@@ -87,6 +89,22 @@ def by_form(folder: Path) -> list[dict[str, Any]]:
         own = {"family": law.key.family, "regime": law.key.regime, "quantity": law.quantity, "runs": len(held)}
         found += [own | {"form": form, "error": float(np.abs(v / measured_n - 1).mean())} for form, v in told.items()]
     return sorted(found, key=lambda one: (one["family"], one["regime"], one["quantity"], one["error"]))
+
+
+def again(folder: Path) -> list[dict[str, Any]]:
+    """What laws say of the very largest runs once they are fitted to all others, as plans fit them to all: for each family, those
+    of :data:`FAR` times the fit's largest and more are hidden, and the held-out ones below are not. Made with the runs known."""
+    found = []
+    for key, own in groups(grid_points(folder)).items():
+        most = FAR * max((one.flops for one in own if not one.held_out and one.state == "finished"), default=np.inf)
+        if not any(one.flops >= most and one.held_out for one in own):
+            continue
+        points = [replace(one, held_out=one.held_out and one.flops >= most) for one in own]
+        laws, _ = fit_all(points, QUANTITIES)
+        for quantity, said in summary([row.to_json() for row in check(laws, points)[0]]).items():
+            fitted = next(len(law.measured.points) for law in laws if law.quantity == quantity)
+            found.append({"family": key.family, "regime": key.regime, "quantity": quantity, "fitted": fitted} | said)
+    return found
 
 
 def draw(found: Mapping[str, Any], to: Path) -> None:
@@ -173,6 +191,23 @@ def law_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return rows
 
 
+def again_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Laws of all but the very largest runs, on those, beside what the first laws had said of them."""
+    rows = [
+        "| grid | family | of | fitted to | foretold | off by, mean | at most | inside | width | the first laws | width |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        for said in one["again"]:
+            of_family = {point["name"] for point in one["points"] if point["family"] == said["family"]}
+            before = summary([row for row in one["checks"] if row["name"] in of_family])[said["quantity"]]["far"]
+            cells = [GRIDS[name], said["family"], said["quantity"], f"{said['fitted']} runs", f"{said['runs']:.0f}"]
+            cells += [percent(said["mean_error"], 2), percent(said["largest_error"], 2), percent(said["coverage"], 0)]
+            cells += [percent(said["mean_width"]), percent(before["mean_error"], 2), percent(before["mean_width"])]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def shares_of(law: Mapping[str, Any]) -> str:
     """The forms of a law, with what each counts."""
     blend = law["blend"]
@@ -208,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
         draw(seen, ROOT / "docs" / f"{name}.svg")
     found = results()
-    print("\n".join([*table(found), "", *law_table(found)]))
+    print("\n".join([*table(found), "", *law_table(found), "", *again_table(found)]))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def test_the_page_shows_points_laws_checks_and_refusals(grid: Path, largerec: Co
     later = {law["quantity"]: law for law in document["every_run"]}
     assert later["loss"]["runs"] == found["runs"] + 6 and "largerec plan</code> asks these" in markup
     assert later["loss"]["floor"]["value"] == pytest.approx(FLOOR, rel=0.02)
-    assert f"{later['loss']['floor']['value']:.4f} (" in markup, "the head compares the floor by every run with the exact one"
+    head = f"held-out ones too, say {later['loss']['floor']['value']:.4f} ({later['loss']['floor']['low']:.4f} to "
+    assert head in markup, "the head compares the floor by every run with the exact one"
+    assert later["loss"]["frontier"]["values"] != found["frontier"]["values"]
     assert document["compute"][0]["values"][0] > document["compute"][0]["values"][-1] > FLOOR
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scaling_points import SIZES, chinchilla, made, quality, repeated
 
+from largerec import show_scaling
 from largerec.accounting import training_flops_per_token, weightless_model
 from largerec.bundle import FORMAT, Bundle
 from largerec.engine import load
@@ -113,6 +114,20 @@ def test_a_plan_asks_the_laws_of_every_run(grid: Path) -> None:
     held = [point for point in points if point.held_out and point.state == "finished"]
     found = next(law for law in plan(grid, budget="1 core-minute")["laws"] if law["quantity"] == "loss")
     assert held and found["runs"] == len(points), "the largest runs, too"
+
+
+def test_a_plan_names_the_run_that_is_much_the_same(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(grid, budget="1 core-minute")
+    alike = [
+        point for point in made_points(grid)
+        if (point.layers, point.width) == (found["layers"], found["width"]) and 1 / 1.15 <= point.tokens / found["tokens"] <= 1.15
+    ]  # fmt: skip
+    assert (found["made"] is None) == (not alike) and found["made"] in {None, *(point.dir for point in alike)}
+    least = min(made_points(grid), key=lambda point: point.flops)
+    worst = plan(grid, target=f"loss={least.loss * 1.2}")
+    assert worst["made"] == least.dir, "the least that the laws may be asked about is the grid's own smallest run"
+    show_scaling.planned(worst)
+    assert f"Much the same run is in the grid: {least.dir}." in capsys.readouterr().out
 
 
 def test_a_target_takes_the_cheapest_recipe_that_reaches_it(grid: Path) -> None:

@@ -31,7 +31,7 @@ def script() -> ModuleType:
 def test_the_guide_shows_the_result_files(script: ModuleType) -> None:
     said, found = (ROOT / "docs" / "scale.md").read_text().splitlines(), script.results()
     assert found
-    for line in [*script.table(found), *script.law_table(found)]:
+    for line in [*script.table(found), *script.law_table(found), *script.again_table(found)]:
         assert line in said, f"docs/scale.md lacks this row of `python benchmarks/scaling.py`: {line}"
 
 
@@ -57,6 +57,13 @@ def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_pa
     wanted = r"\| the demo \| hstu \| loss \| `chinchilla` 0\.\d\d, .* \| it 0\.\d %, `.*`kaplan` [1-9]\.\d %.* \| 4\.\d{3} \(.*"
     wanted += r" \| `chinchilla`.* \| 4\.\d{3} \(.* \| 4\.200 \|"
     assert re.match(wanted, script.law_table({"scale-demo": found})[2])
+    loss, _ = found["again"]
+    far = [point for point in points if point.flops >= 8 * max(one.flops for one in points if not one.held_out)]
+    assert (loss["quantity"], loss["runs"], loss["fitted"]) == ("loss", len(far), len(points) - len(far)) and 0 < len(far) < held
+    assert loss["mean_error"] < 0.01, "noise is .2 %, and the form is known"
+    assert script.again_table({"scale-demo": found})[2].startswith(
+        f"| the demo | hstu | loss | {loss['fitted']} runs | {len(far)} |"
+    )
     script.draw(seen, tmp_path / "picture.svg")
     picture = (tmp_path / "picture.svg").read_text()
     assert picture.count("<circle") == 2 * len(points) + 1 and picture.count(" hollow") == 2 * held

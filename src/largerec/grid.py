@@ -27,8 +27,8 @@ class ScaleOptions(Options):
     ``histories``: the model's window; ``epochs``: passes over the data; ``versions``: paths in the place of ``data.path``, of
     logs that share their validation targets. The smallest size is run with ``seeds`` seeds, the others with one.
 
-    ``hold_out``: runs that need more than a ``hold_out``-th of the largest run's operations are never fitted on; they are
-    predicted first and run after that. ``budget``: core-minutes, as "20 core-minutes"; not given, all runs are made.
+    ``hold_out``: runs that need more than a ``hold_out``-th of the largest run's operations are predicted first and run after
+    that, so that they check the laws of the others. ``budget``: core-minutes, as "20 core-minutes"; not given, all runs are made.
 
     ``targets``: how many validation targets every run is measured on, always the same ones. ``checks``: validations of a run.
     ``hopeless``: a run is given up in its second half when its loss is so many nats above that of a run that needed no more

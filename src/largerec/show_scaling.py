@@ -76,6 +76,8 @@ def planned(found: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if found["made"] is not None:
+        to.print(f"Much the same run is in the grid: {found['made']}.", markup=False, soft_wrap=True)
     if found["chance"] is not None:
         to.print(f"Chance that one run reaches the target: {100 * found['chance']:.0f} %.", markup=False, soft_wrap=True)
     others = _table(

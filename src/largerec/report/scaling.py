@@ -14,7 +14,7 @@ WORDS = {"params": "parameters outside the tables", "tokens": "training tokens",
 
 def scaling_page(found: Document, to: Path) -> Path:
     """Write the page of a document of :func:`largerec.scaling.overview.overview` and return its path."""
-    quantities = list(dict.fromkeys(law["quantity"] for law in found["laws"])) or ["loss"]
+    quantities = list(dict.fromkeys(law["quantity"] for law in [*found["laws"], *found["every_run"]])) or ["loss"]
     groups = list(dict.fromkeys((point["family"], point["regime"]) for point in found["points"]))
     sections = [
         ("together", "Families over computing", _together(found, quantities, groups)),
@@ -39,7 +39,7 @@ def _head(found: Document) -> str:
     points = found["points"]
     held, finished = sum(p["held_out"] for p in points), sum(p["state"] == "finished" for p in points)
     families = ", ".join(page.text(name) for name in dict.fromkeys(p["family"] for p in points))
-    said = [f"{finished} finished runs of {families}, {held} of them held out: predicted, never fitted."]
+    said = [f"{finished} finished runs of {families}, {held} of them held out: predicted before laws were fitted to them."]
     for quantity, one in found["summary"].items():
         said.append(
             f"{page.text(quantity)} of {one['runs']:.0f} held-out runs: off by {_percent(one['mean_error'])} on average and "
@@ -58,7 +58,9 @@ def _head(found: Document) -> str:
             off = law["floor"]["value"] / found["irreducible"] - 1
             said.append(
                 f"The exact law of this generated log has a loss of {found['irreducible']:.4f}; runs of "
-                f"{page.text(law['family'])} say {law['floor']['value']:.4f} ({100 * off:+.1f} %) without knowing it."
+                f"{page.text(law['family'])}, {'held-out ones too' if found['every_run'] else 'held-out ones left aside'}, say "
+                f"{law['floor']['value']:.4f} ({law['floor']['low']:.4f} to {law['floor']['high']:.4f}; {100 * off:+.1f} %) "
+                "without knowing it."
             )
     lead = "".join(f'<p class="lead">{one}</p>' for one in said)
     if not found["refused"]:
@@ -166,8 +168,9 @@ def _laws(found: Document) -> str:
 
 def _every_run(found: Document) -> str:
     note = (
-        '<p class="soft">Fitted again after the check, to the held-out runs as well: <code>largerec plan</code> asks these. '
-        "No run has checked them; the curves above are those of the laws that were checked.</p>"
+        '<p class="soft">Fitted again after the check, to the held-out runs as well: <code>largerec plan</code> asks these, '
+        "and so does what this page says about spending operations. No run has checked them or their intervals; curves on this "
+        "page are those of the laws that were checked.</p>"
     )
     return note + _law_table(found["every_run"], "Laws of every run") if found["every_run"] else ""
 
@@ -183,7 +186,7 @@ def _law_table(laws: Sequence[Document], label: str) -> str:
                 f"{page.text(law['family'])}, {law['regime']}",
                 page.text(law["quantity"]),
                 f"{page.text(law['formula'])}<br><small>{_parameters(law['parameters'])}{_beside(law)}</small>",
-                f"{law['runs']} runs, {law['cells']} kinds",
+                f"{law['runs']} runs, {law['cells']} kinds{_share(law)}",
                 _percent(law["hidden_error"]),
                 page.text(tried),
                 _percent(law["noise"]),
@@ -193,6 +196,11 @@ def _law_table(laws: Sequence[Document], label: str) -> str:
         )
     head = ["", "of", "form", "from", "off, hidden", "forms tried", "noise of a run", "widened", "floor"]
     return page.table(head, rows, words=(2, 5), label=label)
+
+
+def _share(law: Document) -> str:
+    """How much of the runs a form was fitted to: it is chosen among shares of the largest, since small ones may follow no law."""
+    return "" if law["share_of_cells"] == 1 else f"<br><small>fitted to the largest {100 * law['share_of_cells']:.0f} %</small>"
 
 
 def _beside(law: Document) -> str:
@@ -240,7 +248,7 @@ def _checks(found: Document) -> str:
 
 def _frontier(found: Document) -> str:
     rows = []
-    for law in found["laws"]:
+    for law in found["every_run"] or found["laws"]:
         curve = law["frontier"]
         for at in range(0, len(curve["xs"]), 4):
             rows.append(

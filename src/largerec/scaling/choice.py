@@ -134,15 +134,16 @@ def cells_of(points: Sequence[Point]) -> Floats:
     for at in sorted(range(len(points)), key=lambda at: (points[at].tokens, points[at].unique_tokens, points[at].seed)):
         own = points[at]
         known = shapes.setdefault((own.layers, own.width, own.params), [])
-        near = (number for one, number in known if _near(one.tokens, own.tokens) and _near(one.unique_tokens, own.unique_tokens))
-        number_n[at] = found = next(near, count)
+        alike = (number for one, number in known if near(one.tokens, own.tokens) and near(one.unique_tokens, own.unique_tokens))
+        number_n[at] = found = next(alike, count)
         if found == count:
             known.append((own, count))
             count += 1
     return number_n
 
 
-def _near(one: float, other: float) -> bool:
+def near(one: float, other: float) -> bool:
+    """Whether two amounts of data are those of one cell."""
     return max(one, other) <= SAME * min(one, other)
 
 

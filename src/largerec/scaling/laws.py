@@ -263,7 +263,7 @@ def fit_law(points: Sequence[Point], quantity: str = "loss", *, loss: Law | None
     if measured.cells < FEWEST_CELLS:
         raise Refused(
             "few",
-            f"{named}: {measured.cells} different finished runs (beside seeds and held-out ones) are too few for a law, which "
+            f"{named}: {measured.cells} different finished runs (seeds are not counted) are too few for a law, which "
             f"needs at least {FEWEST_CELLS}. Add sizes or lengths to the grid.",
         )
     x = coordinates(measured.points)
@@ -355,13 +355,6 @@ def fit_to_every_run(
 ) -> tuple[list[Law], list[dict[str, Any]]]:
     """Laws of all finished runs, those that were held out too: after the check they are the largest that are known."""
     return fit_all([replace(point, held_out=False) for point in points], quantities, seed=seed)
-
-
-def every_run(points: Sequence[Point], quantities: Sequence[str], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Laws of all finished runs, as plain values; none where no held-out run has finished, since they are those of the fit."""
-    if not any(point.held_out and point.state == "finished" for point in points):
-        return []
-    return [law.to_json() for law in fit_to_every_run(points, quantities, seed=seed)[0]]
 
 
 def compute_law(points: Sequence[Point], seed: int = 0) -> Fit | None:

@@ -12,7 +12,7 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.scaling.choice import Measured, Place, coordinates
 from largerec.scaling.forms import Floats
-from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, every_run, fit_all, groups, summary
+from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, fit_to_every_run, groups, summary
 from largerec.scaling.plan import PLANS, USUAL, grid_points
 from largerec.scaling.points import Point
 from largerec.scaling.spending import frontier, places_at
@@ -26,7 +26,7 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
     """Fit the laws of a grid again, which gives what ``scale`` had, and draw them: a document of plain values.
 
     Keys: ``dir``, ``points``, ``laws`` (each with ``curves`` over parameters and tokens and its ``frontier`` over operations),
-    ``every_run`` (laws of the held-out runs, too, which plans ask; empty where none was held out),
+    ``every_run`` (laws of the held-out runs, too, which plans ask, with their ``frontier``; none where no such run has finished),
     ``compute`` (the loss as a function of operations alone, by family), ``refused``, ``checks`` and their ``summary``, ``plans``.
 
     Raises:
@@ -36,13 +36,15 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
     points = grid_points(place)
     laws, refused = fit_all(points, quantities)
     checks, unsaid = _checks(place, laws, points)
+    again = any(point.held_out and point.state == "finished" for point in points)
+    later, not_even = fit_to_every_run(points, quantities) if again else ([], [])
     return {
         "dir": str(folder),
         "points": [point.to_json() for point in points],
         "laws": [law.to_json() | {"curves": _curves(law, points), "frontier": _frontier(law, points)} for law in laws],
-        "every_run": every_run(points, quantities),
+        "every_run": [law.to_json() | {"frontier": _frontier(law, points)} for law in later],
         "compute": _compute(points),
-        "refused": [*refused, *unsaid],
+        "refused": [*refused, *unsaid, *not_even],
         "checks": checks,
         "summary": summary(checks),
         "plans": _plans(place),
@@ -145,6 +147,6 @@ def _plans(folder: Path) -> list[dict[str, Any]]:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError):
             continue
         if isinstance(document, dict) and "predicted" in document:
-            names = ("recipe", "asked", "family", "size", "params", "tokens", "core_minutes", "predicted", "serving")
+            names = ("recipe", "asked", "family", "size", "params", "tokens", "core_minutes", "predicted", "serving", "runs")
             found.append({name: document.get(name) for name in names} | {"checked": document.get("checked")})
     return found

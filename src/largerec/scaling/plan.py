@@ -18,6 +18,7 @@ from largerec.errors import LargeRecError
 from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.candidates import MARGIN, Candidate, asked_target, candidates, milliseconds, shapes
+from largerec.scaling.choice import Place, near
 from largerec.scaling.data import GridData, judge
 from largerec.scaling.laws import Law, Refused, fit_to_every_run, law_for, predicted_by
 from largerec.scaling.points import FILE, Point, read_points
@@ -100,7 +101,7 @@ def plan(
         found += [one for shape in shapes(folder, points, law) for one in candidates(shape, law, asked.budget)]
     watch = Stopwatch(whole_run(folder, points), _speed(points))
     chosen, times = _chosen(found, asked, watch)
-    return _written(folder, to, asked, chosen, times, laws, refused, found)
+    return _written(folder, to, asked, chosen, times, points, laws, refused, found)
 
 
 def grid_points(folder: Path) -> list[Point]:
@@ -162,6 +163,7 @@ def _written(
     asked: Asked,
     chosen: Candidate,
     times: dict[int, Serving],
+    points: Sequence[Point],
     laws: Sequence[Law],
     refused: Sequence[dict[str, Any]],
     found: Sequence[Candidate],
@@ -189,6 +191,8 @@ def _written(
         "epochs": recipe.train.max_epochs,
         "predicted": predicted,
         "chance": chance,
+        "runs": None if law is None else len(law.measured.points),
+        "made": _made(points, chosen),
         "margin": MARGIN,
         "others": _others(found, asked, times),
         "laws": [one.to_json() for one in laws],
@@ -200,6 +204,17 @@ def _written(
     Bundle(file.parent).write_text(file.name, as_toml(recipe, comment))
     Bundle(file.parent).write_json(f"{file.stem}.json", document)
     return document
+
+
+def _made(points: Sequence[Point], chosen: Candidate) -> str | None:
+    """The folder of a finished run of the grid that is, but for a seventh of the data, what is proposed."""
+    own = chosen.place
+    for point in points:
+        there = Place.of(point)
+        same = (there.family, there.layers, there.width, there.regime) == (own.family, own.layers, own.width, own.regime)
+        if point.state == "finished" and same and near(there.tokens, own.tokens) and near(there.unique_tokens, own.unique_tokens):
+            return point.dir
+    return None
 
 
 def _row(one: Candidate, times: dict[int, Serving]) -> dict[str, Any]:

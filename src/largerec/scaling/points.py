@@ -39,7 +39,7 @@ class Point:
         metrics: ranking quality on the same targets, as ``ndcg@10``.
         entropy: of the training sequences, in nats an event, as :mod:`largerec.audit.information` estimates it.
         regime: whether training saw its events once or repeated them.
-        held_out: one of the grid's largest runs, on which laws are checked and never fitted.
+        held_out: one of the grid's largest runs, on which laws of the others are checked.
         state: ``stopped``: given up as hopeless; ``failed``: diverged, and ``loss`` is NaN.
         irreducible: cross-entropy of the exact law on the same targets, where the log is a generated one.
         popularity: cross-entropy of how often training has each item, on the same targets: what a model reaches that knows no

@@ -24,7 +24,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.choice import Place
 from largerec.scaling.data import GridData
-from largerec.scaling.laws import Law, Refused, every_run, fit_all, predicted_by, summary
+from largerec.scaling.laws import Law, Refused, fit_all, predicted_by, summary
 from largerec.scaling.points import FILE, Point, read_points, write_point
 from largerec.scaling.runs import Clock, OutOfBudget, check_data, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
@@ -297,7 +297,6 @@ def _written(
         "points": [point.to_json() for point in points],
         "laws": [law.to_json() for law in laws],
         "refused": list(refused),
-        "every_run": every_run(points, QUALITIES, seed=recipe.seed),
         "predictions": predictions,
         "checks": checked,
         "summary": summary(checked),
