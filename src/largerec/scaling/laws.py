@@ -148,8 +148,9 @@ class Law:
             if name not in self.uses and not self._covers(name) and not low / 1.1 <= asked <= high * 1.1:
                 return Refused(
                     "along",
-                    f"the runs of the fit have {low:.3g} to {high:.3g} {words[name]}, too few different numbers to tell what "
-                    f"they do; {asked:.3g} lies outside. Add runs with at least three different numbers of {words[name]}.",
+                    f"the law that foretold the fit's own largest runs best, {self.form.name}, knows nothing of {words[name]}: "
+                    f"the fit has {low:.3g} to {high:.3g} of them, and {asked:.3g} lies outside. Add runs with three different "
+                    "numbers of them and more, long enough to show what they do.",
                 )
         return None
 
