@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from largerec.scaling import laws
 from largerec.scaling.points import Point
 
 Loss = Callable[[float, float], float]
@@ -79,3 +82,21 @@ def made(
 def repeated(points: list[Point], unique: int) -> list[Point]:
     """The same points over so few different events that they come again."""
     return [replace(p, unique_tokens=unique, epochs=p.tokens / unique, regime="repeated", name=f"{p.name}-again") for p in points]
+
+
+FITTED: dict[str, laws.Law] = {}
+
+
+@pytest.fixture(autouse=True)
+def fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is made of laws: those of the same points are the same, so each is fitted once in a process."""
+    fit_law = laws.fit_law
+
+    def once(points: Sequence[Point], quantity: str = "loss", *, loss: laws.Law | None = None, seed: int = 0) -> laws.Law:
+        known = [point.to_json() for point in points if not point.held_out]
+        key = json.dumps([known, quantity, loss is None, seed])
+        if key not in FITTED:
+            FITTED[key] = fit_law(points, quantity, loss=loss, seed=seed)
+        return FITTED[key]
+
+    monkeypatch.setattr(laws, "fit_law", once)

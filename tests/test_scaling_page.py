@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scaling_points import FLOOR, kaplan, made
+from scaling_points import FLOOR, fitted_once, kaplan, made  # noqa: F401
 from test_cli import Command, largerec  # noqa: F401
 
 from largerec.errors import LargeRecError

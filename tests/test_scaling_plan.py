@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scaling_points import SIZES, chinchilla, made, quality, repeated
+from scaling_points import SIZES, chinchilla, fitted_once, made, quality, repeated  # noqa: F401
 
 from largerec import show_scaling
 from largerec.accounting import training_flops_per_token, weightless_model
@@ -21,7 +20,6 @@ from largerec.errors import LargeRecError
 from largerec.models import non_embedding_parameters
 from largerec.recipe import Recipe, load_recipe, recipe_from
 from largerec.scaling import laws, spending
-from largerec.scaling import plan as module
 from largerec.scaling.candidates import asked_target, candidates, mean_context, milliseconds, of_size, shapes
 from largerec.scaling.choice import Measured, fit_form
 from largerec.scaling.data import GridData, judge
@@ -67,22 +65,6 @@ def made_grid(folder: Path, points: list[Point] | None = None, data: int = DATA)
         bundle.write_json("recipe.json", {"format": FORMAT, "recipe": grid_recipe(own.size, bundle.path, users).to_json()})
         write_point(folder, own)
     return points
-
-
-@pytest.fixture(autouse=True)
-def fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laws of the same points are the same: each is fitted once in a process."""
-
-    def fit_to_every_run(points: Sequence[Point], quantities: Sequence[str]) -> Any:
-        key = json.dumps([[point.to_json() for point in points], quantities])
-        if key not in FITTED:
-            FITTED[key] = laws.fit_to_every_run(points, quantities)
-        return FITTED[key]
-
-    monkeypatch.setattr(module, "fit_to_every_run", fit_to_every_run)
-
-
-FITTED: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")

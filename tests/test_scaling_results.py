@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from scaling_points import made
+from scaling_points import fitted_once, made  # noqa: F401
 
 from largerec.scaling.laws import check, fit_all, summary
 from largerec.scaling.points import write_point
