@@ -200,10 +200,11 @@ def again_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, one in found.items():
         for said in one["again"]:
             of_family = {point["name"] for point in one["points"] if point["family"] == said["family"]}
-            before = summary([row for row in one["checks"] if row["name"] in of_family])[said["quantity"]]["far"]
+            before = summary([row for row in one["checks"] if row["name"] in of_family]).get(said["quantity"], {}).get("far")
             cells = [GRIDS[name], said["family"], said["quantity"], f"{said['fitted']} runs", f"{said['runs']:.0f}"]
             cells += [percent(said["mean_error"], 2), percent(said["largest_error"], 2), percent(said["coverage"], 0)]
-            cells += [percent(said["mean_width"]), percent(before["mean_error"], 2), percent(before["mean_width"])]
+            cells.append(percent(said["mean_width"]))
+            cells += ["-", "-"] if before is None else [percent(before["mean_error"], 2), percent(before["mean_width"])]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 
