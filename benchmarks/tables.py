@@ -1,4 +1,4 @@
-"""Print the README's quality table from the result files in benchmarks/results (a test holds the README to it).
+"""Print the tables of docs/results.md from the result files in benchmarks/results (a test holds the pages to them).
 
 python benchmarks/tables.py
 """

@@ -1,4 +1,4 @@
-"""The README: what it promises first, and that its numbers are those of the result files."""
+"""The README: what it promises first; and that its numbers and those of docs/results.md are of the result files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -35,7 +36,12 @@ def test_the_tables_are_those_of_the_result_files(part: str) -> None:
     lines = getattr(tables(), part)()
     assert len(lines) > 2, "there are results"
     for line in lines:
-        assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
+        assert line in PAGE, f"docs/results.md lacks this row of `python benchmarks/tables.py`: {line}"
+
+
+def test_the_readme_has_a_table_of_real_data_and_one_of_speed_and_both_are_on_the_page_of_results() -> None:
+    shown = [*tables().leave_one_out(), *tables().speed()]
+    assert set(shown) <= set(README.splitlines()) and set(shown) <= set(PAGE)
 
 
 def test_the_tables_of_the_guide_to_ranking_are_those_of_the_result_files() -> None:
@@ -54,7 +60,7 @@ def test_what_is_said_of_one_moment_is_in_the_result_file() -> None:
 
 def test_the_table_of_families_is_that_of_the_result_files_there_are() -> None:
     for line in tables().zoo():
-        assert line in README.splitlines(), f"the README lacks this row of `python benchmarks/tables.py`: {line}"
+        assert line in PAGE, f"docs/results.md lacks this row of `python benchmarks/tables.py`: {line}"
 
 
 def test_what_the_readme_says_of_the_generated_log_is_in_the_result_file() -> None:
