@@ -22,7 +22,7 @@ from represent import RECIPE
 from tables import RESULTS, four
 from variants import Bench, Variant, described
 
-from largerec.compare import Row, recommend_ms
+from largerec.compare_table import Row, recommend_ms
 from largerec.doctor import processor
 from largerec.engine import ModelScorer, load
 from largerec.evaluate import evaluate

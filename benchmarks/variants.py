@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from tables import four, holm
 
 from largerec.bundle import Bundle
-from largerec.compare import ADVICE, Row, paired, row_ranks
+from largerec.compare import ADVICE
+from largerec.compare_table import Row, paired, row_ranks
 from largerec.evaluate import evaluate
 from largerec.experiments import placed
 from largerec.recipe import Recipe, load_recipe

@@ -36,6 +36,7 @@ LEVELS = (
     "experiments ensemble quantise tune order cures",
     "scaling update report serve doctor estimate show show_scaling show_ablated",
     "compare_tasks",
+    "compare_table",
     "bench compare ablate",
     "cli cli_data",
 )

@@ -23,7 +23,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from largerec import cures, manifest, metrics
 from largerec.batches import TrainingBatches
-from largerec.compare import NAME, Row, finished_run, row_ranks
+from largerec.compare import NAME, finished_run
+from largerec.compare_table import Row, row_ranks
 from largerec.curate import curate
 from largerec.curate.plan import Plan, Step, check_labels, plan_from
 from largerec.curate.taking import stage_column
