@@ -39,6 +39,8 @@ VARIANTS = {
     "words": Variant(('model.side.columns=["title", "attr_ids"]',), "plain"),
     "window-25": Variant(("batch.max_length=25",), "plain"),
     "window-25-sampled": Variant(("batch.max_length=25", "batch.window=sample"), "window-25"),
+    "average-.99": Variant(("train.average=0.99",), "plain"),
+    "average-.999": Variant(("train.average=0.999",), "plain"),
     "sampled": Variant((SAMPLED,), "plain"),
     "sampled-mixed": Variant((SAMPLED, "objective.sampling=mixed"), "sampled"),
     "sampled-mol": Variant((SAMPLED, "head.similarity=mol"), "sampled"),
