@@ -159,14 +159,18 @@ OPTION_TABLES = option_tables()
 @pytest.mark.parametrize("heading", OPTION_TABLES)
 def test_every_option_stands_in_its_table_with_its_default(heading: str) -> None:
     found = sections(text_of("recipes.md"))
-    assert heading in found, f"docs/recipes.md has no heading {heading!r}"
+    wanted = "\n".join(f"| `{name}` | {default} | {allowed} | ... |" for name, default, allowed in OPTION_TABLES[heading])
+    assert heading in found, f"docs/recipes.md has no heading {heading!r}; its table is, but for the meanings:\n{wanted}"
     rows = [(row[0].strip("`"), row[1], row[2]) for row in table_rows(found[heading])]
-    assert rows == OPTION_TABLES[heading]
+    assert rows == OPTION_TABLES[heading], f"docs/recipes.md, {heading}: the rows should be, but for the meanings:\n{wanted}"
 
 
 def test_every_option_has_a_meaning_and_every_group_a_heading() -> None:
     found = sections(text_of("recipes.md"))
-    assert [heading for heading in found if heading.startswith("[")] == [h for h in documented_order() if h.startswith("[")]
+    there, wanted = ([one for one in headings if one.startswith("[")] for headings in (found, documented_order()))
+    assert there == wanted, (
+        f"docs/recipes.md lacks {sorted(set(wanted) - set(there))}, has more {sorted(set(there) - set(wanted))}"
+    )
     assert all(len(row) == 4 and row[3] for heading in OPTION_TABLES for row in table_rows(found[heading]))
 
 
@@ -466,11 +470,15 @@ def test_the_example_model_keeps_the_contract(tmp_path: Path) -> None:
     try:
         spec.loader.exec_module(module)
         options = module.NextItNetOptions(size="nano").resolved()
-        model = module.NextItNet(options, 10, SIZES_LENGTH)
+        model = module.NextItNet(options, 20, SIZES_LENGTH)
     finally:
         del sys.modules[spec.name]
     item_T, offsets_B1 = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5])
     whole = model.eval()(Batch(item_T, torch.full((5,), -1), offsets_B1))
     alone = model(Batch(item_T[2:], torch.full((3,), -1), torch.tensor([0, 3])))
     torch.testing.assert_close(whole[2:], alone)
+    long_T, ends_2 = torch.arange(1, 17), torch.tensor([0, 16])
+    far = model(Batch(long_T, torch.full((16,), -1), ends_2))
+    other = model(Batch(torch.cat([torch.tensor([19]), long_T[1:]]), torch.full((16,), -1), ends_2))
+    assert ((far - other).abs().amax(1) > 1e-4).all(), "all of eight events with their actions reach the last state at depth 2"
     assert abs(non_embedding_parameters(model) / TARGETS["nano"] - 1) < 0.1
