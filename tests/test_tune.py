@@ -127,6 +127,15 @@ def test_a_trial_below_the_median_is_given_up(tmp_path: Path, monkeypatch: pytes
     assert told["settings"] == found.trials[3]["settings"] and "curve" not in told["all"][0]
 
 
+def test_a_trial_that_ends_well_is_kept_where_giving_up_begins_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [0.05, 0.06, 0.07, 0.08, 0.08, 0.09, 0.9]
+    monkeypatch.setattr(module, "train", trained({"trial-0": [0.1 * at for at in range(1, 8)], "trial-1": slow}, []))
+    for validations, ends in ((6, "pruned"), (2, "pruned"), (7, "finished")):
+        found = tune(recipe_of(tmp_path, f"tune.prune_from={validations}"), 2, tmp_path / str(validations), HASHES, quiet=True)
+        assert found.trials[1]["state"] == ends and found.best == (ends == "finished")
+        assert len(found.trials[1]["curve"]) == (7 if ends == "finished" else validations)
+
+
 def test_trials_that_diverge_are_failures_and_the_first_best_wins_ties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained({}, [])
 
@@ -181,6 +190,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, monkeypatch: py
     for recipe, data, said in (
         (recipe_of(tmp_path, "optim.clip=1"), HASHES, "recipe.optim.clip: 5.0 -> 1.0"),
         (recipe_of(tmp_path, "tune.space.model.dropout=[0.1]"), HASHES, "space.model.dropout"),
+        (recipe_of(tmp_path, "tune.prune_from=9"), HASHES, "prune_from: 6 -> 9"),
         (recipe_of(tmp_path), {"data_hash": "other"}, "data: 'hash' -> 'other'"),
     ):
         with pytest.raises(LargeRecError, match="trials of another search") as caught:

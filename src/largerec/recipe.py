@@ -88,9 +88,11 @@ class TuneOptions(Options):
     """``space``: what ``largerec compare --trials`` may change: options to a list of choices or a range.
 
     Both ``optim.learning_rate = {low = 0.0005, high = 0.004, log = true}`` and ``model.dropout = [0.3, 0.5]`` under
-    ``[tune.space]`` name an option by its dotted key. Nothing else reads this group.
+    ``[tune.space]`` name an option by its dotted key. ``prune_from``: validations of its own before a trial may be given up; a
+    trial that learns slowly and ends well, as with a lower rate, wants more of them. Nothing else reads this group.
     """
 
+    prune_from: int = Field(6, ge=1)
     space: dict[str, Range | tuple[Any, ...]] = Field({})
 
     @field_validator("space", mode="before")

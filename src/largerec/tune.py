@@ -27,9 +27,9 @@ from largerec.writing import make_folder
 
 AT_RANDOM = 3
 """Trials before the estimator has a say, trial 0 among them."""
-PRUNE_AFTER, PRUNE_FROM = 1, 6
+PRUNE_AFTER = 1
 """A trial is given up when its best validation so far is below the median of the others' at that point: once this many are
-finished, and not before this many validations of its own."""
+finished, and not before ``tune.prune_from`` validations of its own."""
 NOT_TO_TUNE = (
     "seed",
     "name",
@@ -222,7 +222,7 @@ def _trial(recipe: Recipe, space: Space, records: list[dict[str, Any]], place: B
     number = len(records)
     give_up: Callable[[list[float]], bool] = _never
     if number:
-        drawn, give_up = _proposal(recipe.seed, space, records)
+        drawn, give_up = _proposal(recipe, space, records)
     else:
         own = flatten(recipe.resolved().to_json())
         drawn = {k: own[k] if isinstance(v, Range) else v.index(own[k]) for k, v in space.items()}
@@ -251,7 +251,9 @@ def needed_optuna() -> ModuleType:
     return optuna
 
 
-def _proposal(seed: int, space: Space, records: list[dict[str, Any]]) -> tuple[dict[str, Any], Callable[[list[float]], bool]]:
+def _proposal(
+    recipe: Recipe, space: Space, records: list[dict[str, Any]]
+) -> tuple[dict[str, Any], Callable[[list[float]], bool]]:
     """What optuna proposes next, drawn from the records and (seed, number) alone, and whether it gives up at a validation curve.
 
     Choices are drawn by their place, so that a choice may be any value.
@@ -266,11 +268,11 @@ def _proposal(seed: int, space: Space, records: list[dict[str, Any]]) -> tuple[d
             kinds[key] = optuna.distributions.IntDistribution(values.low, values.high, log=values.log)
         else:
             kinds[key] = optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
-    drawn_by = int(np.random.SeedSequence([seed, len(records)]).generate_state(1)[0])
+    drawn_by = int(np.random.SeedSequence([recipe.seed, len(records)]).generate_state(1)[0])
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(n_startup_trials=AT_RANDOM, seed=drawn_by),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER, n_warmup_steps=PRUNE_FROM),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER, n_warmup_steps=recipe.tune.prune_from),
     )
     states = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for record in records:
@@ -338,7 +340,7 @@ def _check_same_search(recipe: Recipe, place: Bundle, hashes: Mapping[str, str])
     """Keep, or compare, what the trials depend on: records of another search would mislead this one."""
     settings = {key: value for key, value in flatten(recipe.resolved().to_json()).items() if not key.startswith(NOT_OF_TRAINING)}
     search: dict[str, Any] = {name.removesuffix("_hash"): value for name, value in hashes.items() if name != "random_hash"}
-    search |= {"space": recipe.tune.model_dump(mode="json")["space"], "recipe": settings}
+    search |= {**recipe.tune.model_dump(mode="json"), "recipe": settings}
     search = json.loads(json.dumps(search))
     if not place.file("search.json").is_file():
         return place.write_json("search.json", search)
