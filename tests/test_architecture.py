@@ -29,7 +29,7 @@ LEVELS = (
     "objectives contrastive optim ranking hard_negatives choice averaging grid",
     "recipe",
     "bundle forgetting accounting progress split_log transfer",
-    "engine",
+    "engine devices interrupts",
     "evaluate evaluate_tasks evaluate_lists evaluate_exposure evaluate_random",
     "train",
     "learner",

@@ -40,6 +40,7 @@ RESULT_KEYS = {
     "train_flops",
     "train_seconds",
     "threads",
+    "device",
     "steps",
     "best_step",
     "validation",

@@ -106,6 +106,14 @@ class Batch:
         names = [field.name for field in fields(self) if field.name.endswith(("_T", "_TA"))]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        if self.item_T.device == device:
+            return self
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
+        features = {name: value.to(device, non_blocking=True) for name, value in self.features.items()}
+        return replace(self, **moved, offsets_B1=self.offsets_B1.to(device, non_blocking=True), features=features)
+
     @property
     def n_tokens(self) -> int:
         return int(self.item_T.shape[0])
@@ -118,7 +126,7 @@ class Batch:
     def position_T(self) -> torch.Tensor:
         """Position of each token within its own history, from 0 (after what is in a cache, from ``past``)."""
         starts_T = torch.repeat_interleave(self.offsets_B1[:-1], self.lengths_B, output_size=self.n_tokens)
-        return torch.arange(self.past, self.past + self.n_tokens) - starts_T
+        return torch.arange(self.past, self.past + self.n_tokens, device=starts_T.device) - starts_T
 
     def pieces(self, count: int) -> list[Batch]:
         """The batch as at most ``count`` batches of whole histories with about equal numbers of tokens; none is empty."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from largerec.accounting import training_flops_per_token
+from largerec.devices import device_gflops, named, wait_for
 from largerec.doctor import matrix_gflops
 from largerec.kernels import describe
 from largerec.progress import Progress
@@ -40,6 +41,7 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
 
         def done(part: str) -> None:
             nonlocal started
+            wait_for(trainer.device)
             now = time.perf_counter()
             seconds[part][-1] += now - started
             started = now
@@ -58,7 +60,8 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         flops = training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context)
         precision = trainer.recipe.train.precision
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        limit = matrix_gflops(torch, kind, torch.get_num_threads())
+        limit = _limit(trainer.device, kind)
+        memory = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 0
     return {
         "name": recipe.name,
         "tokens_per_s": round(float(median), 1),
@@ -66,9 +69,16 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         "tokens_a_step": round(float(np.mean(tokens[warmup:])), 1),
         "seconds_by_part": {part: round(float(np.median(values[warmup:])), 6) for part, values in seconds.items()},
         "memory_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+        **({"device_memory_peak_mb": round(memory / 1e6)} if memory else {}),
         "gflops_done": round(float(median) * flops / 1e9, 2),
         "gflops_of_matrix_products": round(limit, 1),
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "kernels": describe(),
+        "device": named(trainer.device),
+        "kernels": describe(trainer.device.type),
     }
+
+
+def _limit(device: torch.device, kind: torch.dtype) -> float:
+    """GFLOP/s of square matrix products on the device that trains."""
+    return matrix_gflops(torch, kind, torch.get_num_threads()) if device.type == "cpu" else device_gflops(device, kind)

@@ -158,11 +158,12 @@ def info_nce(one_BD: torch.Tensor, other_BD: torch.Tensor, target_B: torch.Tenso
     n = 2 * len(one_BD)
     unit_ND = unit_rows(torch.cat([one_BD, other_BD]).float())
     scaled_ND, target_N = unit_ND / temperature, torch.cat([target_B, target_B])
-    partner_N = torch.arange(n).roll(n // 2)
+    place_N = torch.arange(n, device=unit_ND.device)
+    partner_N = place_N.roll(n // 2)
     total = unit_ND.new_zeros(())
-    for rows in torch.split(torch.arange(n), max(1, CHUNK_ELEMENTS // n)):
+    for rows in torch.split(place_N, max(1, CHUNK_ELEMENTS // n)):
         never_CN = target_N[rows][:, None] == target_N
-        never_CN[torch.arange(len(rows)), partner_N[rows]] = False
+        never_CN[place_N[: len(rows)], partner_N[rows]] = False
         given: tuple[Any, ...] = (unit_ND[rows], scaled_ND, never_CN, partner_N[rows])
         total = total + checkpoint(_row_losses, *given, use_reentrant=False, preserve_rng_state=False)
     return total / n

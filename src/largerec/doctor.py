@@ -373,7 +373,8 @@ def check_cuda(torch: ModuleType) -> Finding:
         devices = [torch.cuda.get_device_properties(index) for index in range(count)]
     value = [{"name": device.name, "memory": device.total_memory} for device in devices]
     if devices:
-        return Finding("cuda", "ok", ", ".join(f"{device.name} ({gib(device.total_memory)})" for device in devices), value)
+        said = ", ".join(f"{device.name} ({gib(device.total_memory)})" for device in devices)
+        return Finding("cuda", "ok", f"{said}; train.device=cuda trains on it", value)
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         reason = f": {caught[0].message}" if caught else ""
         fix = "install the build of torch that fits the driver: make clean setup PIP_ARGS=... (see the Makefile)"

@@ -73,7 +73,7 @@ def measure(engine: Engine, row_N: np.ndarray, list_length: int = 0) -> Measurem
         masked.append(ranks(scores_QV, target_Q))
         if list_length:
             value_QK, item_QK = top_k(scores_QV, list_length)
-            lists.append(item_QK.masked_fill(torch.isneginf(value_QK), -1).numpy())
+            lists.append(item_QK.masked_fill(torch.isneginf(value_QK), -1).cpu().numpy())
     return Measurement(
         row_N=row_N,
         user_N=np.searchsorted(engine.sequences.offsets_U1, row_N, side="right") - 1,

@@ -133,7 +133,7 @@ class ItemTable(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        weight_VD: torch.Tensor = self(torch.arange(self.n_items))
+        weight_VD: torch.Tensor = self(torch.arange(self.n_items, device=next(self.parameters()).device))
         return weight_VD
 
 

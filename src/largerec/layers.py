@@ -147,13 +147,15 @@ def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     """Drop each number with probability p (to the nearest 1/65536) and scale the rest by 1 / (1 - p).
 
     torch's own dropout draws one Bernoulli number at a time on a CPU and took a sixth of a training step; here one 64-bit draw
-    of the same generator decides four numbers.
+    of the same generator decides four numbers. Elsewhere torch's own runs.
     """
     if not training or p == 0.0:
         return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     keep = bits[: x.numel()].view(x.shape) >= round(p * 65536) - 32768
-    return x * keep.to(x.device, x.dtype).mul_(1 / (1 - p))
+    return x * keep.to(x.dtype).mul_(1 / (1 - p))
 
 
 def init_weight(weight: torch.Tensor) -> None:

@@ -20,6 +20,8 @@ from largerec.options import Options
 
 CHUNK_ELEMENTS = 16_000_000
 """Scores that are held at a time, at most."""
+DEVICE_ELEMENTS = 128_000_000
+"""The same on a CUDA device, where there is room and each block costs a dozen launches."""
 CHUNK_ROWS, BLOCK_KEYS = 256, 2048
 """Rows and keys whose scores a cache of 2 MB holds (measured on a Zen 3; docs/log.md, 26 November)."""
 
@@ -126,14 +128,16 @@ class _ChunkedSoftmax(torch.autograd.Function):
         query_gradient_TD, key_gradient_VD = torch.empty_like(queries), torch.zeros_like(keys_VD)
         losses = []
         wide = torch.promote_types(kind, torch.float32)
-        blocks = torch.split(keys, BLOCK_KEYS)
-        rows = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // len(keys)))
+        on_cpu = keys.device.type == "cpu"
+        width, most = (BLOCK_KEYS, CHUNK_ROWS) if on_cpu else (len(keys), len(queries))
+        blocks = torch.split(keys, width)
+        rows = max(1, min(most, (CHUNK_ELEMENTS if on_cpu else DEVICE_ELEMENTS) // len(keys)))
         kept = keys.new_empty(min(rows, len(queries)) * len(keys))
         for start in range(0, len(queries), rows):
             part = slice(start, start + rows)
             q_CD, target_C = queries[part], target_T[part]
             narrow_CD, own_CD = q_CD.to(kind), keys[target_C]
-            room = torch.split(kept[: len(q_CD) * len(keys)], len(q_CD) * BLOCK_KEYS)
+            room = torch.split(kept[: len(q_CD) * len(keys)], len(q_CD) * width)
             p_NCB = [room_CB.view(len(q_CD), -1) for room_CB in room]
             statistics_N2C, products_NCD = [], []
             for key_BD, p_CB in zip(blocks, p_NCB, strict=True):
@@ -152,7 +156,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
             if weight_T is not None:
                 gradient_CD.mul_(weight_T[part, None])
                 q_CD = q_CD * weight_T[part, None]
-            for p_CB, share_C1, key_gradient_BD in zip(p_NCB, share_NC1, torch.split(key_gradient_VD, BLOCK_KEYS), strict=True):
+            for p_CB, share_C1, key_gradient_BD in zip(p_NCB, share_NC1, torch.split(key_gradient_VD, width), strict=True):
                 if kind == keys_VD.dtype:
                     key_gradient_BD.addmm_(p_CB.T, q_CD * share_C1)
                 else:
@@ -209,8 +213,8 @@ class Hits(NamedTuple):
         ordered_K, order_K = negative_K.sort()
         first_T = torch.searchsorted(ordered_K, target_T)
         count_T = torch.searchsorted(ordered_K, target_T, right=True) - first_T
-        row = torch.repeat_interleave(torch.arange(len(target_T)), count_T)
-        within = torch.arange(len(row)) - torch.repeat_interleave(count_T.cumsum(0) - count_T, count_T)
+        row = torch.repeat_interleave(torch.arange(len(target_T), device=target_T.device), count_T)
+        within = torch.arange(len(row), device=row.device) - torch.repeat_interleave(count_T.cumsum(0) - count_T, count_T)
         return cls(row, order_K[first_T[row] + within])
 
 
@@ -236,12 +240,12 @@ class _SharedSoftmax(torch.autograd.Function):
         query_gradient_TD, key_gradient_KD = torch.empty_like(queries_TD), torch.zeros_like(keys_KD)
         positive_gradient_T = torch.empty_like(positive_T)
         losses = []
-        rows = max(1, CHUNK_ELEMENTS // len(keys))
+        rows = max(1, (CHUNK_ELEMENTS if keys.device.type == "cpu" else DEVICE_ELEMENTS) // len(keys))
         for start in range(0, len(queries_TD), rows):
             part = slice(start, start + rows)
             query_CD, positive_C = queries_TD.detach()[part], positive_T.detach()[part]
             p_CK = query_CD.to(kind) @ keys.T
-            first, last = torch.searchsorted(hits.row, torch.tensor([start, start + rows])).tolist()
+            first, last = torch.searchsorted(hits.row, hits.row.new_tensor([start, start + rows])).tolist()
             p_CK[hits.row[first:last] - start, hits.column[first:last]] = float("-inf")
             largest_C, sum_C = exp_rows_(p_CK, factor_K, positive_C)
             largest_C = largest_C + top
@@ -295,16 +299,20 @@ def softmax_of_scores(
 
 
 class Objective:
-    """The loss that a recipe names, with its negative sampler (torch's global random state)."""
+    """The loss that a recipe names, with its negative sampler (torch's global random state, on the CPU)."""
 
     def __init__(
-        self, options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions, counts_V: torch.Tensor
+        self,
+        options: SoftmaxOptions | SampledSoftmaxOptions | BCEOptions | GBCEOptions,
+        counts_V: torch.Tensor,
+        device: torch.device | None = None,
     ) -> None:
         self.options, self.size = options, len(counts_V)
         law_V = options.law(counts_V) if isinstance(options, SampledSoftmaxOptions) else None
         self.corrected = isinstance(options, SampledSoftmaxOptions) and options.logq
         self.cumulative_V = None if law_V is None else law_V.cumsum(0)
-        self.log_q_V = torch.full((self.size,), -self._log_size()) if law_V is None else law_V.log().float()
+        log_q_V = torch.full((self.size,), -self._log_size()) if law_V is None else law_V.log().float()
+        self.log_q_V = log_q_V.to(device)
 
     def _log_size(self) -> float:
         return float(torch.tensor(float(self.size)).log())
@@ -360,6 +368,7 @@ class Objective:
         if negatives is None:
             negatives = self.draw(len(target_T))
             assert negatives is not None
+            negatives = negatives.to(target_T.device)
         log_q_V = None
         if self.corrected:
             log_q_V = self.log_q_V if rows_V is None else self.log_q_V[rows_V]
@@ -369,7 +378,7 @@ class Objective:
             if mixing is not None:
                 own_TD, key_KD = mixing.keys(own_TD), mixing.keys(key_KD)
             own_T = (queries_TD * own_TD).sum(1) if mixing is None else mixing.own_scores(queries_TD, own_TD)
-            correction_K = torch.zeros(len(negatives))
+            correction_K = queries_TD.new_zeros(len(negatives))
             if log_q_V is not None:
                 draws_T = len(negatives) - torch.bincount(hits.row, minlength=len(target_T))
                 own_T, correction_K = own_T - _shift(log_q_V[target_T], draws_T), -log_q_V[negatives]

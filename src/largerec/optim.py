@@ -107,12 +107,12 @@ class RowOptimizer:
         if options.table == "lazy-adam":
             self.state = {name: torch.zeros_like(table_VD, requires_grad=False) for name in ("moment", "square")}
         else:
-            self.state = {"sum": torch.zeros(len(table_VD))}
+            self.state = {"sum": torch.zeros(len(table_VD), device=table_VD.device)}
         self._used_V = torch.zeros(len(table_VD), dtype=torch.bool)
         self._place_V = torch.zeros(len(table_VD), dtype=torch.long)
 
     def rows_of(self, *items: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The distinct items, rising [R], and each given tensor with an item's place among them instead of the item."""
+        """The distinct items, rising [R], and each given tensor with an item's place among them instead of it; on the CPU."""
         for each in items:
             self._used_V[each.flatten()] = True
         rows_R = self._used_V.nonzero()[:, 0]

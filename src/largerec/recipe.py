@@ -41,7 +41,8 @@ class TrainOptions(Options):
     not risen for ``patience`` validations; a task's AUC or GAUC (``click.auc``) may decide instead. A validation comes every
     ``evaluate_every`` steps, or each epoch when not given, on at most ``validation_targets`` targets, and as many events that
     tasks are asked of (seeded samples); a checkpoint at each validation and every ``checkpoint_every`` steps.
-    ``precision`` is that of matrix products; ``auto`` is bf16 where the processor multiplies it in hardware, else fp32.
+    ``device``: what the steps and their validations run on; ``cuda`` is one NVIDIA device, for recipes without tasks.
+    ``precision`` is that of matrix products; ``auto`` is bf16 where the device multiplies it in hardware, else fp32.
     ``accumulate``: work through the batch of a step in this many parts of whole histories and add up their gradients.
     ``recompute``: keep only what enters each block and make the rest again in the backward pass; the numbers stay the same.
     ``average``: the decay of an exponential moving average of the weights over steps, which is then what is validated and kept.
@@ -55,6 +56,7 @@ class TrainOptions(Options):
     validation_targets: int = Field(25_000, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     accumulate: int = Field(1, ge=1)
     recompute: bool = False
@@ -344,7 +346,7 @@ class Recipe(Options):
             optim = optim.model_copy(update={"learning_rate": derived_learning_rate(width)})
         train = self.train
         if train.precision == "auto":
-            train = train.model_copy(update={"precision": "bf16" if native_bf16() else "fp32"})
+            train = train.model_copy(update={"precision": "bf16" if train.device == "cuda" or native_bf16() else "fp32"})
         return self.model_copy(update={"model": model, "optim": optim, "train": train})
 
     @property

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import RANDOM, Bundle
 from largerec.contrastive import Contrast
+from largerec.devices import device_of, named
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
@@ -34,6 +33,7 @@ from largerec.evaluate import measure, sample_targets
 from largerec.evaluate_lists import validate_lists
 from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, task_values
 from largerec.hard_negatives import hard_negative_loss
+from largerec.interrupts import deferred_interrupt
 from largerec.item_vectors import item_vectors
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
@@ -76,6 +76,12 @@ class _Part(NamedTuple):
     target_share: float  # of the weight of the step's targets (of their number, where events have no weights)
     known_A: torch.Tensor | None  # known labels of each task in the whole step, or their weight
 
+    def to(self, device: torch.device) -> _Part:
+        """The part where the model is; it is made on the CPU."""
+        negatives = None if self.negatives is None else self.negatives.to(device)
+        views = [view.to(device) for view in self.views]
+        return self._replace(batch=self.batch.to(device), target_T=self.target_T.to(device), negatives=negatives, views=views)
+
 
 class Trainer:
     """Model, data, optimizer and state of one run. ``split``: the recipe's log, where it has been read before."""
@@ -84,6 +90,7 @@ class Trainer:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe = recipe = recipe.resolved()
+        self.device = device_of(recipe)
         self.options, self.progress = recipe.train, progress
         split = split or SplitLog.of(recipe)
         log, sequences, tokenizer = split.log, split.sequences, split.tokenizer
@@ -101,9 +108,10 @@ class Trainer:
         self.model.recompute = self.options.recompute
         if (side := recipe.model.side).columns:
             self.model.set_side(torch.from_numpy(item_vectors(log.items, tokenizer.vocabulary["item_id"], side)))
+        self.model.to(self.device)
         self.engine = Engine(self.scorer, tokenizer, sequences, features)
         self.batches = TrainingBatches(sequences, self.engine.token_of_item, recipe.batch, recipe.seed, self.engine.features)
-        self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V))
+        self.objective = Objective(recipe.objective, torch.tensor(tokenizer.counts_V), self.device)
         self.contrast = Contrast(recipe.contrastive, self.batches) if recipe.contrastive.weight else None
         by_rows = recipe.optim.table != "adamw"
         self.table = RowOptimizer(self.model.item_table_VD, recipe.optim) if by_rows else None
@@ -180,7 +188,7 @@ class Trainer:
             target_share = _weight_of_targets(piece) / whole if whole else 0.0
             parts.append(_Part(piece, piece.target_T[piece.loss_mask_T], None, views, share, target_share, known_A))
         if self.table is None:
-            return parts, None, None
+            return [part.to(self.device) for part in parts], None, None
         used: list[torch.Tensor] = []
         for part in parts:
             retrieval = self.recipe.ranking.retrieval > 0
@@ -194,7 +202,9 @@ class Trainer:
             batch, negatives = replace(part.batch, item_T=next(place), target_T=next(place)), next(place)
             assert batch.target_T is not None
             target_T, views = batch.target_T[batch.loss_mask_T], [replace(view, item_T=next(place)) for view in part.views]
-            by_place.append(part._replace(batch=batch, target_T=target_T, negatives=negatives, views=views))
+            part = part._replace(batch=batch, target_T=target_T, negatives=negatives, views=views)
+            by_place.append(part.to(self.device))
+        rows_R = rows_R.to(self.device)
         return by_place, self.model.item_table_VD.detach()[rows_R].requires_grad_(), rows_R
 
     def _loss(
@@ -202,7 +212,7 @@ class Trainer:
     ) -> torch.Tensor:
         """The part's share of the step's loss: of next items, and of tasks where there are any."""
         low_precision = self.options.precision == "bf16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=low_precision):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
             given = {} if table_KD is None else {"input.item.weight": table_KD}
             hidden_TD = functional_call(self.model, given, (part.batch,))
             views = [(view, functional_call(self.model, given, (view,))) for view in part.views]
@@ -244,7 +254,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the budget or patience ends; Ctrl-C saves after the step at hand and raises KeyboardInterrupt."""
-        with _deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted:
             while not self.state.finished:
                 self._epoch(interrupted)
 
@@ -362,11 +372,12 @@ class Trainer:
             ) from None
         for index, parameter in enumerate(self.model.parameters()):
             prefix = f"optimizer.{index}."
-            self.optimizer.state[parameter] = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            moments = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            self.optimizer.state[parameter] = {name: tensor.to(self.device) for name, tensor in moments.items()}
         if self.table is not None:
-            self.table.state = {name: tensors[f"table.{name}"] for name in self.table.state}
+            self.table.state = {name: tensors[f"table.{name}"].to(self.device) for name in self.table.state}
         if self.average is not None:
-            self.average.tensors = {name: tensors[f"average.{name}"] for name in self.average.tensors}
+            self.average.tensors = {name: tensors[f"average.{name}"].to(self.device) for name in self.average.tensors}
         kept = (
             [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
             if log.is_file()
@@ -382,7 +393,8 @@ class Trainer:
 
     def result(self, row_N: np.ndarray | None = None) -> dict[str, Any]:
         """The document ``result.json`` begins with; validation is measured on the best weights and all validation targets, or
-        on those that are given."""
+        on those that are given. From here on the model is on the CPU, where runs are loaded to evaluate and serve."""
+        self.model.to("cpu")
         self.bundle.load_weights(self.model)
         self.scorer.prepared()
         rows = self.engine.sequences.targets("validation") if row_N is None else row_N
@@ -408,6 +420,7 @@ class Trainer:
             "train_flops": flops,
             "train_seconds": round(state.seconds, 2),
             "threads": torch.get_num_threads(),
+            "device": named(self.device),
             "steps": state.step,
             "best_step": state.best_step,
             "validation": {} if found is None else metrics.summarise(found.rank_N, recipe.evaluate.k),
@@ -464,27 +477,6 @@ def _warnings(recipe: Recipe, sequences: Sequences) -> list[str]:
             f"{len(weight_M):,} are 0 and only history"
         )
     return said
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[list[bool]]:
-    """The first Ctrl-C only sets a flag, so that a step is never half done; the second one interrupts at once."""
-    interrupted = [False]
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if interrupted[0]:
-            raise KeyboardInterrupt
-        interrupted[0] = True
-
-    try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread: the caller's own handling stands
-        yield interrupted
-        return
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _tensorboard(path: Path, step: int) -> Any:

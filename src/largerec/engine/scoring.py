@@ -94,6 +94,11 @@ class ModelScorer:
         self._keys_VD: torch.Tensor | None = None
         self._ready = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and with it states and scores."""
+        return next(self.model.parameters()).device
+
     def prepared(self) -> ModelScorer:
         """Put the model in evaluation mode and read its item table anew; call it after the weights changed.
 
@@ -134,18 +139,18 @@ class ModelScorer:
                 asked = order_Q[np.searchsorted(sorted_Q, a) : np.searchsorted(sorted_Q, b)]
                 offset_W = np.concatenate([[0], np.cumsum(end_W[a:b] - start_W[a:b])])
                 at = each * (offset_W[window_Q[asked] - a] + queries.end_Q[asked] - start_W[window_Q[asked]]) - 1
-                hidden_TD = self.model(pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b]))
-                parts.append(hidden_TD.index_select(0, torch.from_numpy(at)))
-            return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)))
+                batch = pack_histories(queries.rows, start_W[a:b], end_W[a:b], time_W[a:b])
+                parts.append(self.model(batch.to(self.device)).index_select(0, torch.from_numpy(at).to(self.device)))
+            return torch.cat(parts).index_select(0, torch.from_numpy(np.argsort(order_Q)).to(self.device))
 
     def scores(self, queries: Queries) -> torch.Tensor:
         known_Q = queries.end_Q > queries.first_Q
         if not known_Q.all():
-            scores_QV = self.popularity.scores(queries)
+            scores_QV = self.popularity.scores(queries).to(self.device)
             some = np.flatnonzero(known_Q)
             if len(some):
                 kept = Queries(queries.rows, queries.first_Q[some], queries.end_Q[some], queries.time_Q[some])
-                scores_QV[torch.from_numpy(some)] = self.scores(kept)
+                scores_QV[torch.from_numpy(some).to(self.device)] = self.scores(kept)
             return scores_QV
         assert self._ready, "prepared() was not called"
         with torch.no_grad():
@@ -172,8 +177,8 @@ def token_blocks(length_W: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def mask_seen(scores_QV: torch.Tensor, queries: Queries) -> None:
     """Put -inf, in place, at every item of each query's whole history."""
-    query, item = queries.seen()
-    scores_QV.index_put_((query, item), torch.tensor(float("-inf")))
+    query, item = (x.to(scores_QV.device) for x in queries.seen())
+    scores_QV.index_put_((query, item), scores_QV.new_tensor(float("-inf")))
 
 
 def refuse_nan(scores: torch.Tensor) -> None:
@@ -187,20 +192,21 @@ def refuse_nan(scores: torch.Tensor) -> None:
 
 
 def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
-    """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q].
+    """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q], on the CPU.
 
     Raises:
         LargeRecError: a target's score is NaN.
     """
+    target_Q = target_Q.to(scores_QV.device)
     own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
     refuse_nan(own_Q1)
-    rows = max(1, CACHE_BLOCK // scores_QV.shape[1])
+    rows = max(1, (CACHE_BLOCK if scores_QV.device.type == "cpu" else SCORE_BLOCK) // scores_QV.shape[1])
     pieces = list(zip(torch.split(scores_QV, rows), torch.split(own_Q1, rows), strict=True))
     greater_Q = torch.cat([(scores > own).sum(1) for scores, own in pieces])
     equal_Q = torch.cat([(scores == own).sum(1) for scores, own in pieces])
     rank_Q = 1 + greater_Q.double() + (equal_Q.double() - 1) / 2
     missing_Q = (target_Q < 0) | torch.isneginf(own_Q1[:, 0])
-    return rank_Q.masked_fill(missing_Q, float("inf"))
+    return rank_Q.masked_fill(missing_Q, float("inf")).cpu()
 
 
 def query_blocks(queries: Queries, size: int) -> Iterator[tuple[int, Queries]]:

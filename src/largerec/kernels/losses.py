@@ -95,8 +95,11 @@ def exp_rows_(
     largest_C = logits_CK.amax(1)
     if own_C is not None:
         largest_C = torch.maximum(largest_C, own_C.to(largest_C.dtype))
-    logits_CK.sub_(largest_C[:, None]).exp_()
+    wide = torch.promote_types(logits_CK.dtype, torch.float32)
+    if logits_CK.dtype == wide:
+        logits_CK.sub_(largest_C[:, None]).exp_()
+    else:  # the difference of two bfloat16 numbers need not be one
+        logits_CK.copy_((logits_CK.to(wide) - largest_C[:, None]).exp_())
     if factor_K is not None:
         logits_CK.mul_(factor_K)
-    wide = torch.promote_types(logits_CK.dtype, torch.float32)
     return largest_C.to(wide), logits_CK.sum(1, dtype=wide)

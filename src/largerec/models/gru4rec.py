@@ -39,15 +39,18 @@ class GRU4RecOptions(ModelOptions):
 
 
 def by_position(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of tokens by (position, length of history, longest first) [T], and how many tokens each position has [N].
+    """The order of tokens by (position, length of history, longest first) [T], and how many tokens each position has [N]
+    (on the CPU, where torch wants it).
 
     Users without tokens have none at any position.
     """
     lengths_B, position_T = batch.lengths_B, batch.position_T
     longest_first_B = lengths_B.argsort(descending=True, stable=True)
-    rank_B = torch.empty_like(longest_first_B).index_copy_(0, longest_first_B, torch.arange(len(lengths_B)))
+    rank_B = torch.empty_like(longest_first_B).index_copy_(
+        0, longest_first_B, torch.arange(len(lengths_B), device=lengths_B.device)
+    )
     rank_T = torch.repeat_interleave(rank_B, lengths_B, output_size=batch.n_tokens)
-    return (position_T * len(lengths_B) + rank_T).argsort(), position_T.bincount()
+    return (position_T * len(lengths_B) + rank_T).argsort(), position_T.bincount().cpu()
 
 
 class Block(nn.Module):
