@@ -3,8 +3,9 @@
     python benchmarks/gpu_kernels.py
 
 Length 4,096, head width 128, bfloat16, both kinds, without and with both biases. Operations are those of the formula, with the
-causal half counted once: two products forward, five backward. Times are the best of several runs, after tuning. The result goes
-to benchmarks/results/gpu-kernels.json.
+causal half counted once: two products forward, five backward. Times are the best of several runs, after tuning. Beside them
+torch's own causal attention (scaled_dot_product_attention), which is softmax without biases. The result goes to
+benchmarks/results/gpu-kernels.json.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from largerec.kernels import BucketedTime, describe, triton
 from largerec.kernels.reference import TIME_BUCKETS
@@ -69,11 +72,33 @@ def measure(length: int, users: int, heads: int, width: int, softmax: bool, bias
 
     out = forward()
     product = 2 * users * heads * length**2 / 2 * width  # one causal product
-    forward_s = seconds(forward)
-    backward_s = seconds(lambda: torch.autograd.grad(out, leaves, d_out, retain_graph=True))
+    kind, biases = "softmax" if softmax else "silu", "both" if biased else "none"
+    return rates(kind, biases, product, seconds(forward), seconds(lambda: grad(out, leaves, d_out)))
+
+
+def measure_torch(length: int, users: int, heads: int, width: int) -> dict[str, Any]:
+    """Rates of torch's own causal softmax attention, without biases."""
+    q, k, v, d_out = (torch.randn(users, heads, length, width, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+
+    def forward() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    out = forward()
+    product = 2 * users * heads * length**2 / 2 * width
+    return rates("torch softmax", "none", product, seconds(forward), seconds(lambda: grad(out, leaves, d_out)))
+
+
+def grad(out: torch.Tensor, leaves: list[torch.Tensor], d_out: torch.Tensor) -> Any:
+    """The gradients of leaves; the graph is kept for the next time."""
+    return torch.autograd.grad(out, leaves, d_out, retain_graph=True)
+
+
+def rates(kind: str, biases: str, product: float, forward_s: float, backward_s: float) -> dict[str, Any]:
+    """A row of the result: seven causal products of ``product`` operations, two of them forward."""
     return {
-        "kind": "softmax" if softmax else "silu",
-        "biases": "both" if biased else "none",
+        "kind": kind,
+        "biases": biases,
         "forward_ms": round(forward_s * 1e3, 3),
         "backward_ms": round(backward_s * 1e3, 3),
         "forward_tflops": round(2 * product / forward_s / 1e12, 1),
@@ -96,12 +121,14 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}: {limit:.0f} TFLOP/s of bfloat16 products of {MATRIX} x {MATRIX}")
     print("| kind | biases | forward TFLOP/s | backward TFLOP/s | both | share of products |\n|---|---|---|---|---|---|")
     points = []
-    for softmax in (True, False):
-        for biased in (False, True):
-            found = measure(asked.length, asked.users, asked.heads, asked.width, softmax, biased)
-            points.append({**found, "share": round(found["both_tflops"] / limit, 3)})
-            cells = [found[key] for key in ("kind", "biases", "forward_tflops", "backward_tflops", "both_tflops")]
-            print("| " + " | ".join(map(str, [*cells, f"{points[-1]['share']:.0%}"])) + " |", flush=True)
+    shape = (asked.length, asked.users, asked.heads, asked.width)
+    kinds: list[Callable[..., dict[str, Any]]] = [measure_torch]
+    kinds += [partial(measure, softmax=softmax, biased=biased) for softmax in (True, False) for biased in (False, True)]
+    for each in kinds:
+        found = each(*shape)
+        points.append({**found, "share": round(found["both_tflops"] / limit, 3)})
+        cells = [found[key] for key in ("kind", "biases", "forward_tflops", "backward_tflops", "both_tflops")]
+        print("| " + " | ".join(map(str, [*cells, f"{points[-1]['share']:.0%}"])) + " |", flush=True)
     document = {
         "benchmark": "gpu-kernels",
         "date": datetime.now(UTC).date().isoformat(),

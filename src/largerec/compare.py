@@ -133,7 +133,13 @@ def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, 
         f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items() if value and name != "quiet"
     ]
     command += ["data.path=<data>" if override.startswith("data.path=") else quote(override) for override in overrides]
-    made = {"date": datetime.now(UTC).date().isoformat(), "hardware": processor(), "command": " ".join(command)}
+    cards = {run.get("device", "cpu") for row in found["rows"] for run in row.get("runs", [])} - {"cpu"}
+    made = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": ", ".join([*sorted(cards), processor()]),
+        "software": f"torch {torch.__version__}",
+        "command": " ".join(command),
+    }
     found = made | found | {"report": str(compared_page(found | made, Path(place) / "compare.html"))}
     for path in (Path(place) / "compare.json", *([Path(to)] if to else [])):
         write_json(path, found)
@@ -147,7 +153,7 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
     """Refuse what one table cannot hold, before anything is trained.
 
     Raises:
-        LargeRecError: names or seeds are given twice; data, split, evaluation, threads or the metric that chooses differ.
+        LargeRecError: names or seeds are given twice; data, split, evaluation, threads, device or the metric that chooses differ.
     """
     if not recipes or not seeds:
         raise LargeRecError("a comparison needs at least one recipe and one seed: largerec compare a.toml b.toml --seeds 3.")
@@ -167,7 +173,9 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
     for other in recipes[1:]:
         for group in ALIKE:
             _refuse_other(first, other, group, flatten(first.model_dump()[group]), flatten(other.model_dump()[group]))
-        _refuse_other(first, other, "train", {"metric": first.train.metric}, {"metric": other.train.metric})
+        _refuse_other(
+            first, other, "train", *({name: getattr(one.train, name) for name in ("metric", "device")} for one in (first, other))
+        )
         if first.threads != other.threads:
             raise LargeRecError(
                 f"{first.name} and {other.name} cannot stand in one table: threads is {first.threads} in the one and "

@@ -18,9 +18,7 @@ def device_of(recipe: Recipe) -> torch.device:
         return torch.device("cpu")
     asked = "tasks" if recipe.tasks else "lists.choice" if recipe.lists.choice else None
     if asked is not None:
-        raise LargeRecError(
-            f"train.device='cuda' trains what retrieves, and this recipe has {asked}; use train.device=cpu."
-        )
+        raise LargeRecError(f"train.device='cuda' trains what retrieves, and this recipe has {asked}; use train.device=cpu.")
     if not torch.cuda.is_available():
         raise LargeRecError(
             f"train.device='cuda', but torch {torch.__version__} sees no CUDA device here (`largerec doctor` says more). "
@@ -32,7 +30,7 @@ def device_of(recipe: Recipe) -> torch.device:
             f"{torch.cuda.get_device_name()}; use train.device=cpu."
         )
     # What matrix products of cuDNN's recurrences are made of; those of torch are as torch.set_float32_matmul_precision says.
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if recipe.train.precision == "bf16" else "ieee"
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if recipe.train.precision == "bf16" else "ieee"  # type: ignore[attr-defined]
     return torch.device("cuda")
 
 

@@ -16,13 +16,13 @@ from largerec.kernels.reference import UNKNOWN_TIME_BUCKET
 from largerec.kernels.triton_forward import (
     FIRST_UNKNOWN,
     INTERPRETED,
-    LOG2_E,
     SLOTS,
     TIME_SLOTS,
     Problem,
     biased,
     configs,
     launch,
+    logistic,
     put,
     readable,
     rows_of,
@@ -47,13 +47,12 @@ def _weights_and_slopes(
 ):
     """Weights and gradients of scores; those of the SiLU kind lack the factor ``scale``."""
     if SOFTMAX:
-        score *= LOG2_E
         if MASKED:
             score = tl.where(seen, score, float("-inf"))
         weight = tl.exp2(score - lse)
         slope = weight * (d_weight - delta)
     else:
-        gate = tl.sigmoid(score)
+        gate = logistic(score)
         weight = score * gate
         slope = d_weight * (gate + weight * (1.0 - gate))
         if MASKED:
@@ -80,21 +79,27 @@ def _sum_of_distances(slope, begin, first, carry_N, out_ptr, distances, scale, B
 
 
 @triton.jit
-def _sum_of_slots(slope, slot, sums_S):
-    """Add the sums of a block's slopes by slot of time. Slots of a block lie close together, since times rise."""
-    for s in range(tl.min(slot), tl.max(slot) + 1):
-        sums_S += tl.where(tl.arange(0, SLOTS) == s, tl.sum(tl.where(slot == s, slope, 0.0)), 0.0)
-    return sums_S
+def _sum_of_slots(slope, slot, first, last, sums_MS):
+    """Add the sums of each row's slopes by slot of time, for the slots from ``first`` to ``last``: all that a block has.
+
+    They lie close together, since times rise. A row is summed within a warp; over rows it is done once, at the end.
+    """
+    for s in range(first, last + 1):
+        row_M = tl.sum(tl.where(slot == s, slope, 0.0), 1)
+        sums_MS += tl.where(tl.arange(0, SLOTS)[None, :] == s, row_M[:, None], 0.0)
+    return sums_MS
 
 
 @triton.jit
 def _gradient_columns(
-    d_q_MK, carry_N, sums_S, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
+    d_q_MK, carry_N, sums_MS, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
     time_ptr, d_position_ptr, k_token, v_token, length, distances, scale, begin, first, last,
     MASKED: tl.constexpr, SOFTMAX: tl.constexpr, POSITION: tl.constexpr, TIME: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, DOT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add the columns from ``first`` to ``last`` to a tile's gradients."""
+    if TIME:
+        early_row, late_row = tl.min(row_clock_M), tl.max(row_clock_M)
     for here in range(first, last, BLOCK_N):
         j_N = here + tl.arange(0, BLOCK_N)
         at_N = tl.minimum(j_N, length - 1) if MASKED else j_N
@@ -103,18 +108,22 @@ def _gradient_columns(
         v_NK = rows_of(v_ptr, v_token, at_N, None, WIDTH, BLOCK_K, DOT)
         score = tl.dot(q_MK, tl.trans(k_NK), input_precision=PRECISION)
         d_weight = tl.dot(d_out_MK, tl.trans(v_NK), input_precision=PRECISION)
-        slot = slot_of(row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :]) if TIME else 0
+        slot = 0
+        if TIME:
+            column_clock_N = tl.load(column_clock_ptr + at_N)
+            slot = slot_of(row_clock_M[:, None] - column_clock_N[None, :])
         score = biased(
-            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME, MASKED
         )
         _, slope = _weights_and_slopes(score, d_weight, seen, lse_M[:, None], delta_M[:, None], SOFTMAX, MASKED)
         if POSITION:
             factor = 1.0 if SOFTMAX else scale
             carry_N = _sum_of_distances(slope, begin, here, carry_N, d_position_ptr, distances, factor, BLOCK_M, BLOCK_N)
         if TIME:
-            sums_S = _sum_of_slots(slope, slot, sums_S)
+            nearest, farthest = tl.min(slot_of(early_row - column_clock_N)), tl.max(slot_of(late_row - column_clock_N))
+            sums_MS = _sum_of_slots(slope, slot, nearest, farthest, sums_MS)
         d_q_MK = tl.dot(slope.to(k_ptr.dtype.element_ty).to(DOT), k_NK, d_q_MK, input_precision=PRECISION)
-    return d_q_MK, carry_N, sums_S
+    return d_q_MK, carry_N, sums_MS
 
 
 @triton.jit(do_not_specialize=["users", "length_class", "first_slot"])
@@ -149,22 +158,22 @@ def _row_gradients(
     k_ptr += start * k_token + head * k_head
     v_ptr += start * v_token + head * v_head
     column_clock_ptr += start if TIME else 0
-    position_ptr += head * distances
+    position_ptr += head * (distances + 1)
     time_ptr += head * SLOTS
     part = tl.program_id(0).to(tl.int64) * heads + head
     d_position_ptr += part * distances
     carry_N = tl.zeros((BLOCK_N,), tl.float32)
-    sums_S = tl.zeros((SLOTS,), tl.float32)
+    sums_MS = tl.zeros((BLOCK_M, SLOTS if TIME else 1), tl.float32)
     d_q_MK = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     whole = begin // BLOCK_N * BLOCK_N
     last = tl.minimum(begin + BLOCK_M, length)
-    d_q_MK, carry_N, sums_S = _gradient_columns(
-        d_q_MK, carry_N, sums_S, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
+    d_q_MK, carry_N, sums_MS = _gradient_columns(
+        d_q_MK, carry_N, sums_MS, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
         time_ptr, d_position_ptr, k_token, v_token, length, distances, scale, begin, 0, whole,
         False, SOFTMAX, POSITION, TIME, WIDTH, PRECISION, DOT, BLOCK_K, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    d_q_MK, carry_N, sums_S = _gradient_columns(
-        d_q_MK, carry_N, sums_S, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
+    d_q_MK, carry_N, sums_MS = _gradient_columns(
+        d_q_MK, carry_N, sums_MS, q_MK, d_out_MK, lse_M, delta_M, i_M, row_clock_M, k_ptr, v_ptr, column_clock_ptr, position_ptr,
         time_ptr, d_position_ptr, k_token, v_token, length, distances, scale, begin, whole, last,
         True, SOFTMAX, POSITION, TIME, WIDTH, PRECISION, DOT, BLOCK_K, BLOCK_M, BLOCK_N,
     )  # fmt: skip
@@ -173,6 +182,7 @@ def _row_gradients(
         rest_N = carry_N if SOFTMAX else carry_N * scale
         tl.store(d_position_ptr + distance_N, rest_N, mask=(distance_N >= 0) & (distance_N < distances))
     if TIME:
+        sums_S = tl.sum(sums_MS, 0)
         tl.store(d_time_ptr + part * SLOTS + tl.arange(0, SLOTS), sums_S if SOFTMAX else sums_S * scale)
     put(d_q_ptr + start * out_token + head * WIDTH, out_token, i_M, real_M, d_q_MK * scale, WIDTH, BLOCK_K)
 
@@ -198,7 +208,7 @@ def _gradient_rows(
         d_weight = tl.dot(v_NK, tl.trans(d_out_MK), input_precision=PRECISION)
         slot = slot_of(tl.load(row_clock_ptr + i_M)[None, :] - column_clock_N[:, None]) if TIME else 0
         score = biased(
-            score, i_M[None, :] - j_N[:, None], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[None, :] - j_N[:, None], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME, MASKED
         )
         lse_1M = tl.load(lse_ptr + i_M)[None, :] if SOFTMAX else 0
         delta_1M = tl.load(delta_ptr + i_M, mask=real_M, other=0.0)[None, :] if SOFTMAX else 0
@@ -233,7 +243,7 @@ def _column_gradients(
     row_clock_ptr += start if TIME else 0
     lse_ptr += head * tokens + start if SOFTMAX else 0
     delta_ptr += head * tokens + start if SOFTMAX else 0
-    position_ptr += head * distances
+    position_ptr += head * (distances + 1)
     time_ptr += head * SLOTS
     d_k_NK = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     d_v_NK = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)

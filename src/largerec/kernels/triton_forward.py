@@ -21,11 +21,13 @@ in the exponent: exact, in four integer operations. The time table is laid out b
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
 FAR = 2.0**66
@@ -37,6 +39,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 SLOTS = tl.constexpr(TIME_SLOTS)
+INTERPRETED_HERE = tl.constexpr(INTERPRETED)
 UPPER_HALF_OF_1000 = tl.constexpr(0x408F4000)
 
 
@@ -86,6 +89,28 @@ def put(x_ptr, token, at, kept, x, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def entries(table_ptr, index):
+    """Numbers of a table. On a device not by ``tl.load``, which within a loop copies them ahead to shared memory, four bytes at a
+    time, and so costs several times the products."""
+    if INTERPRETED_HERE:
+        return tl.load(table_ptr + index)
+    place = (table_ptr + index).to(tl.int64, bitcast=True)
+    return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [place], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def logistic(x):
+    """1 / (1 + exp(-x)) to about two units in the last place. On a device by its own exp2 and reciprocal: ``tl.sigmoid``, with
+    its care for numbers below 1e-38, is four times as many operations."""
+    if INTERPRETED_HERE:
+        return tl.sigmoid(x)
+    return tl.inline_asm_elementwise(
+        "{.reg .f32 e; mul.f32 e, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 e, e; add.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 $0, e;}",
+        "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def biased(
     score,
     distance,
@@ -97,14 +122,16 @@ def biased(
     SOFTMAX: tl.constexpr,
     POSITION: tl.constexpr,
     TIME: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """Products as scores: scaled where the kind is softmax, and with both biases."""
+    """Products as scores: scaled where the kind is softmax, whose scores have the base 2, and with both biases."""
     if SOFTMAX:
-        score *= scale
-    if POSITION:  # a history longer than the table becomes NaN, rather than reading what lies behind the table
-        score += tl.load(position_ptr + tl.maximum(distance, 0), mask=distance < distances, other=float("nan"))
+        score *= scale * LOG2_E
+    if POSITION:  # behind the table stands a NaN, which is what a longer history becomes
+        distance = tl.minimum(distance, distances)
+        score += entries(position_ptr, tl.maximum(distance, 0) if MASKED else distance)
     if TIME:
-        score += tl.load(time_ptr + slot)
+        score += entries(time_ptr, slot)
     return score
 
 
@@ -126,10 +153,9 @@ def _attend_columns(
         score = tl.dot(q_MK, tl.trans(rows_of(k_ptr, k_token, at_N, None, WIDTH, BLOCK_K, DOT)), input_precision=PRECISION)
         slot = slot_of(row_clock_M[:, None] - tl.load(column_clock_ptr + at_N)[None, :]) if TIME else 0
         score = biased(
-            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME
+            score, i_M[:, None] - at_N[None, :], slot, position_ptr, time_ptr, distances, scale, SOFTMAX, POSITION, TIME, MASKED
         )
         if SOFTMAX:
-            score *= LOG2_E
             if MASKED:
                 score = tl.where(seen, score, float("-inf"))
             higher_M = tl.maximum(top_M, tl.max(score, 1))
@@ -139,7 +165,7 @@ def _attend_columns(
             acc_MK *= shrink_M[:, None]
             top_M = higher_M
         else:
-            weight = score * tl.sigmoid(score)
+            weight = score * logistic(score)
             if MASKED:
                 weight = tl.where(seen, weight, 0.0)
         v_NK = rows_of(v_ptr, v_token, at_N, None, WIDTH, BLOCK_K, DOT)
@@ -167,7 +193,7 @@ def _attend(
     k_ptr += start * k_token + head * k_head
     v_ptr += start * v_token + head * v_head
     column_clock_ptr += start if TIME else 0
-    position_ptr += head * distances
+    position_ptr += head * (distances + 1)
     time_ptr += head * SLOTS
     acc_MK = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     top_M = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -218,7 +244,10 @@ ATTEND = tuned(
 
 
 class Problem(NamedTuple):
-    """What both passes share: inputs as the kernels read them, and the values of their constants."""
+    """What both passes share: inputs as the kernels read them, and the values of their constants.
+
+    The tables of softmax are multiplied by log2(e), since its scores have the base 2; behind each head's positions stands a NaN.
+    """
 
     q_THK: torch.Tensor
     k_THK: torch.Tensor
@@ -239,7 +268,7 @@ class Problem(NamedTuple):
 
     @property
     def distances(self) -> int:
-        return self.position_table_HN.shape[1] if self.position else 0
+        return self.position_table_HN.shape[1] - 1 if self.position else 0
 
     @property
     def pointers(self) -> tuple[torch.Tensor, ...]:
@@ -296,12 +325,13 @@ def problem_of(
     assert q_THK.shape == k_THK.shape == v_THK.shape and q_THK.dtype == k_THK.dtype == v_THK.dtype
     none = torch.empty(1, device=q_THK.device)
     position, time, row, column = none, none, none, none
+    base = math.log2(math.e) if softmax else 1.0
     if position_table_HN is not None:
         assert position_table_HN.shape[0] == q_THK.shape[1], "the position table must be [H, N]"
-        position = position_table_HN.float().contiguous()
+        position = F.pad(position_table_HN.float() * base, (0, 1), value=math.nan)
     if time_table_HK is not None:
         assert row_time_T is not None and column_time_T is not None, "a time table needs row and column times"
-        table_HK = time_table_HK.float()
+        table_HK = time_table_HK.float() * base
         last, unknown = table_HK[:, -2:-1], table_HK[:, -1:]
         known = table_HK.shape[1] - 1
         time = torch.cat(
