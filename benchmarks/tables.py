@@ -33,7 +33,7 @@ LISTS = {"trivago-lists": "trivago, 25 hotels"}
 ZOOS = {
     "zoo-beauty-tuned": "Amazon Beauty, four trials each",
     "zoo-beauty": "Amazon Beauty, SASRec's settings",
-    "zoo-sports": "Amazon Sports, Beauty's settings",
+    "zoo-sports": "Amazon Sports, Beauty's settings, one seed on an H200",
     "zoo-toys": "Amazon Toys, Beauty's settings",
 }
 # the same of families that see the moment of asking, which is a table of its own
