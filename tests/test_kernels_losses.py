@@ -145,6 +145,22 @@ def test_torch_accepts_the_operators() -> None:
     torch.library.opcheck(torch.ops.largerec.sampled_loss, arguments)
     torch.library.opcheck(torch.ops.largerec.unit_rows, (torch.randn(9, 20).requires_grad_(),))
     torch.library.opcheck(torch.ops.largerec.exp_rows_, (torch.randn(4, 21), torch.rand(21), torch.randn(4)))
+    torch.library.opcheck(torch.ops.largerec.count_rows, (torch.randn(4, 21), torch.randn(4)))
+
+
+@each_path
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 15), (5, 16), (4, 33), (7, 1000)], ids=str)
+def test_scores_above_and_equal_are_counted(path: str, kind: torch.dtype, shape: tuple[int, int], on: Any) -> None:
+    on(path)
+    generator = torch.Generator().manual_seed(shape[1])
+    scores = torch.randint(-3, 4, shape, generator=generator).to(kind)  # ties, and among them infinities of both signs
+    scores[scores == -3], scores[scores == 3] = float("-inf"), float("inf")
+    own = scores[:, 0].clone()
+    above, equal = losses.count_rows(scores.T.contiguous().T, own)
+    for row, mine, found_above, found_equal in zip(scores.tolist(), own.tolist(), above.tolist(), equal.tolist(), strict=True):
+        assert (found_above, found_equal) == (sum(x > mine for x in row), sum(x == mine for x in row))
+    assert above.dtype == equal.dtype == torch.int64
 
 
 @each_path

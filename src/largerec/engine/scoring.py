@@ -15,6 +15,7 @@ import torch
 from largerec.batches import Actions, TokenRows, pack_histories, ranges
 from largerec.errors import LargeRecError
 from largerec.heads import ItemHead
+from largerec.kernels import count_rows
 from largerec.models import Backbone
 from largerec.quantised_rows import QuantisedRows
 
@@ -200,11 +201,8 @@ def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
     target_Q = target_Q.to(scores_QV.device)
     own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
     refuse_nan(own_Q1)
-    rows = max(1, (CACHE_BLOCK if scores_QV.device.type == "cpu" else SCORE_BLOCK) // scores_QV.shape[1])
-    pieces = list(zip(torch.split(scores_QV, rows), torch.split(own_Q1, rows), strict=True))
-    greater_Q = torch.cat([(scores > own).sum(1) for scores, own in pieces])
-    equal_Q = torch.cat([(scores == own).sum(1) for scores, own in pieces])
-    rank_Q = 1 + greater_Q.double() + (equal_Q.double() - 1) / 2
+    above_Q, equal_Q = count_rows(scores_QV, own_Q1[:, 0])
+    rank_Q = 1 + above_Q.double() + (equal_Q.double() - 1) / 2
     missing_Q = (target_Q < 0) | torch.isneginf(own_Q1[:, 0])
     return rank_Q.masked_fill(missing_Q, float("inf")).cpu()
 

@@ -13,7 +13,7 @@ import torch
 from largerec.kernels import cpu, linear, padded, triton
 from largerec.kernels.cache import BlockCache, HistoryCache, attention_after
 from largerec.kernels.cpu import native_bf16
-from largerec.kernels.losses import exp_rows_, sampled_loss, softmax_loss, unit_rows
+from largerec.kernels.losses import count_rows, exp_rows_, sampled_loss, softmax_loss, unit_rows
 from largerec.kernels.reference import BucketedTime, PowerLawTime
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "HistoryCache",
     "PowerLawTime",
     "attention_after",
+    "count_rows",
     "describe",
     "exp_rows_",
     "linear_attention",

@@ -290,6 +290,10 @@ def _register() -> None:
         d_queries, d_keys = ctx.saved_tensors
         return d_loss * d_queries, d_loss * d_keys, None, None
 
+    def fake_counts(scores, own):  # type: ignore[no-untyped-def]
+        above, equal = (own.new_empty(len(own), dtype=torch.long) for _ in range(2))
+        return above, equal
+
     def setup_unit(ctx, inputs, output):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*output)
 
@@ -298,6 +302,7 @@ def _register() -> None:
 
     torch.library.register_fake("largerec::sampled_loss", fake_loss)
     torch.library.register_fake("largerec::exp_rows_", fake_rows)
+    torch.library.register_fake("largerec::count_rows", fake_counts)
     torch.library.register_fake("largerec::unit_rows", lambda rows: (torch.empty_like(rows), rows.new_empty(len(rows))))
     torch.library.register_fake("largerec::unit_rows_backward", lambda gradient, unit, length: torch.empty_like(unit))
     torch.library.register_autograd("largerec::unit_rows", backward_unit, setup_context=setup_unit)

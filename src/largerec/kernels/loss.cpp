@@ -8,6 +8,8 @@
 //
 // exp_rows_: maximum, exp and sum of each row of a block of logits, in place: one read and one write.
 //
+// count_rows: how many scores of each row are above a given one and how many equal it, in one read, where torch makes four passes.
+//
 // unit_rows: each row divided by its length, and the gradient of that: one pass each over a table, where torch makes ten.
 #include "cpu.h"
 
@@ -287,6 +289,31 @@ std::tuple<at::Tensor, at::Tensor> exp_rows_(at::Tensor& logits, const std::opti
   return {largest, sum};
 }
 
+std::tuple<at::Tensor, at::Tensor> count_rows(const at::Tensor& scores_, const at::Tensor& own_) {
+  const at::Tensor scores = scores_.contiguous(), own = own_.contiguous();
+  TORCH_CHECK(scores.dim() == 2 && scores.scalar_type() == at::kFloat && own.scalar_type() == at::kFloat, "scores must be float32 [Q, V]");
+  const int64_t rows = scores.size(0), columns = scores.size(1);
+  TORCH_CHECK(own.numel() == rows, "own scores must be [Q]");
+  at::Tensor above = at::empty({rows}, scores.options().dtype(at::kLong)), equal = at::empty_like(above);
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      const float *row = scores.data_ptr<float>() + r * columns, mine = own.data_ptr<float>()[r];
+      VI above_lanes = {}, equal_lanes = {};  // a comparison that holds is -1
+      int64_t at = 0, many = 0, same = 0;
+      for (; at + LANES <= columns; at += LANES) {
+        const V x = load(row + at);
+        above_lanes -= x > all(mine);
+        equal_lanes -= x == all(mine);
+      }
+      for (; at < columns; at++) many += row[at] > mine, same += row[at] == mine;
+      for (int l = 0; l < LANES; l++) many += above_lanes[l], same += equal_lanes[l];
+      above.data_ptr<int64_t>()[r] = many;
+      equal.data_ptr<int64_t>()[r] = same;
+    }
+  });
+  return {above, equal};
+}
+
 constexpr float SHORTEST = 1e-12f;  // a row shorter than this is divided by it, as torch does
 
 std::tuple<at::Tensor, at::Tensor> unit_rows(const at::Tensor& rows_) {
@@ -337,6 +364,7 @@ TORCH_LIBRARY_FRAGMENT(largerec, m) {
       "sampled_loss(Tensor queries, Tensor keys, Tensor target, Tensor items, Tensor? log_q, bool softmax, float power) -> "
       "(Tensor, Tensor, Tensor)");
   m.def("exp_rows_(Tensor(a!) logits, Tensor? factor, Tensor? own) -> (Tensor, Tensor)");
+  m.def("count_rows(Tensor scores, Tensor own) -> (Tensor, Tensor)");
   m.def("unit_rows(Tensor rows) -> (Tensor, Tensor)");
   m.def("unit_rows_backward(Tensor gradient, Tensor unit, Tensor length) -> Tensor");
 }
@@ -344,6 +372,7 @@ TORCH_LIBRARY_FRAGMENT(largerec, m) {
 TORCH_LIBRARY_IMPL(largerec, CPU, m) {
   m.impl("sampled_loss", sampled_loss);
   m.impl("exp_rows_", exp_rows_);
+  m.impl("count_rows", count_rows);
   m.impl("unit_rows", unit_rows);
   m.impl("unit_rows_backward", unit_rows_backward);
 }

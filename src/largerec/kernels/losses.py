@@ -1,4 +1,4 @@
-"""Losses of each position against its own sampled items, and rows of a softmax; what runs is chosen here.
+"""Losses of each position against its own sampled items, rows of a softmax, and ranks in rows; what runs is chosen here.
 
 Shapes: T tokens, D width, V rows of the item table, K negatives a position, C rows of a block of logits. On a CPU with a compiler
 the compiled twin of ``reference.sampled_loss`` runs (loss.cpp), on a CUDA device with Triton its twin (triton_loss.py), elsewhere
@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from largerec.kernels import cpu, reference, triton
 
 CHUNK_ELEMENTS = 4_000_000
+CACHE_ELEMENTS, DEVICE_ELEMENTS = 1_000_000, 64_000_000
+"""Scores that are compared at a time: what a processor's cache holds (five times faster), and what a CUDA device has room for."""
 
 
 def sampled_loss(
@@ -103,3 +105,14 @@ def exp_rows_(
     if factor_K is not None:
         logits_CK.mul_(factor_K)
     return largest_C.to(wide), logits_CK.sum(1, dtype=wide)
+
+
+def count_rows(scores_QV: torch.Tensor, own_Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many scores of each row are above the given one and how many are equal to it, int64 [Q] each."""
+    if cpu.usable(scores_QV, own_Q) and scores_QV.dtype == own_Q.dtype == torch.float32:
+        found: tuple[torch.Tensor, torch.Tensor] = torch.ops.largerec.count_rows(scores_QV, own_Q)
+        return found
+    rows = max(1, (CACHE_ELEMENTS if scores_QV.device.type == "cpu" else DEVICE_ELEMENTS) // max(1, scores_QV.shape[1]))
+    pieces = list(zip(torch.split(scores_QV, rows), torch.split(own_Q[:, None], rows), strict=True))
+    above_Q, equal_Q = (torch.cat([compare(row, own).sum(1) for row, own in pieces]) for compare in (torch.gt, torch.eq))
+    return above_Q, equal_Q
