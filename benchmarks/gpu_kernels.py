@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("This measures a CUDA device, and torch sees none here. What a CPU can check: docs/performance.md, GPU kernels.")
+        sys.exit("This measures a CUDA device, and torch sees none here. A CPU's part: docs/performance.md, On a CUDA device.")
     if not triton.available()[0]:
         sys.exit(f"This measures the Triton kernels, which cannot run here: {describe('cuda')}")
     limit = matrix_tflops()

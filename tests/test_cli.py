@@ -246,6 +246,7 @@ def test_estimate(largerec: Command, recipe: Path, tmp_path: Path, monkeypatch: 
             "params_non_embedding",
             "params_embedding",
             "memory_weights_mb",
+            "device",
             "memory_peak_mb",
             "flops_per_token",
             "flops_per_request",

@@ -247,13 +247,17 @@ def test_the_advice_follows_the_single_thread(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = SimpleNamespace(name="A device", total_memory=80 << 30)
+    device = SimpleNamespace(name="A device", total_memory=80 << 30, major=8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
     finding = doctor.check_cuda(torch)
     assert (finding.status, finding.value) == ("ok", [{"name": "A device", "memory": 80 << 30}])
-    assert "80.0 GiB" in finding.text
+    assert "80.0 GiB" in finding.text and "not for train.device=cuda" in finding.text  # this build of torch knows no CUDA
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "train.device=cuda trains on it with" in doctor.check_cuda(torch).text
+    device.major = 7
+    assert "compute capability 8" in doctor.check_cuda(torch).text
 
 
 def test_a_device_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:

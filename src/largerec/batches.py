@@ -110,9 +110,9 @@ class Batch:
         """The same batch on a device."""
         if self.item_T.device == device:
             return self
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
-        features = {name: value.to(device, non_blocking=True) for name, value in self.features.items()}
-        return replace(self, **moved, offsets_B1=self.offsets_B1.to(device, non_blocking=True), features=features)
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self.tensors.items()}
+        features = {name: value.to(device) for name, value in self.features.items()}
+        return replace(self, **moved, offsets_B1=self.offsets_B1.to(device), features=features)
 
     @property
     def n_tokens(self) -> int:

@@ -54,6 +54,7 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
             tokens.append(batch.n_tokens)
             if number == warmup + steps:
                 break
+        memory = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 0
         whole = np.sum([seconds[part] for part in PARTS], axis=0)[warmup:]
         low, median, high = np.quantile(np.array(tokens)[warmup:] / whole, (0.25, 0.5, 0.75))
         context = trainer.batches.mean_context
@@ -61,7 +62,6 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         precision = trainer.recipe.train.precision
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
         limit = _limit(trainer.device, kind)
-        memory = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 0
     return {
         "name": recipe.name,
         "tokens_per_s": round(float(median), 1),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from largerec.errors import LargeRecError
@@ -12,31 +16,49 @@ def device_of(recipe: Recipe) -> torch.device:
     """The device that ``train.device`` names.
 
     Raises:
-        LargeRecError: torch sees no CUDA device here, or the recipe has parts that only a CPU trains yet.
+        LargeRecError: torch sees no CUDA device here, or one that the kernels are not written for.
     """
     if recipe.train.device == "cpu":
         return torch.device("cpu")
-    asked = "tasks" if recipe.tasks else "lists.choice" if recipe.lists.choice else None
-    if asked is not None:
-        raise LargeRecError(f"train.device='cuda' trains what retrieves, and this recipe has {asked}; use train.device=cpu.")
     if not torch.cuda.is_available():
         raise LargeRecError(
             f"train.device='cuda', but torch {torch.__version__} sees no CUDA device here (`largerec doctor` says more). "
             "Use train.device=cpu."
         )
-    if torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
+    if not capable(torch.cuda.get_device_properties(0)):
         raise LargeRecError(
             f"train.device='cuda' needs an NVIDIA device of compute capability 8 (A100) or newer, and this is "
             f"{torch.cuda.get_device_name()}; use train.device=cpu."
         )
-    # What matrix products of cuDNN's recurrences are made of; those of torch are as torch.set_float32_matmul_precision says.
-    torch.backends.cudnn.rnn.fp32_precision = "tf32" if recipe.train.precision == "bf16" else "ieee"  # type: ignore[attr-defined]
+    # Of cuDNN's recurrences (GRU4Rec); products of torch itself are as torch.set_float32_matmul_precision says, exact by default.
+    torch.backends.cudnn.allow_tf32 = recipe.train.precision == "bf16"
     return torch.device("cuda")
+
+
+def capable(card: Any) -> bool:
+    """Whether a card (what ``torch.cuda.get_device_properties`` gives) can train: NVIDIA's of compute capability 8 or newer."""
+    return torch.version.cuda is not None and card.major >= 8
 
 
 def named(device: torch.device) -> str:
     """What a result says of a device: ``cpu``, or the name of the card."""
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+@contextmanager
+def memory_advised() -> Iterator[None]:
+    """A card that has run out of memory is told with what to change.
+
+    Raises:
+        LargeRecError: it has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LargeRecError(
+            f"the CUDA device has too little memory ({str(error).split('.')[0]}). Lower batch.tokens, set train.precision=bf16, "
+            "train.recompute=true or a larger train.accumulate; the run's last checkpoint is kept."
+        ) from None
 
 
 def wait_for(device: torch.device) -> None:

@@ -374,7 +374,14 @@ def check_cuda(torch: ModuleType) -> Finding:
     value = [{"name": device.name, "memory": device.total_memory} for device in devices]
     if devices:
         said = ", ".join(f"{device.name} ({gib(device.total_memory)})" for device in devices)
-        return Finding("cuda", "ok", f"{said}; train.device=cuda trains on it", value)
+        from largerec.devices import capable
+        from largerec.kernels import describe
+
+        if not capable(devices[0]):
+            said += "; not for train.device=cuda, which needs NVIDIA's of compute capability 8 or newer"
+            return Finding("cuda", "ok", said, value)
+        said += f"; train.device=cuda trains on {'it' if count == 1 else 'the first'} with {describe('cuda')}"
+        return Finding("cuda", "ok", said, value)
     if Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
         reason = f": {caught[0].message}" if caught else ""
         fix = "install the build of torch that fits the driver: make clean setup PIP_ARGS=... (see the Makefile)"

@@ -222,6 +222,13 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _a_device_trains_what_retrieves(self) -> Self:
+        asked = "tasks" if self.tasks else "lists.choice" if self.lists.choice else None
+        if self.train.device == "cuda" and asked is not None:
+            raise LargeRecError(f"train.device='cuda' trains what retrieves, and this recipe has {asked}; use train.device=cpu.")
+        return self
+
+    @model_validator(mode="after")
     def _features_are_read_by_tasks(self) -> Self:
         if self.features.any and not self.tasks:
             raise LargeRecError(

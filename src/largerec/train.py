@@ -25,7 +25,7 @@ from largerec.averaging import WeightAverage
 from largerec.batches import Batch, TrainingBatches
 from largerec.bundle import RANDOM, Bundle
 from largerec.contrastive import Contrast
-from largerec.devices import device_of, named
+from largerec.devices import device_of, memory_advised, named
 from largerec.engine import Engine
 from largerec.engine.engine import build_scorer
 from largerec.errors import Diverged, LargeRecError
@@ -35,6 +35,7 @@ from largerec.evaluate_tasks import asked_rows, predict_tasks, summarise_tasks, 
 from largerec.hard_negatives import hard_negative_loss
 from largerec.interrupts import deferred_interrupt
 from largerec.item_vectors import item_vectors
+from largerec.kernels import describe
 from largerec.models import non_embedding_parameters
 from largerec.objectives import Objective
 from largerec.optim import RowOptimizer, build_optimizer, learning_rate_at
@@ -254,7 +255,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the budget or patience ends; Ctrl-C saves after the step at hand and raises KeyboardInterrupt."""
-        with deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted, memory_advised():
             while not self.state.finished:
                 self._epoch(interrupted)
 
@@ -468,6 +469,8 @@ def _step_of(line: str) -> int:
 
 def _warnings(recipe: Recipe, sequences: Sequences) -> list[str]:
     said = []
+    if recipe.train.device == "cuda" and (path := describe("cuda")).startswith("plain"):
+        said.append(f"attention on this device runs in {path}; its memory grows with the square of the history")
     if sequences.time_kind == "order" and recipe.model.reads_time:
         said.append("the log has an order and no clock: what the model reads of times is only 'unknown' and says nothing")
     if sequences.weight_N is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from largerec.bundle import flatten
 from largerec.options import toml_key, toml_text
 from largerec.report import page
-from largerec.report.runs import Run
+from largerec.report.runs import Run, trained_on
 
 
 def as_toml(document: Mapping[str, Any]) -> str:
@@ -53,7 +53,7 @@ def _facts(run: Run) -> dict[str, str]:
     size = f", {result['params_non_embedding']:,} parameters beside the tables, {result['params']:,} in all" if result else ""
     trained = (
         f"{result['train_tokens']:,} events read in {result['steps']:,} steps and {result['train_seconds']:,.0f} s on "
-        f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}; about {result['train_flops']:.2g} operations"
+        f"{trained_on(result)}; about {result['train_flops']:.2g} operations"
         if result
         else "not finished"
     )
@@ -93,10 +93,12 @@ def _shown(value: Any) -> str:
 
 def _again(run: Run) -> str:
     command = "largerec run again.toml"
+    card = run.recipe.train.device != "cpu"
+    same = "on a CPU the same bits; on a CUDA device, as otherwise," if card else "the same bits; otherwise"
     return (
         f"<h3>Do it again</h3><p>Save this recipe as <code>again.toml</code> and run <code>{command}</code>. The same recipe, "
-        "seed, data, number of threads, build of torch and kind of processor give the same bits; otherwise expect the noise of "
-        "another seed.</p>"
+        "seed, data, number of threads, build of torch and kind of processor give "
+        f"{same} expect the noise of another seed.</p>"
         + page.details(
             f"The recipe of {page.text(run.label)} with every derived value",
             f"<pre><code>{escape(recipe_toml(run))}</code></pre>",

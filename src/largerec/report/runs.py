@@ -23,6 +23,13 @@ COSTS = ("params", "params_non_embedding", "train_tokens", "train_flops", "train
 """What result.json says of every run, and every page about it."""
 
 
+def trained_on(result: dict[str, Any]) -> str:
+    """The card, or so many threads (runs of before there were cards name none)."""
+    if (card := result.get("device", "cpu")) != "cpu":
+        return str(card)
+    return f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's documents; ``result`` is empty while it is unfinished, ``log`` holds the lines of metrics.jsonl."""

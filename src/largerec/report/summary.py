@@ -8,7 +8,7 @@ from typing import Any
 
 from largerec.report import page
 from largerec.report.results import verdict
-from largerec.report.runs import Paired, Run
+from largerec.report.runs import Paired, Run, trained_on
 from largerec.sequences import Sequences
 
 FEW_USERS = 500
@@ -90,8 +90,7 @@ def _trained(run: Run, sequences: Sequences) -> str:
     depth, width, _ = model.shape
     size = f", {result['params_non_embedding']:,} parameters beside the item table" if result else ""
     spent = (
-        f" It read {result['train_tokens']:,} events in {result['train_seconds']:,.0f} s on {result['threads']} "
-        f"{'thread' if result['threads'] == 1 else 'threads'}."
+        f" It read {result['train_tokens']:,} events in {result['train_seconds']:,.0f} s on {page.text(trained_on(result))}."
         if result
         else ""
     )

@@ -44,6 +44,10 @@ def scale(recipe: Recipe, budget: str | None = None, *, quiet: bool = False) -> 
         LargeRecError: the grid fits no budget or recipe, or the folder holds another grid.
         KeyboardInterrupt: after Ctrl-C, with all states saved; the same call goes on.
     """
+    if recipe.train.device != "cpu":
+        raise LargeRecError(
+            f"a grid is paid for in core-minutes, and train.device={recipe.train.device!r} spends none; use train.device=cpu."
+        )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     text = budget or recipe.scale.budget
