@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from largerec.devices import device_gflops
 from largerec.kernels import BucketedTime, describe, triton
 from largerec.kernels.reference import TIME_BUCKETS
 
 RESULT = Path(__file__).parent / "results" / "gpu-kernels.json"
-MATRIX = 8192
 EVENTS_A_DAY_MS = 86_400_000 / 10
 
 
@@ -43,12 +43,6 @@ def seconds(run: Callable[[], Any], repeats: int = 20) -> float:
         torch.cuda.synchronize()
         best = min(best, first.elapsed_time(last) / 1e3)
     return best
-
-
-def matrix_tflops() -> float:
-    """The rate of large square bfloat16 products."""
-    a, b = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * MATRIX**3 / seconds(lambda: a @ b) / 1e12
 
 
 def measure(length: int, users: int, heads: int, width: int, softmax: bool, biased: bool) -> dict[str, Any]:
@@ -117,8 +111,8 @@ def main() -> None:
         sys.exit("This measures a CUDA device, and torch sees none here. A CPU's part: docs/performance.md, On a CUDA device.")
     if not triton.available()[0]:
         sys.exit(f"This measures the Triton kernels, which cannot run here: {describe('cuda')}")
-    limit = matrix_tflops()
-    print(f"{torch.cuda.get_device_name()}: {limit:.0f} TFLOP/s of bfloat16 products of {MATRIX} x {MATRIX}")
+    limit = device_gflops(torch.device("cuda"), torch.bfloat16) / 1e3
+    print(f"{torch.cuda.get_device_name()}: {limit:.0f} TFLOP/s of large bfloat16 products")
     print("| kind | biases | forward TFLOP/s | backward TFLOP/s | both | share of products |\n|---|---|---|---|---|---|")
     points = []
     shape = (asked.length, asked.users, asked.heads, asked.width)

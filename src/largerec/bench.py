@@ -61,7 +61,8 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         flops = training_flops_per_token(trainer.recipe, trainer.model, trainer.scorer.size, context)
         precision = trainer.recipe.train.precision
         kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        limit = _limit(trainer.device, kind)
+        on_cpu = trainer.device.type == "cpu"
+        limit = matrix_gflops(torch, kind, torch.get_num_threads()) if on_cpu else device_gflops(trainer.device, kind)
     return {
         "name": recipe.name,
         "tokens_per_s": round(float(median), 1),
@@ -77,8 +78,3 @@ def bench_train(recipe: Recipe, steps: int = 50, warmup: int = 5) -> dict[str, A
         "device": named(trainer.device),
         "kernels": describe(trainer.device.type),
     }
-
-
-def _limit(device: torch.device, kind: torch.dtype) -> float:
-    """GFLOP/s of square matrix products on the device that trains."""
-    return matrix_gflops(torch, kind, torch.get_num_threads()) if device.type == "cpu" else device_gflops(device, kind)
