@@ -287,6 +287,22 @@ def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
     assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
 
 
+def test_what_is_recent_without_a_clock_is_what_ends_each_history() -> None:
+    """Ranks of one user say nothing of another's: the last window of everyone comes before anyone's second to last."""
+    rows = [(user, f"{user}{n}", n) for user, length in (("long", 42), ("mid", 12), ("new", 7)) for n in range(length)]
+    before = source(log_of(rows, "order"))
+    (step,) = steps_of({"name": "core-set", "budget": 0.5, "method": "recent", "unit": "windows", "window": 5}).step
+    after, _ = take(before, step, 0, "01-one")
+    live = after.log.events.filter((pl.col("stage") == "train") & (pl.col("train_weight") > 0))
+    kept = {user: sorted(own["timestamp"].to_list()) for (user,), own in live.group_by("user_id")}
+    assert live.height <= 55 / 2 and kept["new"] == list(range(5)) and kept["mid"] == list(range(10))
+    assert kept["long"] == list(range(40 - len(kept["long"]), 40)), "the last training events, not the first"
+
+    (step,) = steps_of({"name": "core-set", "budget": 0.5, "method": "recent"}).step
+    with pytest.raises(LargeRecError, match=r"has an order and no clock\. Set unit = \"windows\""):
+        take(before, step, 0, "01-one")
+
+
 def test_events_without_a_time_weigh_as_much_as_the_oldest() -> None:
     """They came before all others, and how long before is not known: they are not thrown away."""
     rows = [(user, f"x{n}", START_MS + n * DAY) for user in "ab" for n in range(5)]

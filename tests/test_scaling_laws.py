@@ -10,7 +10,7 @@ import pytest
 from scaling_points import FLOOR, chinchilla, kaplan, made, quality, repeated
 
 from largerec.scaling import fitting, forms, laws
-from largerec.scaling.choice import BLENDED, Measured, Place, coordinates, fit_form
+from largerec.scaling.choice import BLENDED, NEAR, Measured, Place, coordinates, fit_form
 from largerec.scaling.forms import FORMS, Form
 from largerec.scaling.points import Point
 
@@ -137,6 +137,15 @@ def test_the_floor_is_of_the_form_taken_and_spans_the_others(noisy: list[Point])
 
 def test_a_form_that_foretells_better_than_all_others_speaks_alone() -> None:
     assert laws.fit_law(NOISELESS).choice.weights.tolist() == [1.0]
+
+
+def test_of_near_forms_those_come_first_that_know_size_and_data() -> None:
+    """Runs whose size says little: data alone foretells hidden ones as well, and could not be asked about another width."""
+    law = laws.fit_law(made(lambda params, tokens: float(FLOOR + 0.5 / params**0.4 + 300 / tokens**0.42), seed=3))
+    least = law.choice.trials[0].error
+    near = {trial.form.name: len(trial.form.parameters) for trial in law.choice.trials if trial.error <= NEAR * least}
+    assert min(near, key=lambda name: near[name]) == "data-alone", "the simplest of near ones"
+    assert {"params", "tokens"} <= set(law.form.uses)
 
 
 def test_runs_before_learning_sets_in_are_told_from_a_power_law() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from largerec.audit.ordered import Ordered
 from largerec.curate.rows import Bools, Floats, Ints
+from largerec.errors import LargeRecError
 
 WIDTH = 64  # random numbers that an item is described by
 CENTRES = 256
@@ -21,10 +22,12 @@ CENTRES = 256
 
 @dataclass(frozen=True)
 class Units:
-    """``unit_N``: the unit of each event, numbered in the order of events; ``live_W``: events of each that are learned from."""
+    """``unit_N``: the unit of each event, numbered in the order of events; ``live_W``: events of each that are learned from;
+    ``windows``: whether they are windows of histories, not whole users."""
 
     unit_N: Ints
     live_W: Ints
+    windows: bool
 
     @classmethod
     def of(cls, log: Ordered, live_N: Bools, window: int | None) -> Units:
@@ -37,7 +40,7 @@ class Units:
             new_N = ~log.follows_N
             new_N[1:] |= turn_N[1:] != turn_N[:-1]
             unit_N = np.cumsum(new_N) - 1
-        return cls(unit_N, np.bincount(unit_N, weights=live_N).astype(np.int64))
+        return cls(unit_N, np.bincount(unit_N, weights=live_N).astype(np.int64), window is not None)
 
     def __len__(self) -> int:
         return len(self.live_W)
@@ -60,7 +63,23 @@ def random_order(log: Ordered, units: Units, random: np.random.Generator, budget
 
 
 def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
-    """The units whose last event is latest, first; ties by number."""
+    """The units whose last event is latest, first; ties by number. Ranks of different users are not compared: where there is no
+    clock, windows are taken by how many events lie behind them of their user, the last of each first; ties by chance.
+
+    Raises:
+        LargeRecError: whole users, and no clock that would say who came last.
+    """
+    if not log.has_clock:
+        if not units.windows:
+            raise LargeRecError(
+                f'{log.source}: core-set with method = "recent" takes the users who came last, but this log has an order and no '
+                'clock. Set unit = "windows", which takes the last events of each user, or name a time column with '
+                "data.columns.time."
+            )
+        behind_N = log.offsets_U1[1:][log.user_N] - 1 - np.arange(len(log))
+        behind_W = np.full(len(units), np.iinfo(np.int64).max)
+        np.minimum.at(behind_W, units.unit_N, behind_N)
+        return np.lexsort((random.permutation(len(units)), behind_W))
     last_W = np.full(len(units), np.iinfo(np.int64).min)
     np.maximum.at(last_W, units.unit_N, log.time_N)
     return np.argsort(-last_W, kind="stable")

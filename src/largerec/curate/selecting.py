@@ -75,7 +75,7 @@ class RecencyStep(Options):
         if not log.has_clock:
             raise LargeRecError(
                 f"{log.source}: recency counts days, but this log has an order and no clock. Use core-set with method = "
-                '"recent", or name a time column with data.columns.time.'
+                '"recent" and unit = "windows", or name a time column with data.columns.time.'
             )
         last = int(log.time_N.max())
         age_R = training.of_rows(np.where(log.timed_N, (last - log.time_N) / DAY, np.inf))
@@ -123,7 +123,8 @@ class CoreSetStep(Options):
 
     ``method``: ``diverse`` takes units from all over the space of what users have, in turn from the neighbourhoods of
     farthest-first centres; ``informative`` those that add most to the transitions between items that are covered;
-    ``random`` and ``recent`` (the latest) are the controls. ``window``: events of a window, counted from a user's last.
+    ``random`` and ``recent`` (the latest; where there is no clock, windows by how near they are to their user's end) are the
+    controls. ``window``: events of a window, counted from a user's last.
     """
 
     draws: ClassVar[bool] = True
@@ -141,7 +142,11 @@ class CoreSetStep(Options):
         return self
 
     def change(self, training: Training) -> Change:
-        """Chooses units up to the budget, of the events that are still learned from."""
+        """Chooses units up to the budget, of the events that are still learned from.
+
+        Raises:
+            LargeRecError: the most recent users of a log without a clock are asked for.
+        """
         log = training.ordered
         live_N = training.weight_R[log.row_N] > 0
         units = coresets.Units.of(log, live_N, self.window if self.unit == "windows" else None)

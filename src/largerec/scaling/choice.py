@@ -18,7 +18,7 @@ from largerec.scaling.points import Point, Regime
 FEWEST_CELLS = 6
 HIDDEN = (0.5, 0.34, 0.25)  # shares of the cells, those of largest compute
 SHARES = (1.0, 0.67, 0.5)  # of the cells that are fitted to, those of largest compute: the smallest runs may follow no law yet
-NEAR = 1.1  # forms whose error is within a tenth of the least are as good, and the simpler one is taken
+NEAR = 1.1  # forms whose error is within a tenth of the least are as good; of them the simplest is taken
 BLENDED = 1.5  # forms whose error is at most so many times the least have a say beside it
 LEAST_ERROR = 1e-6  # below it one error is as good as another
 WIDEST = 4.0
@@ -217,8 +217,10 @@ def choose(
     draws: int = 100,
     seed: int = 0,
 ) -> Choice | None:
-    """The form of least error on hidden cells, the simpler of near ones, and what is blended with it; None: none can be told.
+    """The form of least error on hidden cells, the simplest of near ones, and what is blended with it; None: none can be told.
 
+    Of near forms of the loss those come first that have a term of both size and data, where the runs differ in both: one without
+    could not be asked along the other.
     ``loss``: the choice and the points of the loss law, for forms that are functions of the loss: they are judged with losses
     foretold from the same smaller runs by the form taken there, not with measured ones.
     """
@@ -238,6 +240,9 @@ def choose(
         return None
     trials.sort(key=lambda trial: trial.error)
     near = [trial for trial in trials if trial.error <= NEAR * trials[0].error]
+    if all("loss" not in form.uses for form in forms):
+        most = max(_terms(trial.form) for trial in near)
+        near = [trial for trial in near if _terms(trial.form) == most]
     best = min(near, key=lambda trial: (len(trial.form.parameters), -trial.share, trial.error))
     blended = {best.form.name: best}
     for trial in trials:  # by rising error, so that the first of a form is on its best share of the cells
@@ -251,6 +256,11 @@ def choose(
     spread_C = np.sqrt(weights_F @ (spread_FC**2 + (error_FC - error_C) ** 2))
     widen = float(np.clip(np.sqrt(((error_C / spread_C) ** 2).mean()), 1.0, WIDEST))
     return Choice(widen, tuple(trials), tuple(blended.values()))
+
+
+def _terms(form: Form) -> int:
+    """Of size and data, how many a form is a function of."""
+    return len({"params", "tokens"} & set(form.uses))
 
 
 def _cuts(measured: Measured, parameters: Sequence[int]) -> list[Floats]:
