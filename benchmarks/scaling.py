@@ -4,7 +4,8 @@
     python benchmarks/scaling.py runs/scale/simulator --recipe recipes/scale/simulator.toml
 
 writes benchmarks/results/scale-simulator.json and docs/scale-simulator.svg. Without a folder it prints the tables of the result
-files that are there; a test holds the guide to them.
+files that are there; a test holds the guide to them. With --refit it fits today's laws to the small runs in each of those files and
+writes beside what was foretold what they would have foretold.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ import numpy as np
 
 from largerec.bundle import Bundle
 from largerec.errors import LargeRecError
-from largerec.report.charts import Axis, Line, Point, lines
+from largerec.report.charts import Axis, Line, lines
+from largerec.report.charts import Point as Dot
 from largerec.scaling.choice import Place, coordinates, fit_form, value_of
 from largerec.scaling.laws import FAR, check, fit_all, groups, summary
 from largerec.scaling.overview import overview
 from largerec.scaling.plan import grid_points
+from largerec.scaling.points import Point
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GRIDS = {  # result files -> what the guide calls them
     "scale-simulator": "generated, HSTU",
+    "scale-simulator-again": "generated again, HSTU",
     "scale-families": "generated, families",
     "scale-globo": "Globo, HSTU",
     "scale-ml-1m": "MovieLens-1M, HSTU",
@@ -63,6 +67,7 @@ def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, An
         "every_run": seen["every_run"],
         "forms": by_form(folder),
         "again": again(folder),
+        "today": today(grid_points(folder)),
         "plans": seen["plans"],
     }
 
@@ -107,6 +112,18 @@ def again(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def today(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """For each quantity what the laws of this version, fitted to the runs that were not held out, say of those that were, and how
+    many they refuse. Made with the runs known; where laws have changed since a grid was made it differs from what was foretold."""
+    laws, _ = fit_all(points, QUANTITIES)
+    rows, refused = check(laws, points)
+    said = summary([row.to_json() for row in rows])
+    return {
+        quantity: said.get(quantity, {"runs": 0.0}) | {"refused": sum(one["quantity"] == quantity for one in refused)}
+        for quantity in dict.fromkeys(law.quantity for law in laws)
+    }
+
+
 def draw(found: Mapping[str, Any], to: Path) -> None:
     """Loss and NDCG over operations: runs of the fit, the law's best use of operations, held-out runs in what was foretold."""
     panels = []
@@ -124,7 +141,7 @@ def draw(found: Mapping[str, Any], to: Path) -> None:
                     continue
                 said = foretold.get((point["name"], quantity), {}) if point["held_out"] else {}
                 tip = f"{point['name']}: {value:.4f}"
-                dots.append(Point(point["flops"], value, tip, said.get("low"), said.get("high"), hollow=point["held_out"]))
+                dots.append(Dot(point["flops"], value, tip, said.get("low"), said.get("high"), hollow=point["held_out"]))
             own = [law["frontier"] for law in found["laws"] if (law["family"], law["quantity"]) == (family, quantity)]
             curves = own or [{"xs": [], "values": [], "lows": [], "highs": []}]
             series += [  # one for each regime; the dots once
@@ -209,6 +226,27 @@ def again_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return rows
 
 
+def today_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What laws of this version say of held-out runs, beside what was foretold before those began."""
+    rows = [
+        "| grid | of | today's laws foretell | refuse | off by, mean | at most | inside | width | foretold before | off by | inside |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        for quantity, said in one["today"].items():
+            cells = [GRIDS[name], quantity, f"{said['runs']:.0f} runs", str(said["refused"])]
+            cells += ["-"] * 4 if not said["runs"] else [
+                percent(said["mean_error"]), percent(said["largest_error"]), percent(said["coverage"], 0),
+                percent(said["mean_width"]),
+            ]  # fmt: skip
+            before = one["summary"].get(quantity)
+            cells += ["-"] * 3 if before is None else [
+                f"{before['runs']:.0f} runs", percent(before["mean_error"]), percent(before["coverage"], 0)
+            ]  # fmt: skip
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def shares_of(law: Mapping[str, Any]) -> str:
     """The forms of a law, with what each counts."""
     blend = law["blend"]
@@ -229,6 +267,7 @@ def results() -> dict[str, dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="the folder of a finished grid")
+    parser.add_argument("--refit", action="store_true", help="fit today's laws to the runs in the result files")
     parser.add_argument("--recipe", help="the recipe of the grid, and what was changed in it, as the command had them")
     given = parser.parse_args(arguments)
     if given.folder is None and given.recipe is not None:
@@ -244,7 +283,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
         draw(seen, ROOT / "docs" / f"{name}.svg")
     found = results()
-    print("\n".join([*table(found), "", *law_table(found), "", *again_table(found)]))
+    if given.refit:
+        for name, one in found.items():
+            one["today"] = today([Point.from_json(point, name) for point in one["points"]])
+            (RESULTS / f"{name}.json").write_text(json.dumps(one, indent=1) + "\n", encoding="utf-8")
+    tables = (table(found), law_table(found), again_table(found), today_table(found))
+    print("\n\n".join("\n".join(lines) for lines in tables))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ EVERY_STEP: list[dict[str, Any]] = [
     {"name": "popularity", "threshold": 0.2, "action": "sample"},
     {"name": "core-set", "budget": 0.5},
     {"name": "core-set", "budget": 0.5, "method": "informative", "unit": "windows", "window": 3},
+    {"name": "core-set", "budget": 0.5, "method": "aligned"},
     {"name": "core-set", "budget": 0.5, "method": "random", "rest": "remove"},
     {"name": "core-set", "budget": 0.5, "method": "recent", "unit": "windows", "window": 2, "rest": "remove"},
 ]
@@ -285,6 +286,21 @@ def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
         assert live.height == 96 and live["user_id"].n_unique() == 12, "a quarter of 384 training rows, by whole users"
         chosen[method] = live["user_id"].unique().str.starts_with("o").sum()
     assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
+
+
+def test_an_aligned_core_set_has_what_comes_late() -> None:
+    """Before users who do what nobody does any more it takes those who do what all do lately, or, without a clock, at the end."""
+    early = [(f"a{u}", f"new{n}", START_MS + u * 100 + n) for u in range(10) for n in range(10)]
+    middle = [(f"b{u}", f"old{n}", START_MS + 10**8 + u * 100 + n) for u in range(60) for n in range(10)]
+    late = [(f"c{u}", f"new{n}", START_MS + 10**9 + u * 100 + n) for u in range(10) for n in range(10)]
+    ends = [(f"a{u}", f"end{n % 3}", n) for u in range(20) for n in range(10)]
+    begins = [(f"b{u}", f"old{n}" if n < 7 else f"end{n % 3}", n) for u in range(60) for n in range(10)]
+    for log in (log_of(early + middle + late), log_of(begins + ends, "order")):
+        (step,) = steps_of({"name": "core-set", "budget": 0.25, "method": "aligned"}).step
+        after, _ = take(source(log), step, 0, "01-one")
+        live = after.log.events.filter((pl.col("stage") == "train") & (pl.col("train_weight") > 0))
+        assert live.height == 160 and live["user_id"].n_unique() == 20, "a quarter of 640 training rows, by whole users"
+        assert not live["user_id"].str.starts_with("b").any()
 
 
 def test_what_is_recent_without_a_clock_is_what_ends_each_history() -> None:

@@ -121,15 +121,16 @@ class PopularityStep(Options):
 class CoreSetStep(Options):
     """Learn from a part of the training events, ``budget`` of them, chosen by whole users or by windows of their histories.
 
-    ``method``: ``diverse`` takes units from all over the space of what users have, in turn from the neighbourhoods of
-    farthest-first centres; ``informative`` those that add most to the transitions between items that are covered;
-    ``random`` and ``recent`` (the latest; where there is no clock, windows by how near they are to their user's end) are the
-    controls. ``window``: events of a window, counted from a user's last.
+    ``method``: ``aligned`` takes units whose items are most like those of the latest tenth of the events; ``diverse`` units from
+    all over the space of what users have, in turn from the neighbourhoods of farthest-first centres; ``informative`` those that
+    add most to the transitions between items that are covered; ``random`` and ``recent`` are the controls. Where there is no
+    clock, what is late is what stands near the end of its user's history. ``window``: events of a window, counted from a user's
+    last.
     """
 
     draws: ClassVar[bool] = True
     name: Literal["core-set"] = "core-set"
-    method: Literal["diverse", "informative", "random", "recent"] = "diverse"
+    method: Literal["aligned", "diverse", "informative", "random", "recent"] = "diverse"
     budget: float = Field(gt=0, lt=1)
     unit: Literal["users", "windows"] = "users"
     window: int = Field(50, ge=2)
