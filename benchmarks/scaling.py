@@ -4,8 +4,8 @@
     python benchmarks/scaling.py runs/scale/simulator --recipe recipes/scale/simulator.toml
 
 writes benchmarks/results/scale-simulator.json and docs/scale-simulator.svg. Without a folder it prints the tables of the result
-files that are there; a test holds the guide to them. With --refit it fits today's laws to the small runs in each of those files and
-writes beside what was foretold what they would have foretold.
+files that are there; a test holds the guide to them. With --refit it fits today's laws to the small runs in each of those files
+and writes beside what was foretold what they would have foretold.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def again(folder: Path) -> list[dict[str, Any]]:
 
 def today(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """For each quantity what the laws of this version, fitted to the runs that were not held out, say of those that were, and how
-    many they refuse. Made with the runs known; where laws have changed since a grid was made it differs from what was foretold."""
+    many they refuse. Made with the runs known; it differs from what was foretold where laws have changed since."""
     laws, _ = fit_all(points, QUANTITIES)
     rows, refused = check(laws, points)
     said = summary([row.to_json() for row in rows])
@@ -229,7 +229,8 @@ def again_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def today_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What laws of this version say of held-out runs, beside what was foretold before those began."""
     rows = [
-        "| grid | of | today's laws foretell | refuse | off by, mean | at most | inside | width | foretold before | off by | inside |",
+        "| grid | of | today's laws foretell | refuse | off by, mean | at most | inside | width "
+        "| foretold before | off by | inside |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():

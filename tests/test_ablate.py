@@ -40,6 +40,7 @@ recipe = "tiny.toml"
 seeds = [0, 1]
 steps = 24
 validations = 2
+controls = ["nothing"]
 [ablate.faults]
 misclicks = 0.1
 duplicates = 0.1
@@ -94,6 +95,18 @@ def test_a_cure_that_changes_nothing_gains_exactly_nothing_and_is_said_not_to_he
     assert nothing["training_rows"] == row(found, "raw")["training_rows"]
     assert nothing["gain"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert nothing["verdict"] == "no sign that it helps"
+
+
+def test_versions_are_held_against_the_controls_too() -> None:
+    """A control that changes nothing is the raw log, so that the gain over it is the gain over that; and verdicts are counted."""
+    folder, found = finished()
+    assert found["verdicts"] == 3 + 2 and found["versions_tried"] == 3
+    assert row(found, "nothing")["against"] == {} and "against" not in row(found, "raw")
+    for name in ("rules", "rules-truncated"):
+        one = row(found, name)
+        assert one["against"]["nothing"]["gain"] == one["gain"]
+        assert one["against"]["nothing"]["verdict"] in ("above", "below", "not told apart")
+    assert "Beside the controls" in (folder / "runs" / "ablate.html").read_text(encoding="utf-8")
 
 
 def test_costs_and_shares_are_of_the_means_that_are_shown() -> None:
@@ -162,7 +175,12 @@ def test_the_page_and_the_table_say_it() -> None:
     )
     done = CliRunner().invoke(app, ["ablate", "-", "--plan", str(folder / "plan.toml"), f"run.dir={folder / 'runs'}"])
     assert done.exit_code == 0, done.output
-    assert "no sign that it" in done.output and "The faults cost" in done.output and "holds zero" in done.output
+    assert (
+        "rules beside nothing:" in done.output
+        and "no sign that it" in done.output
+        and "The faults cost" in done.output
+        and "holds zero" in done.output
+    )
     assert json.loads((folder / "runs" / "ablate.json").read_text())["rows"] == json.loads(json.dumps(found["rows"]))
 
 
@@ -172,6 +190,7 @@ def test_the_page_and_the_table_say_it() -> None:
         (('name = "rules"', 'name = "raw"'), "version name 'raw'"),
         (('name = "duplicates"}, {name = "bots"}]', 'name = "dupes"}]'), "version 'rules'"),
         (("seeds = [0, 1]", "seeds = [0, 0]"), "ablate.seeds"),
+        (('controls = ["nothing"]', 'controls = ["noting"]'), "ablate.controls"),
         (("validations = 2", "validation = 2"), "did you mean 'validations'"),
         (('recipe = "tiny.toml"', 'recipe = "tinny.toml"'), "tinny.toml"),
     ],
@@ -198,6 +217,7 @@ def test_verdicts_follow_the_interval() -> None:
     assert verdict({"low": 0.001, "high": 0.01}) == "helps"
     assert verdict({"low": -0.01, "high": -0.001}) == "hurts"
     assert verdict({"low": -0.001, "high": 0.01}) == verdict({"low": None, "high": None}) == "no sign that it helps"
+    assert verdict({"low": 0.001, "high": 0.01}, ("above", "below", "not told apart")) == "above"
 
 
 def test_the_recipes_own_steps_are_counted_on_the_raw_log(tmp_path: Path) -> None:

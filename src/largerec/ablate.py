@@ -62,7 +62,8 @@ class AblateOptions(Options):
 
     ``recipe``: of every row, a path from the plan's folder. ``seeds``: of every row. ``steps``: of every training; as many as the
     recipe takes on the raw log when not given. ``validations``: at equal steps of every training; the best weights are kept.
-    ``faults``: put into the training rows first, by their own seed, as ``data.faults`` puts them into a log.
+    ``controls``: names of versions that all others are held against as well, not the raw log alone. ``faults``: put into the
+    training rows first, by their own seed, as ``data.faults`` puts them into a log.
     """
 
     recipe: str
@@ -71,6 +72,7 @@ class AblateOptions(Options):
     validations: int = Field(8, ge=1)
     level: float = Field(0.95, gt=0, lt=1)
     bootstrap_samples: int = Field(2000, ge=100)
+    controls: tuple[str, ...] = ()
     faults: FaultOptions = FaultOptions()
 
     @model_validator(mode="after")
@@ -105,7 +107,19 @@ class AblationPlan(Options):
                     f"version name {name!r}: names are given once, of letters, digits, '.', '_' and '-', and not {RAW} or "
                     f"{CLEAN}."
                 )
+        controls = self.ablate.controls
+        if len(set(controls)) < len(controls) or not set(controls) < set(names):
+            raise LargeRecError(
+                f"ablate.controls is {list(controls)}; name versions of this plan ({', '.join(names)}), each once, and leave one "
+                "that is held against them."
+            )
         return self
+
+    @property
+    def verdicts(self) -> int:
+        """How many are given: of each version beside the raw log, and of each that is no control beside each control."""
+        count = len(self.ablate.controls)
+        return len(self.version) + count * (len(self.version) - count)
 
 
 def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> tuple[AblationPlan, Recipe]:
@@ -303,16 +317,16 @@ def _hashes(recipe: Recipe, arm: Arm) -> dict[str, str]:
 
 
 def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, recipe: Recipe) -> dict[str, Any]:
-    """Means, paired gains over ``raw`` with intervals over users and seeds, and verdicts; with faults, costs and shares won back.
+    """Means, paired gains over ``raw`` with intervals over users and seeds, and verdicts; ``against``: the same beside each
+    control; with faults, costs and shares won back.
 
-    A version helps (or hurts) if its gain's interval at a level corrected for the number of versions (Bonferroni) leaves out 0.
+    A version helps (or hurts) if its gain's interval at a level corrected for the number of verdicts (Bonferroni) leaves out 0.
     """
     metric, options = recipe.train.metric, plan.ablate
     values, user_N = _values(rows, metric)
-    tried = max(1, len(plan.version))
     made = {"samples": options.bootstrap_samples, "seed": recipe.seed}
     paired = Paired(values, user_N, level=options.level, **made)
-    strict = Paired(values, user_N, level=1 - (1 - options.level) / tried, **made)
+    strict = Paired(values, user_N, level=1 - (1 - options.level) / plan.verdicts, **made)
     documents = []
     for arm in arms:
         row = rows[arm.name]
@@ -334,6 +348,14 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
             document["gain"] = paired.gain(arm.name, RAW)
         if arm.name not in (RAW, CLEAN):
             document["verdict"] = verdict(strict.gain(arm.name, RAW)["difference"])
+            others = [] if arm.name in options.controls else options.controls
+            document["against"] = {
+                other: {
+                    "gain": paired.gain(arm.name, other),
+                    "verdict": verdict(strict.gain(arm.name, other)["difference"], ("above", "below", "not told apart")),
+                }
+                for other in others
+            }
             if options.faults.any:
                 document["won_back"] = won_back(paired, arm.name)
         documents.append(document)
@@ -343,7 +365,8 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
         "targets": rows[RAW].results[0]["targets"]["n"],
         "seeds": list(options.seeds),
         "level": options.level,
-        "versions_tried": tried,
+        "versions_tried": len(plan.version),
+        "verdicts": plan.verdicts,
         "threads": torch.get_num_threads(),
         "rows": documents,
     }
@@ -367,14 +390,14 @@ def won_back(paired: Paired, name: str) -> dict[str, float | None] | None:
     return paired.of(lambda mean: (mean[name] - mean[RAW]) / (mean[CLEAN] - mean[RAW]))
 
 
-def verdict(difference: Mapping[str, float | None]) -> str:
-    """In words, by an interval: helps, hurts, or no sign that it helps."""
+def verdict(
+    difference: Mapping[str, float | None], words: tuple[str, str, str] = ("helps", "hurts", "no sign that it helps")
+) -> str:
+    """In words, by an interval: above 0, below it, or neither."""
     low, high = difference["low"], difference["high"]
     if low is not None and low > 0:
-        return "helps"
-    if high is not None and high < 0:
-        return "hurts"
-    return "no sign that it helps"
+        return words[0]
+    return words[1] if high is not None and high < 0 else words[2]
 
 
 def _mean(results: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:

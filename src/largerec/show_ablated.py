@@ -25,11 +25,15 @@ def ablated(found: dict[str, Any]) -> None:
         value = with_interval(metric, row["test"], {metric: [row[metric]["low"], row[metric]["high"]]})
         table.add_row(escape(row["name"]), f"{row['training_rows']:,}", value, gain, escape(row.get("verdict", "")), *back, took)
     to.print(table)
+    for row in found["rows"]:
+        for other, beside in row.get("against", {}).items():
+            said = f"{row['name']} beside {other}: {_share(beside['gain']['relative'])} of {metric}, {beside['verdict']}."
+            to.print(said, markup=False, soft_wrap=True)
     if "faults" in found:
         why = f" ({found['faults']['no_shares']})" if "no_shares" in found["faults"] else ""
         to.print(f"The faults cost {_share(found['faults']['cost'])} of {metric}{why}.", markup=False)
     to.print(
-        f"Intervals are over users and seeds, paired; verdicts are corrected for {found['versions_tried']} versions. "
+        f"Intervals are over users and seeds, paired; verdicts are corrected for {found['verdicts']} of them. "
         f"s: the cure, and one training. Files: {found['dir']}/ (ablate.json). Report: {found['report']}",
         markup=False,
         soft_wrap=True,

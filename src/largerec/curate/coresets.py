@@ -63,8 +63,10 @@ def random_order(log: Ordered, units: Units, random: np.random.Generator, budget
 
 
 def lateness(log: Ordered) -> Ints:
-    """How late each event is: its time, or, where there is no clock, minus how many events of its user come after it [N]. Ranks of
-    different users are not compared: an order is each user's own."""
+    """How late each event is: its time, or, where there is no clock, minus how many events of its user come after it [N].
+
+    Ranks of different users are not compared: an order is each user's own.
+    """
     return log.time_N if log.has_clock else np.arange(len(log)) + 1 - log.offsets_U1[1:][log.user_N]
 
 
@@ -77,8 +79,8 @@ def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget
     """
     if not (log.has_clock or units.windows):
         raise LargeRecError(
-            f'{log.source}: core-set with method = "recent" takes the users who came last, but this log has an order and no clock. '
-            'Set unit = "windows", which takes the last events of each user, or name a time column with data.columns.time.'
+            f'{log.source}: core-set with method = "recent" takes the users who came last, but this log has an order and no '
+            'clock. Set unit = "windows", which takes the last events of each user, or name a time column with data.columns.time.'
         )
     last_W = np.full(len(units), np.iinfo(np.int64).min)
     np.maximum.at(last_W, units.unit_N, lateness(log))
@@ -88,8 +90,8 @@ def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget
 def aligned_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
     """The units whose items are most like what comes late, for an event; ties by number.
 
-    In the manner of DSIR (Xie et al. 2023, arXiv 2302.03169): log p / q of each item, where p is how often the latest tenth of the
-    events has it and q how often all have it, and a unit's mean of that. Few events say little: p holds as many as five of an
+    In the manner of DSIR (Xie et al. 2023, arXiv 2302.03169): log p / q of each item, where p is how often the latest tenth of
+    the events has it and q how often all have it, and a unit's mean of that. Few events say little: p holds as many as five of an
     average item that are distributed as q, and a unit ten events of ratio 1.
     """
     late_N = np.zeros(len(log), dtype=bool)

@@ -24,6 +24,8 @@ def ablated_page(found: Document, to: Path) -> Path:
         f"{page.text(found['hardware'])}, {page.text(found['date'])}. <code>{page.text(found['command'])}</code></p>"
     )
     sections = [("gains", "Gains over the raw log", _gains(found)), ("steps", "What the steps did", _steps(found))]
+    if beside := _beside(found):
+        sections.insert(1, ("controls", "Beside the controls", beside))
     write_page(
         to, page.document("What cures are worth", head, [("", sections)], f"Made by LargeRec from {page.text(found['dir'])}.")
     )
@@ -65,9 +67,19 @@ def _gains(found: Document) -> str:
     foot = ["", "", "", "", charts.strip_axis(scale), "", "", "", ""]
     note = (
         f'<p class="soft">In brackets the {100 * found["level"]:g} % interval over users and seeds, paired. A verdict is '
-        f"corrected for {found['versions_tried']} versions tried.</p>"
+        f"corrected for the {found['verdicts']} that are given.</p>"
     )
     return note + page.table(head, cells, words=(4, 5), foot=foot, label="Gains with intervals")
+
+
+def _beside(found: Document) -> str:
+    cells = [
+        [page.text(row["name"]), page.text(other), share(beside["gain"]["relative"]), page.text(beside["verdict"])]
+        for row in found["rows"]
+        for other, beside in row.get("against", {}).items()
+    ]
+    head = ["", "beside", f"gain in {page.text(found['metric'])}", "verdict"]
+    return page.table(head, cells, words=(1, 3), label="Gains beside the controls") if cells else ""
 
 
 def _steps(found: Document) -> str:
