@@ -89,7 +89,8 @@ def _features(log: Ordered, stage_N: np.ndarray) -> list[Finding]:
     if not suspects:
         return []
     names = ", ".join(f"{suspect['column']} ({suspect['why']})" for suspect in suspects)
-    said = f"{len(suspects)} columns seem to be computed over the whole period, the test part with it: {names}."
+    count = "1 column seems" if len(suspects) == 1 else f"{len(suspects)} columns seem"
+    said = f"{count} to be computed over the whole period, the test part with it: {names}."
     cure = "Do not use them as features, or build them anew from what was known at the time of each event."
     wide = log.events.width + (log.items.width if log.items is not None else 0)
     return [

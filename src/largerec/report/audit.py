@@ -131,8 +131,8 @@ def _shape(shape: dict[str, Any]) -> str:
             _spans(time, "events", "Activity over time", f"Events per {time['bin']}."),
             _columns([str(hour) for hour in range(24)], time["by_hour"], "Activity by hour", "hour of the day (UTC)"),
             _columns(WEEKDAYS, time["by_weekday"], "Activity by weekday", "day (UTC)"),
-            _spans(time, "new_users", "New users", f"{time['new_users_a_week']:,.1f} cold starts of users a week."),
-            _spans(time, "new_items", "New items", f"{time['new_items_a_week']:,.1f} cold starts of items a week."),
+            _spans(time, "new_users", "New users", f"{time['new_users_a_week']:,.0f} cold starts of users a week."),
+            _spans(time, "new_items", "New items", f"{time['new_items_a_week']:,.0f} cold starts of items a week."),
         ]
     return f'<div class="charts">{"".join(drawn)}</div>{_quantiles(shape)}'
 
