@@ -315,7 +315,7 @@ def test_what_is_recent_without_a_clock_is_what_ends_each_history() -> None:
     assert kept["long"] == list(range(40 - len(kept["long"]), 40)), "the last training events, not the first"
 
     (step,) = steps_of({"name": "core-set", "budget": 0.5, "method": "recent"}).step
-    with pytest.raises(LargeRecError, match=r"has an order and no clock\. Set unit = \"windows\""):
+    with pytest.raises(LargeRecError, match=r"begin at its lowest rank\. Set unit = \"windows\""):
         take(before, step, 0, "01-one")
 
 

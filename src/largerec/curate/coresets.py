@@ -1,6 +1,6 @@
 """Orders in which units of a log (users, or windows of their histories) are taken into a core-set.
 
-Nothing is trained. Letters: N events, W units, V items, D numbers that describe a unit, C centres.
+Nothing is trained. Letters: N events, W units, U users, V items, D numbers that describe a unit, C centres.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ CENTRES = 256
 
 @dataclass(frozen=True)
 class Units:
-    """``unit_N``: the unit of each event, numbered in the order of events; ``live_W``: events of each that are learned from;
-    ``windows``: whether they are windows of histories, not whole users."""
+    """``unit_N``: the unit of each event, numbered in the order of events; ``live_N``: whether it is learned from; ``live_W``:
+    how many events of each unit are; ``windows``: whether they are windows of histories, not whole users."""
 
     unit_N: Ints
+    live_N: Bools
     live_W: Ints
     windows: bool
 
@@ -40,7 +41,7 @@ class Units:
             new_N = ~log.follows_N
             new_N[1:] |= turn_N[1:] != turn_N[:-1]
             unit_N = np.cumsum(new_N) - 1
-        return cls(unit_N, np.bincount(unit_N, weights=live_N).astype(np.int64), window is not None)
+        return cls(unit_N, live_N, np.bincount(unit_N, weights=live_N).astype(np.int64), window is not None)
 
     def __len__(self) -> int:
         return len(self.live_W)
@@ -62,28 +63,37 @@ def random_order(log: Ordered, units: Units, random: np.random.Generator, budget
     return random.permutation(len(units))
 
 
-def lateness(log: Ordered) -> Ints:
-    """How late each event is: its time, or, where there is no clock, minus how many events of its user come after it [N].
+def lateness(log: Ordered) -> Ints | None:
+    """How late each event is, by its time or rank [N]; None where that says nothing of two users.
 
-    Ranks of different users are not compared: an order is each user's own.
+    That is so where there is no clock, and half of the users or more begin at the lowest rank: then the order is each user's own.
     """
-    return log.time_N if log.has_clock else np.arange(len(log)) + 1 - log.offsets_U1[1:][log.user_N]
+    lowest_N = log.time_N == log.time_N.min() if len(log) else np.zeros(0, dtype=bool)
+    own = not log.has_clock and 2 * len(np.unique(log.user_N[lowest_N])) >= len(np.unique(log.user_N))
+    return None if own else log.time_N
+
+
+def from_the_end(log: Ordered) -> Ints:
+    """Minus the events of the same user that come after each event [N]."""
+    return np.arange(len(log)) + 1 - log.offsets_U1[1:][log.user_N]
 
 
 def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
-    """The units whose last event is latest, first; ties by chance. Where there is no clock, the last window of each user comes
-    before anyone's second to last.
+    """The units whose last event is latest, first; ties by chance. Where the order is each user's own (:func:`lateness`), the
+    last window of each user comes before anyone's second to last.
 
     Raises:
-        LargeRecError: whole users, and no clock that would say who came last.
+        LargeRecError: whole users, each with an order of its own, of whom nothing says who came last.
     """
-    if not (log.has_clock or units.windows):
+    late_N = lateness(log)
+    if late_N is None and not units.windows:
         raise LargeRecError(
             f'{log.source}: core-set with method = "recent" takes the users who came last, but this log has an order and no '
-            'clock. Set unit = "windows", which takes the last events of each user, or name a time column with data.columns.time.'
+            'clock, and most users begin at its lowest rank. Set unit = "windows", which takes the last events of each user, or '
+            "name a time column with data.columns.time."
         )
     last_W = np.full(len(units), np.iinfo(np.int64).min)
-    np.maximum.at(last_W, units.unit_N, lateness(log))
+    np.maximum.at(last_W, units.unit_N, from_the_end(log) if late_N is None else late_N)
     return np.lexsort((random.permutation(len(units)), -last_W))
 
 
@@ -91,16 +101,27 @@ def aligned_order(log: Ordered, units: Units, random: np.random.Generator, budge
     """The units whose items are most like what comes late, for an event; ties by number.
 
     In the manner of DSIR (Xie et al. 2023, arXiv 2302.03169): log p / q of each item, where p is how often the latest tenth of
-    the events has it and q how often all have it, and a unit's mean of that. Few events say little: p holds as many as five of an
-    average item that are distributed as q, and a unit ten events of ratio 1.
+    the timed events that are learned from has it (all those as late as the last of them, too) and q how often all of them have
+    it, and a unit's mean of that. Few events say little: p holds as many as five of an average item that are distributed as q,
+    and a unit ten events of ratio 1. Where the order is each user's own, what is late is what stands near the end of its user's
+    history: then short histories are late for the most part.
     """
-    late_N = np.zeros(len(log), dtype=bool)
-    late_N[np.argsort(-lateness(log), kind="stable")[: -(-len(log) // 10)]] = True
-    prior_V = 5 * log.count_V / log.count_V.mean()
-    late_V = np.bincount(log.item_N[late_N], minlength=len(log.item_ids)) + prior_V
-    ratio_V = np.log(late_V / late_V.sum()) - np.log(log.count_V / log.count_V.sum())
-    sum_W = np.bincount(units.unit_N, weights=ratio_V[log.item_N], minlength=len(units))
-    return np.argsort(-sum_W / (np.bincount(units.unit_N, minlength=len(units)) + 10), kind="stable")
+    found_N = lateness(log)
+    timed_N = units.live_N if found_N is None else units.live_N & log.timed_N
+    if not timed_N.any():
+        return np.arange(len(units))
+    late_N = from_the_end(log) if found_N is None else found_N
+    least = np.partition(late_N[timed_N], -max(1, int(timed_N.sum()) // 10))[-max(1, int(timed_N.sum()) // 10)]
+    count_V, in_late_V = (
+        np.bincount(log.item_N[chosen_N], minlength=len(log.item_ids)).astype(float)
+        for chosen_N in (units.live_N, timed_N & (late_N >= least))
+    )
+    known_V = count_V > 0
+    in_late_V = in_late_V + 5 * count_V / count_V[known_V].mean()
+    ratio_V = np.zeros(len(count_V))
+    ratio_V[known_V] = np.log(in_late_V[known_V] / in_late_V.sum()) - np.log(count_V[known_V] / count_V.sum())
+    sum_W = np.bincount(units.unit_N, weights=ratio_V[log.item_N] * units.live_N, minlength=len(units))
+    return np.argsort(-sum_W / (units.live_W + 10), kind="stable")
 
 
 def described(log: Ordered, units: Units, random: np.random.Generator) -> Floats:
