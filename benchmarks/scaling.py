@@ -4,8 +4,8 @@
     python benchmarks/scaling.py runs/scale/simulator --recipe recipes/scale/simulator.toml
 
 writes benchmarks/results/scale-simulator.json and docs/scale-simulator.svg. Without a folder it prints the tables of the result
-files that are there; a test holds the guide to them. With --refit it fits today's laws to the small runs in each of those files
-and writes beside what was foretold what they would have foretold.
+files that are there; a test holds the guide to them. With --refit it fits today's laws to the runs in each of those files and
+writes those, and what they would have foretold, in place of earlier ones; what was foretold stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from largerec.errors import LargeRecError
 from largerec.report.charts import Axis, Line, lines
 from largerec.report.charts import Point as Dot
 from largerec.scaling.choice import Place, coordinates, fit_form, value_of
-from largerec.scaling.laws import FAR, check, fit_all, groups, summary
+from largerec.scaling.laws import FAR, Law, check, fit_all, groups, summary
 from largerec.scaling.overview import overview
 from largerec.scaling.plan import grid_points
 from largerec.scaling.points import Point
@@ -65,18 +65,27 @@ def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, An
         "command": f'largerec scale {recipe} --budget "{budget}"',
         **found,
         "every_run": seen["every_run"],
-        "forms": by_form(folder),
-        "again": again(folder),
-        "today": today(grid_points(folder)),
+        **fitted_again(grid_points(folder)),
         "plans": seen["plans"],
     }
 
 
-def by_form(folder: Path) -> list[dict[str, Any]]:
+def fitted_again(points: Sequence[Point]) -> dict[str, Any]:
+    """What laws of this version say with the runs known: ``laws`` and ``forms``, ``again`` and ``today``."""
+    laws, _ = fit_all(points, (*QUANTITIES, "recall@10"))
+    shown = [law for law in laws if law.quantity in QUANTITIES]
+    return {
+        "laws": [law.to_json() for law in laws],
+        "forms": by_form(points, shown),
+        "again": again(points),
+        "today": today(points, shown),
+    }
+
+
+def by_form(points: Sequence[Point], laws: Sequence[Law]) -> list[dict[str, Any]]:
     """How far laws are off on held-out runs, and each form alone, on the share of the fitted runs that it did best on where the
     largest of them were hidden: the mean of relative errors."""
-    points, found = grid_points(folder), []
-    laws, _ = fit_all(points, QUANTITIES)
+    found = []
     for law in laws:
         held = [one for one in groups(points)[law.key] if one.held_out and np.isfinite(value_of(one, law.quantity))]
         if not held:
@@ -96,32 +105,32 @@ def by_form(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["family"], one["regime"], one["quantity"], one["error"]))
 
 
-def again(folder: Path) -> list[dict[str, Any]]:
+def again(points: Sequence[Point]) -> list[dict[str, Any]]:
     """What laws say of the very largest runs once they are fitted to all others, as plans fit them to all: for each family, those
     of :data:`FAR` times the fit's largest and more are hidden, and the held-out ones below are not. Made with the runs known."""
     found = []
-    for key, own in groups(grid_points(folder)).items():
+    for key, own in groups(points).items():
         most = FAR * max((one.flops for one in own if not one.held_out and one.state == "finished"), default=np.inf)
         if not any(one.flops >= most and one.held_out for one in own):
             continue
-        points = [replace(one, held_out=one.held_out and one.flops >= most) for one in own]
-        laws, _ = fit_all(points, QUANTITIES)
-        for quantity, said in summary([row.to_json() for row in check(laws, points)[0]]).items():
+        hidden = [replace(one, held_out=one.held_out and one.flops >= most) for one in own]
+        laws, _ = fit_all(hidden, QUANTITIES)
+        for quantity, said in summary([row.to_json() for row in check(laws, hidden)[0]]).items():
             fitted = next(len(law.measured.points) for law in laws if law.quantity == quantity)
             found.append({"family": key.family, "regime": key.regime, "quantity": quantity, "fitted": fitted} | said)
     return found
 
 
-def today(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+def today(points: Sequence[Point], laws: Sequence[Law]) -> dict[str, dict[str, Any]]:
     """For each quantity what the laws of this version, fitted to the runs that were not held out, say of those that were, and how
     many they refuse. Made with the runs known; it differs from what was foretold where laws have changed since."""
-    laws, _ = fit_all(points, QUANTITIES)
-    rows, refused = check(laws, points)
-    said = summary([row.to_json() for row in rows])
-    return {
-        quantity: said.get(quantity, {"runs": 0.0}) | {"refused": sum(one["quantity"] == quantity for one in refused)}
-        for quantity in dict.fromkeys(law.quantity for law in laws)
-    }
+    rows = [row.to_json() for row in check(laws, points)[0]]
+    said, found = summary(rows), {}
+    for quantity in QUANTITIES:
+        held = [one for one in points if one.held_out and one.state == "finished" and np.isfinite(value_of(one, quantity))]
+        own = said.get(quantity, {"runs": 0.0})
+        found[quantity] = own | {"refused": len(held) - int(own["runs"])}
+    return found
 
 
 def draw(found: Mapping[str, Any], to: Path) -> None:
@@ -286,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = results()
     if given.refit:
         for name, one in found.items():
-            one["today"] = today([Point.from_json(point, name) for point in one["points"]])
+            one |= fitted_again([Point.from_json(point, name) for point in one["points"]])
             (RESULTS / f"{name}.json").write_text(json.dumps(one, indent=1) + "\n", encoding="utf-8")
     tables = (table(found), law_table(found), again_table(found), today_table(found))
     print("\n\n".join("\n".join(lines) for lines in tables))

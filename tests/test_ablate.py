@@ -40,7 +40,7 @@ recipe = "tiny.toml"
 seeds = [0, 1]
 steps = 24
 validations = 2
-controls = ["nothing"]
+controls = ["rules"]
 [ablate.faults]
 misclicks = 0.1
 duplicates = 0.1
@@ -98,15 +98,25 @@ def test_a_cure_that_changes_nothing_gains_exactly_nothing_and_is_said_not_to_he
 
 
 def test_versions_are_held_against_the_controls_too() -> None:
-    """A control that changes nothing is the raw log, so that the gain over it is the gain over that; and verdicts are counted."""
     folder, found = finished()
     assert found["verdicts"] == 3 + 2 and found["versions_tried"] == 3
-    assert row(found, "nothing")["against"] == {} and "against" not in row(found, "raw")
-    for name in ("rules", "rules-truncated"):
-        one = row(found, name)
-        assert one["against"]["nothing"]["gain"] == one["gain"]
-        assert one["against"]["nothing"]["verdict"] in ("above", "below", "not told apart")
+    assert row(found, "rules")["against"] == {} and "against" not in row(found, "raw")
+    for name in ("nothing", "rules-truncated"):
+        (beside,) = row(found, name)["against"].values()
+        own, other = (row(found, one)["test"]["ndcg@10"] for one in (name, "rules"))
+        assert beside["gain"]["difference"]["value"] == pytest.approx(own - other) and own != other
+        assert beside["gain"]["relative"]["value"] == pytest.approx(own / other - 1)
     assert "Beside the controls" in (folder / "runs" / "ablate.html").read_text(encoding="utf-8")
+
+
+def test_a_version_above_a_control_is_said_to_be() -> None:
+    """One that is certainly better, one certainly worse, and one of which nobody knows."""
+    rng, users = np.random.default_rng(0), np.arange(400)
+    base = rng.random((2, 400))
+    values = {"control": base, "better": base + 0.1, "worse": base - 0.1, "same": base + rng.normal(0, 0.3, (2, 400))}
+    strict = Paired(values, users, level=0.99, samples=500, seed=0)
+    said = {name: module.standing(strict, name, "control") for name in ("better", "worse", "same")}
+    assert said == {"better": "above", "worse": "below", "same": "not told apart"}
 
 
 def test_costs_and_shares_are_of_the_means_that_are_shown() -> None:
@@ -176,7 +186,7 @@ def test_the_page_and_the_table_say_it() -> None:
     done = CliRunner().invoke(app, ["ablate", "-", "--plan", str(folder / "plan.toml"), f"run.dir={folder / 'runs'}"])
     assert done.exit_code == 0, done.output
     assert (
-        "rules beside nothing:" in done.output
+        "nothing beside rules:" in done.output
         and "no sign that it" in done.output
         and "The faults cost" in done.output
         and "holds zero" in done.output
@@ -190,7 +200,7 @@ def test_the_page_and_the_table_say_it() -> None:
         (('name = "rules"', 'name = "raw"'), "version name 'raw'"),
         (('name = "duplicates"}, {name = "bots"}]', 'name = "dupes"}]'), "version 'rules'"),
         (("seeds = [0, 1]", "seeds = [0, 0]"), "ablate.seeds"),
-        (('controls = ["nothing"]', 'controls = ["noting"]'), "ablate.controls"),
+        (('controls = ["rules"]', 'controls = ["rule"]'), "ablate.controls"),
         (("validations = 2", "validation = 2"), "did you mean 'validations'"),
         (('recipe = "tiny.toml"', 'recipe = "tinny.toml"'), "tinny.toml"),
     ],

@@ -35,6 +35,15 @@ def test_the_guide_shows_the_result_files(script: ModuleType) -> None:
         assert line in said, f"docs/scale.md lacks this row of `python benchmarks/scaling.py`: {line}"
 
 
+def test_what_todays_laws_say_is_of_todays_laws(script: ModuleType) -> None:
+    """On one grid; after a change of laws `python benchmarks/scaling.py --refit` writes them anew."""
+    found = script.results()["scale-globo"]
+    now = script.fitted_again([script.Point.from_json(point, "a result") for point in found["points"]])["today"]
+    for quantity, said in found["today"].items():
+        for name in ("runs", "refused", "mean_error", "mean_width"):
+            assert now[quantity][name] == pytest.approx(said[name], rel=0.02), (quantity, name)
+
+
 def test_a_grid_becomes_a_document_a_picture_and_rows(script: ModuleType, tmp_path: Path) -> None:
     points = [replace(point, metrics={"ndcg@10": float(np.exp(0.7 - point.loss / 2))}) for point in made(seed=5)]
     for point in points:

@@ -352,7 +352,7 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
             document["against"] = {
                 other: {
                     "gain": paired.gain(arm.name, other),
-                    "verdict": verdict(strict.gain(arm.name, other)["difference"], ("above", "below", "not told apart")),
+                    "verdict": standing(strict, arm.name, other),
                 }
                 for other in others
             }
@@ -398,6 +398,11 @@ def verdict(
     if low is not None and low > 0:
         return words[0]
     return words[1] if high is not None and high < 0 else words[2]
+
+
+def standing(strict: Paired, name: str, control: str) -> str:
+    """In words, where a version stands beside a control: above, below, or not told apart."""
+    return verdict(strict.gain(name, control)["difference"], ("above", "below", "not told apart"))
 
 
 def _mean(results: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:

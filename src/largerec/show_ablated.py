@@ -33,7 +33,7 @@ def ablated(found: dict[str, Any]) -> None:
         why = f" ({found['faults']['no_shares']})" if "no_shares" in found["faults"] else ""
         to.print(f"The faults cost {_share(found['faults']['cost'])} of {metric}{why}.", markup=False)
     to.print(
-        f"Intervals are over users and seeds, paired; verdicts are corrected for {found['verdicts']} of them. "
+        f"Intervals are over users and seeds, paired; each verdict is corrected for all {found['verdicts']}. "
         f"s: the cure, and one training. Files: {found['dir']}/ (ablate.json). Report: {found['report']}",
         markup=False,
         soft_wrap=True,

@@ -131,8 +131,8 @@ def _shape(shape: dict[str, Any]) -> str:
             _spans(time, "events", "Activity over time", f"Events per {time['bin']}."),
             _columns([str(hour) for hour in range(24)], time["by_hour"], "Activity by hour", "hour of the day (UTC)"),
             _columns(WEEKDAYS, time["by_weekday"], "Activity by weekday", "day (UTC)"),
-            _spans(time, "new_users", "New users", f"{time['new_users_a_week']:,.0f} cold starts of users a week."),
-            _spans(time, "new_items", "New items", f"{time['new_items_a_week']:,.0f} cold starts of items a week."),
+            _spans(time, "new_users", "New users", f"{_rate(time['new_users_a_week'])} cold starts of users a week."),
+            _spans(time, "new_items", "New items", f"{_rate(time['new_items_a_week'])} cold starts of items a week."),
         ]
     return f'<div class="charts">{"".join(drawn)}</div>{_quantiles(shape)}'
 
@@ -166,6 +166,10 @@ def _lengths(lengths: dict[str, Any]) -> str:
         labels, [part], "events of a user", charts.Axis("users"), "Users by number of events. " + "; ".join(tips), tips
     )
     return page.figure("History lengths", drawn, f"{lengths['fewer_than_3']:,} users have fewer than three events.")
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _spans(time: dict[str, Any], what: str, title: str, note: str) -> str:
