@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 from logs import START_MS, log_of
 from test_curate import source, steps_of
 
+from largerec.audit.ordered import Ordered
 from largerec.columns import UNTIMED
+from largerec.curate import coresets
+from largerec.curate.coresets import Units
 from largerec.curate.taking import take
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
@@ -62,6 +66,17 @@ def test_an_aligned_core_set_leaves_aside_what_has_no_time() -> None:
     mixed = [(f"b{u}", f"new{n}", START_MS + n if n >= 24 and u < 10 else UNTIMED) for u in range(20) for n in range(27)]
     live = aligned(log_of(untimed + mixed), 0.2)
     assert live["user_id"].str.starts_with("b").all() and live.height == 125, "five users of 25, of 660 events"
+
+
+def test_what_is_not_learned_from_is_neither_late_nor_recent() -> None:
+    """Of two users with the same items the one whose late events are history only is the earlier one, and so is its item."""
+    rows = [("early", "x", START_MS), ("late", "y", START_MS + 1), ("early", "z", START_MS + 2)]
+    log = Ordered.of(log_of(rows))
+    early, late = log.user_ids.to_list().index("early"), log.user_ids.to_list().index("late")
+    learned_N = log.time_N < START_MS + 2
+    for live_N, last in ((np.ones(3, dtype=bool), early), (learned_N, late)):
+        for order in (coresets.recent_order, coresets.aligned_order):
+            assert order(log, Units.of(log, live_N, None), np.random.default_rng(0), 0.5)[0] == last
 
 
 def test_what_is_recent_without_a_clock_is_what_ends_each_history() -> None:

@@ -350,11 +350,7 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
             document["verdict"] = verdict(strict.gain(arm.name, RAW)["difference"])
             others = [] if arm.name in options.controls else options.controls
             document["against"] = {
-                other: {
-                    "gain": paired.gain(arm.name, other),
-                    "verdict": standing(strict, arm.name, other),
-                }
-                for other in others
+                other: {"gain": paired.gain(arm.name, other), "verdict": standing(strict, arm.name, other)} for other in others
             }
             if options.faults.any:
                 document["won_back"] = won_back(paired, arm.name)
@@ -365,7 +361,6 @@ def table(rows: Mapping[str, Row], arms: Sequence[Arm], plan: AblationPlan, reci
         "targets": rows[RAW].results[0]["targets"]["n"],
         "seeds": list(options.seeds),
         "level": options.level,
-        "versions_tried": len(plan.version),
         "verdicts": plan.verdicts,
         "threads": torch.get_num_threads(),
         "rows": documents,

@@ -36,8 +36,7 @@ class Units:
         if window is None:
             unit_N = log.user_N.astype(np.int64)
         else:
-            from_end_N = log.offsets_U1[1:][log.user_N] - 1 - np.arange(len(log))
-            turn_N = from_end_N // window
+            turn_N = -from_the_end(log) // window
             new_N = ~log.follows_N
             new_N[1:] |= turn_N[1:] != turn_N[:-1]
             unit_N = np.cumsum(new_N) - 1
@@ -63,37 +62,38 @@ def random_order(log: Ordered, units: Units, random: np.random.Generator, budget
     return random.permutation(len(units))
 
 
-def lateness(log: Ordered) -> Ints | None:
-    """How late each event is, by its time or rank [N]; None where that says nothing of two users.
-
-    That is so where there is no clock, and half of the users or more begin at the lowest rank: then the order is each user's own.
-    """
-    lowest_N = log.time_N == log.time_N.min() if len(log) else np.zeros(0, dtype=bool)
-    own = not log.has_clock and 2 * len(np.unique(log.user_N[lowest_N])) >= len(np.unique(log.user_N))
-    return None if own else log.time_N
-
-
 def from_the_end(log: Ordered) -> Ints:
     """Minus the events of the same user that come after each event [N]."""
     return np.arange(len(log)) + 1 - log.offsets_U1[1:][log.user_N]
 
 
+def of_its_own(log: Ordered) -> bool:
+    """Whether the order is each user's own, so that ranks say nothing of two users: there is no clock, and half of the users or
+    more begin at the lowest rank."""
+    first_U = log.time_N[~log.follows_N]
+    return not log.has_clock and 2 * int((first_U == first_U.min(initial=np.iinfo(np.int64).max)).sum()) >= len(first_U)
+
+
+def lateness(log: Ordered) -> Ints:
+    """How late each event is: its time or rank, or how near it is to its user's end where ranks are each user's own [N]."""
+    return from_the_end(log) if of_its_own(log) else log.time_N
+
+
 def recent_order(log: Ordered, units: Units, random: np.random.Generator, budget: float) -> Ints:
-    """The units whose last event is latest, first; ties by chance. Where the order is each user's own (:func:`lateness`), the
+    """The units whose last event that is learned from is latest, first; ties by chance. Where the order is each user's own, the
     last window of each user comes before anyone's second to last.
 
     Raises:
         LargeRecError: whole users, each with an order of its own, of whom nothing says who came last.
     """
-    late_N = lateness(log)
-    if late_N is None and not units.windows:
+    if of_its_own(log) and not units.windows:
         raise LargeRecError(
             f'{log.source}: core-set with method = "recent" takes the users who came last, but this log has an order and no '
             'clock, and most users begin at its lowest rank. Set unit = "windows", which takes the last events of each user, or '
             "name a time column with data.columns.time."
         )
-    last_W = np.full(len(units), np.iinfo(np.int64).min)
-    np.maximum.at(last_W, units.unit_N, from_the_end(log) if late_N is None else late_N)
+    last_W = np.full(len(units), np.iinfo(np.int64).min + 1)  # its negative is a number of the type
+    np.maximum.at(last_W, units.unit_N[units.live_N], lateness(log)[units.live_N])
     return np.lexsort((random.permutation(len(units)), -last_W))
 
 
@@ -106,12 +106,11 @@ def aligned_order(log: Ordered, units: Units, random: np.random.Generator, budge
     and a unit ten events of ratio 1. Where the order is each user's own, what is late is what stands near the end of its user's
     history: then short histories are late for the most part.
     """
-    found_N = lateness(log)
-    timed_N = units.live_N if found_N is None else units.live_N & log.timed_N
+    timed_N = units.live_N & log.timed_N
     if not timed_N.any():
         return np.arange(len(units))
-    late_N = from_the_end(log) if found_N is None else found_N
-    least = np.partition(late_N[timed_N], -max(1, int(timed_N.sum()) // 10))[-max(1, int(timed_N.sum()) // 10)]
+    late_N, tenth = lateness(log), max(1, int(timed_N.sum()) // 10)
+    least = np.partition(late_N[timed_N], -tenth)[-tenth]
     count_V, in_late_V = (
         np.bincount(log.item_N[chosen_N], minlength=len(log.item_ids)).astype(float)
         for chosen_N in (units.live_N, timed_N & (late_N >= least))

@@ -123,9 +123,9 @@ class CoreSetStep(Options):
 
     ``method``: ``aligned`` takes units whose items are most like those of the latest tenth of the events; ``diverse`` units from
     all over the space of what users have, in turn from the neighbourhoods of farthest-first centres; ``informative`` those that
-    add most to the transitions between items that are covered; ``random`` and ``recent`` are the controls. Where there is no
-    clock, what is late is what stands near the end of its user's history. ``window``: events of a window, counted from a user's
-    last.
+    add most to the transitions between items that are covered; ``random`` and ``recent`` are the controls. Where the order is
+    each user's own (no clock, and half of the users or more begin at the lowest rank), what is late is what stands near the end
+    of its user's history. ``window``: events of a window, counted from a user's last.
     """
 
     draws: ClassVar[bool] = True

@@ -240,7 +240,7 @@ def choose(
         return None
     trials.sort(key=lambda trial: trial.error)
     near = [trial for trial in trials if trial.error <= NEAR * trials[0].error]
-    if all("loss" not in form.uses for form in forms):
+    if all("loss" not in form.uses for form in forms):  # of the loss; quality knows both through it
         most = max(_terms(trial.form) for trial in near)
         near = [trial for trial in near if _terms(trial.form) == most]
     best = min(near, key=lambda trial: (len(trial.form.parameters), -trial.share, trial.error))
