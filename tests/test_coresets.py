@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 from logs import START_MS, log_of
-from test_curate import source, steps_of
+from test_curate import small, source, steps_of, written
 
 from largerec.audit.ordered import Ordered
 from largerec.columns import UNTIMED
-from largerec.curate import coresets
+from largerec.curate import coresets, curate
 from largerec.curate.coresets import Units
+from largerec.curate.selecting import CoreSetStep
 from largerec.curate.taking import take
 from largerec.errors import LargeRecError
 from largerec.events import EventLog, TimeKind
@@ -30,6 +33,16 @@ def test_core_sets_keep_to_their_budget_and_choose_what_they_say() -> None:
         assert live.height == 96 and live["user_id"].n_unique() == 12, "a quarter of 384 training rows, by whole users"
         chosen[method] = live["user_id"].unique().str.starts_with("o").sum()
     assert chosen["diverse"] == chosen["informative"] == 8 and chosen["random"] < 8 and chosen["recent"] == 0
+
+
+def test_what_an_older_revision_of_a_step_made_is_not_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, plan = written(small(), tmp_path), steps_of({"name": "core-set", "budget": 0.5})
+    found = curate(options, plan)
+    assert all(one["reused"] for one in curate(options, plan)["versions"])
+    monkeypatch.setattr(CoreSetStep, "revision", CoreSetStep.revision + 1)
+    newer = curate(options, plan)
+    assert [one["reused"] for one in newer["versions"]] == [True, False]
+    assert newer["log"] != found["log"] and Path(found["log"]).is_dir(), "both stand side by side"
 
 
 def aligned(log: EventLog, budget: float) -> pl.DataFrame:

@@ -97,7 +97,9 @@ def _next(
 ) -> tuple[Version | None, str, dict[str, Any], bool]:
     """The version that a step makes of another one; its tables are read only where something is to be done."""
     options = step.model_dump(mode="json")
-    key = versions.key_of(before["content"], options, seed if getattr(step, "draws", False) else 0)
+    revision = getattr(step, "revision", None)
+    said = options if revision is None else {**options, "revision": revision}
+    key = versions.key_of(before["content"], said, seed if getattr(step, "draws", False) else 0)
     number = before["version"]["number"] + 1
     name = f"{number:02d}-{step.name}-{key[:8]}"
     if versions.is_version(root / name):

@@ -129,6 +129,7 @@ class CoreSetStep(Options):
     """
 
     draws: ClassVar[bool] = True
+    revision: ClassVar[int] = 2  # 2: weights are heeded, and `recent` where the order is each user's own
     name: Literal["core-set"] = "core-set"
     method: Literal["aligned", "diverse", "informative", "random", "recent"] = "diverse"
     budget: float = Field(gt=0, lt=1)

@@ -96,7 +96,11 @@ def first_version(log: EventLog, stage: pl.Series, *, given: bool = False) -> Ve
 
 
 def key_of(content: str, step: dict[str, Any], seed: int) -> str:
-    """What a version is: the content that a step was given, the step's options and its seed."""
+    """What a version is: the content that a step was given, the step's options and revision, and its seed.
+
+    A step whose outcome changed from one LargeRec to the next has a ``revision``, a class variable: what the older one made is
+    then another version and is not found again in its place.
+    """
     said = json.dumps({"format": FORMAT, "content": content, "step": step, "seed": seed}, sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
