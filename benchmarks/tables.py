@@ -36,6 +36,12 @@ ZOOS = {
     "zoo-sports": "Amazon Sports, Beauty's settings, one seed on an H200",
     "zoo-toys": "Amazon Toys, Beauty's settings",
 }
+# the families that were chosen on those, and SASRec, beside each other on other logs
+ZOOS_ELSEWHERE = {
+    "zoo-ml-latest": "MovieLens latest, timeline",
+    "zoo-globo": "Globo.com news, timeline, one seed",
+    "zoo-ml-1m": "MovieLens-1M, order only, one seed",
+}
 # the same of families that see the moment of asking, which is a table of its own
 QUERY_TIME = {"zoo-beauty-query-time": "Amazon Beauty, with query time"}
 # result files of benchmarks/zoo.py with tasks -> data
@@ -281,6 +287,22 @@ def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
 if __name__ == "__main__":
     print(
         "\n".join(
-            [*leave_one_out(), "", *timelines(), "", *lists(), "", *ranked(), "", *speed(), "", *zoo(), "", *zoo(QUERY_TIME)]
+            [
+                *leave_one_out(),
+                "",
+                *timelines(),
+                "",
+                *lists(),
+                "",
+                *ranked(),
+                "",
+                *speed(),
+                "",
+                *zoo(),
+                "",
+                *zoo(ZOOS_ELSEWHERE),
+                "",
+                *zoo(QUERY_TIME),
+            ]
         )
     )
