@@ -24,7 +24,7 @@ from largerec.errors import LargeRecError
 from largerec.report.charts import Axis, Line, lines
 from largerec.report.charts import Point as Dot
 from largerec.scaling.choice import Place, coordinates, fit_form, value_of
-from largerec.scaling.laws import FAR, Law, check, fit_all, groups, summary
+from largerec.scaling.laws import FAR, Law, between_seeds, check, fit_all, groups, summary
 from largerec.scaling.overview import overview
 from largerec.scaling.plan import grid_points
 from largerec.scaling.points import Point
@@ -71,7 +71,7 @@ def document(folder: Path, recipe: str, seen: Mapping[str, Any]) -> dict[str, An
 
 
 def fitted_again(points: Sequence[Point]) -> dict[str, Any]:
-    """What laws of this version say with the runs known: ``laws`` and ``forms``, ``again`` and ``today``."""
+    """What laws of this version say with the runs known (``laws``, ``forms``, ``again``, ``today``), and what a seed changes."""
     laws, _ = fit_all(points, (*QUANTITIES, "recall@10"))
     shown = [law for law in laws if law.quantity in QUANTITIES]
     return {
@@ -79,6 +79,7 @@ def fitted_again(points: Sequence[Point]) -> dict[str, Any]:
         "forms": by_form(points, shown),
         "again": again(points),
         "today": today(points, shown),
+        "between_seeds": between_seeds(points, QUANTITIES),
     }
 
 
@@ -236,17 +237,20 @@ def again_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def today_table(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What laws of this version say of held-out runs, beside what was foretold before those began."""
+    """What laws of this version say of held-out runs, beside what was foretold before those began, and how far off
+    a law would be that knew the mean over seeds."""
     rows = [
-        "| grid | of | today's laws foretell | refuse | off by, mean | at most | inside | width "
+        "| grid | of | today's laws foretell | refuse | off by, mean | seeds alone | at most | inside | width "
         "| foretold before | off by | inside |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         for quantity, said in one["today"].items():
             cells = [GRIDS[name], quantity, f"{said['runs']:.0f} runs", str(said["refused"])]
-            cells += ["-"] * 4 if not said["runs"] else [
-                percent(said["mean_error"]), percent(said["largest_error"]), percent(said["coverage"], 0),
+            seeds = one["between_seeds"].get(quantity)
+            least = "-" if seeds is None else percent(seeds["least_error"])
+            cells += ["-", least, "-", "-", "-"] if not said["runs"] else [
+                percent(said["mean_error"]), least, percent(said["largest_error"]), percent(said["coverage"], 0),
                 percent(said["mean_width"]),
             ]  # fmt: skip
             before = one["summary"].get(quantity)

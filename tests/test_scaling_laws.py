@@ -176,6 +176,16 @@ def test_larger_runs_are_foretold_and_the_metric_with_them(fitted: list[laws.Law
     json.dumps([law.to_json() for law in fitted] + [row.to_json() for row in rows], allow_nan=False)
 
 
+def test_what_a_seed_changes_is_what_the_runs_were_made_with() -> None:
+    """Noise of a known size; runs without a repetition and quantities that nothing was measured of say nothing."""
+    points = made(noise=0.02, seed=5)
+    found = laws.between_seeds(points, ("loss", "recall@10"))
+    assert found.keys() == {"loss"} and found["loss"]["cells"] == len(points) / 2 > 10
+    assert found["loss"]["noise"] == pytest.approx(0.02, rel=0.4)
+    assert found["loss"]["least_error"] == pytest.approx(found["loss"]["noise"] * np.sqrt(2 / np.pi))
+    assert laws.between_seeds([point for point in points if point.seed == 0], ("loss",)) == {}
+
+
 def test_intervals_cover_what_they_say() -> None:
     """Ninety of a hundred new runs, over twenty grids: within what so few repetitions can tell."""
     inside, x_new = [], coordinates([AT])

@@ -35,6 +35,8 @@ def test_the_page_shows_points_laws_checks_and_refusals(grid: Path, largerec: Co
     document = largerec("report", grid, "--json").document
     markup = (grid / "report.html").read_text(encoding="utf-8")
     assert document["report"] == str(grid / "report.html")
+    seeds = document["between_seeds"]["loss"]
+    assert 0 < seeds["noise"] < 0.01 and "differ in the seed alone" in markup
     names = set(re.findall(r"</?([a-zA-Z][a-zA-Z0-9]*)", markup)) | set(re.findall(r"\son\w+=", markup))
     assert not names & {"script", "img", "iframe", "object", "form", " onload="}
     assert all(point.name in markup for point in points())

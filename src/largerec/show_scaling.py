@@ -43,6 +43,13 @@ def scaled(found: dict[str, Any]) -> None:
             numbers = [f"{one['value']:.4f}", between, f"{one['measured']:.4f}", f"{100 * one['error']:+.1f} %"]
             table.add_row(escape(one["name"]), one["quantity"], *numbers, "yes" if one["inside"] else "no")
         to.print(table)
+        for quantity, one in found["between_seeds"].items():
+            to.print(
+                f"{quantity}: a seed changes a run by {100 * one['noise']:.2g} %, so that the best law is off by "
+                f"{100 * one['least_error']:.2g} % in the mean.",
+                markup=False,
+                soft_wrap=True,
+            )
     for one in found["refused"]:
         to.print(f"no law: {one['why']}", markup=False, soft_wrap=True)
     budget = "" if found["budget_core_minutes"] is None else f" of {found['budget_core_minutes']:g}"

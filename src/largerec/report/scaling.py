@@ -52,6 +52,12 @@ def _head(found: Document) -> str:
                 f"{_percent(far['mean_error'])} on average, {100 * far['coverage']:.0f} % inside intervals "
                 f"{_percent(far['mean_width'])} wide."
             )
+        if (seeds := found["between_seeds"].get(quantity)) is not None:
+            said[-1] += (
+                f" Runs of one kind that differ in the seed alone lie {_percent(seeds['noise'])} around their mean (one standard "
+                f"deviation, {seeds['cells']:.0f} kinds), so that a law that knew every mean would be off by "
+                f"{_percent(seeds['least_error'])} on average."
+            )
     floors = [law for law in found["every_run"] or found["laws"] if law["floor"]]
     if found["irreducible"] is not None:
         for law in floors:

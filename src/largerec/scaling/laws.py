@@ -35,6 +35,7 @@ LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
 FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
 LEAST_GAIN = 0.05  # of the loss of popularity: runs that are not below it by so much have not begun to learn what comes next
+FEWEST_REPEATED = 3  # runs beside the first of their cell, to tell what a seed changes
 LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
 SLOWEST = 0.1  # exponent of size or data: with a lower one it takes more than a thousand times as much to halve that term
 Code = Literal["few", "span", "plateau", "mixed", "form", "regime", "far", "along", "other"]
@@ -431,6 +432,28 @@ def check(laws: Sequence[Law], points: Sequence[Point]) -> tuple[list[Checked], 
 
 FAR = 8.0
 """A run of so many times the largest fitted one's operations is what laws are wanted for."""
+
+
+def between_seeds(points: Sequence[Point], quantities: Iterable[str]) -> dict[str, dict[str, float]]:
+    """How far apart finished runs are that differ in the seed alone, for each quantity with three repeated runs or more.
+
+    ``noise``: a run's standard deviation around the mean of its cell, relative, pooled over ``cells``; ``least_error``: how far
+    off single runs would be, in the mean, from a law that knew the mean of each cell, which no law can be better than.
+    """
+    found = {}
+    for quantity in quantities:
+        squares, free, cells = 0.0, 0, 0
+        for own in groups(points).values():
+            measured = Measured.of(own, quantity)
+            count_C = np.bincount(measured.cell_n)
+            log_n = np.log(measured.y_n)
+            mean_C = np.bincount(measured.cell_n, log_n) / count_C
+            squares += float(((log_n - mean_C[measured.cell_n]) ** 2).sum())
+            free, cells = free + int((count_C - 1).sum()), cells + int((count_C > 1).sum())
+        if free >= FEWEST_REPEATED:
+            noise = float(np.sqrt(squares / free))
+            found[quantity] = {"cells": float(cells), "noise": noise, "least_error": noise * float(np.sqrt(2 / np.pi))}
+    return found
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,18 @@ import numpy as np
 from largerec.bundle import Bundle
 from largerec.scaling.choice import Measured, Place, coordinates
 from largerec.scaling.forms import Floats
-from largerec.scaling.laws import LEVEL, Law, Refused, check, compute_law, fit_all, fit_to_every_run, groups, summary
+from largerec.scaling.laws import (
+    LEVEL,
+    Law,
+    Refused,
+    between_seeds,
+    check,
+    compute_law,
+    fit_all,
+    fit_to_every_run,
+    groups,
+    summary,
+)
 from largerec.scaling.plan import PLANS, USUAL, grid_points
 from largerec.scaling.points import Point
 from largerec.scaling.spending import frontier, places_at
@@ -27,7 +38,8 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
 
     Keys: ``dir``, ``points``, ``laws`` (each with ``curves`` over parameters and tokens and its ``frontier`` over operations),
     ``every_run`` (laws of the held-out runs, too, which plans ask, with their ``frontier``; none where no such run has finished),
-    ``compute`` (the loss as a function of operations alone, by family), ``refused``, ``checks`` and their ``summary``, ``plans``.
+    ``compute`` (the loss as a function of operations alone, by family), ``refused``, ``checks`` and their ``summary``,
+    ``between_seeds`` (what a seed changes, of all finished runs), ``plans``.
 
     Raises:
         LargeRecError: there is no grid.
@@ -47,6 +59,7 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
         "refused": [*refused, *unsaid, *not_even],
         "checks": checks,
         "summary": summary(checks),
+        "between_seeds": between_seeds(points, ("loss", *quantities)),
         "plans": _plans(place),
         "irreducible": next((point.irreducible for point in points if point.irreducible is not None), None),
         "level": LEVEL,

@@ -24,7 +24,7 @@ from largerec.grid import core_minutes
 from largerec.recipe import Recipe
 from largerec.scaling.choice import Place
 from largerec.scaling.data import GridData
-from largerec.scaling.laws import Law, Refused, fit_all, predicted_by, summary
+from largerec.scaling.laws import Law, Refused, between_seeds, fit_all, predicted_by, summary
 from largerec.scaling.points import FILE, Point, read_points, write_point
 from largerec.scaling.runs import Clock, OutOfBudget, check_data, cleared, made
 from largerec.scaling.schedule import Plan, Planned, planned, with_costs, within_budget
@@ -304,6 +304,7 @@ def _written(
         "predictions": predictions,
         "checks": checked,
         "summary": summary(checked),
+        "between_seeds": between_seeds(points, dict.fromkeys(law.quantity for law in laws)),
     }
     place.write_json("scale.json", document)
     return document
