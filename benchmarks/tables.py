@@ -40,7 +40,6 @@ ZOOS = {
 ZOOS_ELSEWHERE = {
     "zoo-ml-latest": "MovieLens latest, timeline",
     "zoo-globo": "Globo.com news, timeline, one seed",
-    "zoo-ml-1m": "MovieLens-1M, order only, one seed",
 }
 # the same of families that see the moment of asking, which is a table of its own
 QUERY_TIME = {"zoo-beauty-query-time": "Amazon Beauty, with query time"}
@@ -285,24 +284,5 @@ def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(
-        "\n".join(
-            [
-                *leave_one_out(),
-                "",
-                *timelines(),
-                "",
-                *lists(),
-                "",
-                *ranked(),
-                "",
-                *speed(),
-                "",
-                *zoo(),
-                "",
-                *zoo(ZOOS_ELSEWHERE),
-                "",
-                *zoo(QUERY_TIME),
-            ]
-        )
-    )
+    parts = (leave_one_out(), timelines(), lists(), ranked(), speed(), zoo(), zoo(ZOOS_ELSEWHERE), zoo(QUERY_TIME))
+    print("\n\n".join("\n".join(part) for part in parts))
