@@ -17,6 +17,7 @@ from largerec.scaling.forms import CENTRED, Coordinates, Floats, Form
 HUBER = 1.345  # of the noise's standard deviation: 95 % as good as least squares where the noise is normal
 FIRST_HUBER = 0.02  # before the noise is known
 LEAST_NOISE = 1e-5
+FEWEST_REPEATED = 3  # runs beside the first of their cell, to tell what a seed changes
 STEP = 1e-6
 ROUGH = 20  # rounds of a search before all but the best starts are dropped, and of a search that begins near its end
 KEPT = 4
@@ -110,13 +111,18 @@ def _rows(values: Floats, count: int) -> Floats:
     return np.broadcast_to(values, (count, len(values)))
 
 
-def _noise(residual_n: Floats, cell_n: Floats, parameters: int) -> tuple[float, int]:
-    """Standard deviation of a run around the law, and its degrees of freedom: the larger of the seeds' own and the residuals'."""
+def within_cells(value_n: Floats, cell_n: Floats) -> tuple[float, int]:
+    """Sum of squares of values around the mean of their cell, and its degrees of freedom: what a seed changes."""
     cells = np.unique(cell_n, return_inverse=True)[1]
     count_C = np.bincount(cells)
-    within_n = residual_n - (np.bincount(cells, residual_n) / count_C)[cells]
-    free = int((count_C - 1).sum())
-    seeds = float(np.sqrt((within_n**2).sum() / free)) if free >= 3 else 0.0
+    off_n = value_n - (np.bincount(cells, value_n) / count_C)[cells]
+    return float((off_n**2).sum()), int((count_C - 1).sum())
+
+
+def _noise(residual_n: Floats, cell_n: Floats, parameters: int) -> tuple[float, int]:
+    """Standard deviation of a run around the law, and its degrees of freedom: the larger of the seeds' own and the residuals'."""
+    squares, free = within_cells(residual_n, cell_n)
+    seeds = float(np.sqrt(squares / free)) if free >= FEWEST_REPEATED else 0.0
     dof = max(1, len(residual_n) - parameters)
     clipped_n = np.clip(residual_n, *(np.array([-4, 4]) * max(1.4826 * np.median(np.abs(residual_n)), LEAST_NOISE)))
     around = float(np.sqrt((clipped_n**2).sum() / dof))

@@ -25,7 +25,7 @@ from largerec.scaling.choice import (
     value_of,
     values_at,
 )
-from largerec.scaling.fitting import Fit
+from largerec.scaling.fitting import FEWEST_REPEATED, Fit, within_cells
 from largerec.scaling.forms import COMPUTE, LOSS_FORMS, QUALITY_FORMS, Floats, Form
 from largerec.scaling.points import Point, Regime
 
@@ -35,7 +35,6 @@ LEAST_SPAN = 8.0  # of compute between the smallest and the largest run of a fit
 FARTHEST = 32.0  # times the largest compute, size or data of a fit
 SAME_CATALOGUE = 1.1
 LEAST_GAIN = 0.05  # of the loss of popularity: runs that are not below it by so much have not begun to learn what comes next
-FEWEST_REPEATED = 3  # runs beside the first of their cell, to tell what a seed changes
 LEAST_FLOOR = 0.05  # of the lowest loss: a floor below is none that the runs could tell
 SLOWEST = 0.1  # exponent of size or data: with a lower one it takes more than a thousand times as much to halve that term
 Code = Literal["few", "span", "plateau", "mixed", "form", "regime", "far", "along", "other"]
@@ -445,11 +444,9 @@ def between_seeds(points: Sequence[Point], quantities: Iterable[str]) -> dict[st
         squares, free, cells = 0.0, 0, 0
         for own in groups(points).values():
             measured = Measured.of(own, quantity)
-            count_C = np.bincount(measured.cell_n)
-            log_n = np.log(measured.y_n)
-            mean_C = np.bincount(measured.cell_n, log_n) / count_C
-            squares += float(((log_n - mean_C[measured.cell_n]) ** 2).sum())
-            free, cells = free + int((count_C - 1).sum()), cells + int((count_C > 1).sum())
+            own_squares, own_free = within_cells(np.log(measured.y_n), measured.cell_n)
+            squares, free = squares + own_squares, free + own_free
+            cells += int((np.bincount(measured.cell_n) > 1).sum())
         if free >= FEWEST_REPEATED:
             noise = float(np.sqrt(squares / free))
             found[quantity] = {"cells": float(cells), "noise": noise, "least_error": noise * float(np.sqrt(2 / np.pi))}
