@@ -63,7 +63,7 @@ def made(
                 params, layers, width, each = sizes[size]
                 tokens = length // shorter
                 true, flops = law(params, length), each * tokens
-                name = f"{family}-{size}-{tokens}-seed-{at}"
+                name = f"{family}-{size}-{tokens}-s{at}"
                 loss = true * float(np.exp(random.normal(0, noise)))
                 ndcg = quality(true) * float(np.exp(random.normal(0, quality_noise)))
                 found.append(
@@ -81,7 +81,7 @@ def made(
 
 def repeated(points: list[Point], unique: int) -> list[Point]:
     """The same points over so few different events that they come again."""
-    return [replace(p, unique_tokens=unique, epochs=p.tokens / unique, regime="repeated", name=f"{p.name}-again") for p in points]
+    return [replace(p, unique_tokens=unique, epochs=p.tokens / unique, regime="repeated", name=f"again-{p.name}") for p in points]
 
 
 FITTED: dict[str, laws.Law] = {}

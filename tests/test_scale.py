@@ -94,6 +94,12 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
         recipe_from({"scale": {"budget": text}})
 
 
+def test_shares_are_the_recipe_s_where_the_grid_names_none() -> None:
+    own = recipe_from({"batch": {"users": 0.5, "recent": 0.25}, "scale": {"sizes": ["nano"], "seeds": 1}})
+    (cell,) = cells(own.scale, "hstu", 0, own.batch.users, own.batch.recent)
+    assert (cell.users, cell.recent) == (0.5, 0.25)
+
+
 def test_a_value_given_twice_is_refused() -> None:
     with pytest.raises(LargeRecError, match="twice"):
         recipe_from({"scale": {"users": [1.0, 1.0]}})
@@ -342,6 +348,12 @@ def test_a_grid_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     events.tail(1900).write_parquet(log)
     with pytest.raises(LargeRecError, match=r"a grid on other data .* than the recipe reads now"):
         module.scale(recipe, quiet=True)
+    events.write_parquet(log)
+    events.tail(1900).write_parquet(tmp_path / "later.parquet")
+    two = recipe.scale.model_copy(update={"versions": (str(log), str(tmp_path / "later.parquet"))})
+    more = recipe.model_copy(update={"scale": two})
+    with pytest.raises(LargeRecError, match="this one cannot grow in place"):
+        module._check_same_grid(more, Bundle(tmp_path / "own"), GridData.of(more))
 
 
 def test_a_killed_grid_goes_on_to_the_same_points(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scaling_points import FLOOR, chinchilla, kaplan, made, quality, repeated
 
-from largerec.scaling import fitting, forms, laws
-from largerec.scaling.choice import BLENDED, NEAR, Measured, Place, coordinates, fit_form
+from largerec.scaling import choice, fitting, forms, laws
+from largerec.scaling.choice import BLENDED, NEAR, Measured, Place, cells_of, coordinates, fit_form
 from largerec.scaling.forms import FORMS, Form
 from largerec.scaling.points import Point
 
@@ -184,6 +184,31 @@ def test_what_a_seed_changes_is_what_the_runs_were_made_with() -> None:
     assert found["loss"]["noise"] == pytest.approx(0.02, rel=0.4)
     assert found["loss"]["least_error"] == pytest.approx(found["loss"]["noise"] * np.sqrt(2 / np.pi))
     assert laws.between_seeds([point for point in points if point.seed == 0], ("loss",)) == {}
+
+
+def test_runs_on_other_logs_are_no_repetitions() -> None:
+    """A version of a log with as many tokens, or another share of its users: what they change is nothing that a seed does."""
+    one = made(seed=5, seeds=1)
+    version = [replace(point, data_hash="1" * 64, name=f"{point.name[:-3]}-thin-s0") for point in one]
+    share = [replace(point, name=f"{point.name[:-3]}-u0.5-s0") for point in one]
+    assert len(np.unique(cells_of([*one, *version, *share]))) == 3 * len(one)
+
+
+def test_a_metric_s_interval_knows_what_its_loss_may_be_off() -> None:
+    """NDCG that follows each run's loss to the hair, which a seed changes by one in a hundred: that is what one run's is off."""
+    points = []
+    for point in made(noise=0.01, quality_noise=0.0, seed=3):
+        points.append(replace(point, metrics={"ndcg@10": quality(point.loss)}))
+    fitted = laws.fit_all(points, ["ndcg@10"])[0]
+    law = next(one for one in fitted if one.quantity == "ndcg@10")
+    assert law.loss is not None and "loss" in law.form.uses and law.fit.noise < 0.001
+    place = Place.of(law.measured.points[-1])
+    loss = float(law.loss.values([place])[0])
+    noise = choice.noise_of_a_run(law.fit, [place], law.loss.fit)[0]
+    slope = abs(np.log(quality(loss * 1.001)) - np.log(quality(loss))) / 0.001
+    assert noise == pytest.approx(slope * law.loss.fit.noise, rel=0.1)
+    said = law.predict(place)
+    assert said.width > 3.2 * slope * 0.01 * 0.7, "1.6 to each side, of noise that is known to a third"
 
 
 def test_intervals_cover_what_they_say() -> None:

@@ -25,7 +25,7 @@ from largerec.scaling.choice import Measured, fit_form
 from largerec.scaling.data import GridData, judge
 from largerec.scaling.forms import CHINCHILLA
 from largerec.scaling.plan import check_plan, plan
-from largerec.scaling.points import Point, write_point
+from largerec.scaling.points import Point, read_points, regime_of, write_point
 from largerec.train import train
 
 SHORTER, CATALOGUE, CONTEXT = 400, 60, 5.0
@@ -149,6 +149,31 @@ def test_what_cannot_be_planned_is_refused(grid: Path, tmp_path: Path) -> None:
         plan(tmp_path, budget="1 core-minute")
 
 
+def test_a_plan_takes_no_other_file_s_place(grid: Path, tmp_path: Path) -> None:
+    """Widths have names of their own; what is no plan is left alone; --check finds a plan that went elsewhere."""
+    points = made_points(grid)
+    one, other = (plan(grid, target=f"loss={chinchilla(params, 1_600_000)}") for params in (25_000, 1_600_000))
+    assert one["width"] != other["width"] and one["run_dir"] != other["run_dir"] and Path(one["recipe"]).is_file()
+    with pytest.raises(LargeRecError, match=r"ends in \.toml"):
+        plan(grid, budget="1 core-minute", to=tmp_path / "mine.json")
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    with pytest.raises(LargeRecError, match=r"mine\.json, which is another file"):
+        plan(grid, budget="1 core-minute", to=tmp_path / "mine.toml")
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}' and read_points(grid) == points
+    found = plan(grid, budget="1 core-second", to=tmp_path / "deep" / "mine.toml")
+    train(load_recipe(found["recipe"]), quiet=True)
+    checked = check_plan(found["run_dir"], grid)
+    again = plan(grid, budget="1 core-second")
+    assert again["checked"]["rows"] == checked["rows"], "the same plan again keeps what came of it"
+
+
+def test_a_target_out_of_reach_says_where_to_move_it(grid: Path) -> None:
+    with pytest.raises(LargeRecError, match="Raise --target"):
+        plan(grid, target="loss=0.1")
+    with pytest.raises(LargeRecError, match="Lower --target"):
+        plan(grid, target="ndcg@10=0.99")
+
+
 def test_repeated_data_is_planned_by_its_own_law(tmp_path: Path) -> None:
     short = [replace(p, held_out=False) for p in made(shorter=SHORTER, seed=2) if p.size != "base"]
     made_grid(tmp_path, repeated(short, 500), data=500)
@@ -215,6 +240,16 @@ def test_the_frontier_is_chinchillas_own() -> None:
         assert best.params == pytest.approx(expected, rel=0.03) and best.tokens == pytest.approx(flops / 6 / best.params)
     curve = spending.frontier(law, np.geomspace(1e11, 1e13, 5).tolist())
     assert all(a.value > b.value and a.params < b.params for a, b in itertools.pairwise(curve))
+
+
+def test_places_of_repeated_data_are_repeated() -> None:
+    """However few tokens there are: a law of passes over data is asked about two or more."""
+    points = repeated([point for point in made(seed=2) if not point.held_out], 300_000)
+    law = laws.fit_law([replace(point, tokens=2 * point.tokens) for point in points])
+    tokens = np.geomspace(1e4, 1e7, 7)
+    places = spending.places_at(law, np.full(7, 1e5), tokens)
+    assert {regime_of(place.tokens, place.unique_tokens) for place in places} == {"repeated"}
+    assert max(place.unique_tokens for place in places) == 300_000
 
 
 def test_prices_are_what_was_measured() -> None:

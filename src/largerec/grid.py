@@ -32,14 +32,15 @@ class ScaleOptions(Options):
 
     ``targets``: how many validation targets every run is measured on, always the same ones. ``checks``: validations of a run.
     ``hopeless``: a run is given up in its second half when its loss is so many nats above that of a run that needed no more
-    operations and no more data.
+    operations and no more data. Both that and the end of the budget are looked at when a run is validated, so that with one
+    check, at the end, no run is given up or put aside.
     """
 
     families: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ("nano", "tiny", "small", "base")
     widths: tuple[Count, ...] = ()
-    users: tuple[Share, ...] = (1.0,)
-    recent: tuple[Share, ...] = (1.0,)
+    users: tuple[Share, ...] = ()
+    recent: tuple[Share, ...] = ()
     histories: tuple[Count, ...] = ()
     epochs: tuple[Count, ...] = ()
     versions: tuple[str, ...] = ()

@@ -115,7 +115,7 @@ def plan_checked(found: dict[str, Any]) -> None:
     to.print(table)
     cost, tokens = found["core_minutes"], found["tokens"]
     to.print(
-        f"Training took {cost['trained']:.2f} core-minutes, at most {cost['planned']:.2f} were planned; "
+        f"Training alone took {cost['trained']:.2f} core-minutes, at most {cost['planned']:.2f} were planned for it; "
         f"{tokens['trained']:,} tokens, {tokens['planned']:,} planned.",
         markup=False,
         soft_wrap=True,

@@ -281,6 +281,7 @@ class Trainer:
             if due or budget_spent:
                 with self.average.in_place() if self.average is not None else nullcontext():
                     self._validate()
+                self.on_validation()  # with the run's own weights in place, so that it may save them
                 state.finished = budget_spent or state.bad >= options.patience
                 self.model.train()
             if due or state.finished or state.step % options.checkpoint_every == 0 or interrupted[0]:
@@ -309,7 +310,6 @@ class Trainer:
             state.bad += 1
         self._log({"validation": shown})
         self.progress.validation(state.epoch, state.step, shown, best=state.bad == 0)
-        self.on_validation()
 
     def judged(self) -> tuple[dict[str, float], float]:
         """What a validation says of the weights at hand, and the number by which they are chosen: higher is better."""

@@ -289,7 +289,7 @@ def _plans(found: Document) -> str:
                     "-" if checked is None else f"{checked['core_minutes']['trained']:.2f}",
                 ]
             )
-    head = ["asked", "proposed", "", "foretold", "measured", "core-minutes at most", "taken"]
+    head = ["asked", "proposed", "", "foretold", "measured", "core-minutes in all, at most", "training alone took"]
     return page.table(head, rows, words=(0, 1), label="Plans") if rows else ""
 
 

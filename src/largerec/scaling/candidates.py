@@ -52,8 +52,12 @@ class Shape:
     entropy: float | None
 
     def cost(self, tokens: float) -> float:
-        """Core-minutes of training on so many tokens, with the margin."""
-        return (MARGIN * tokens * self.core_seconds + self.overhead) / 60
+        """Core-minutes of a run on so many tokens: its training with the margin, its beginning and its validations."""
+        return self.training(tokens) + self.overhead / 60
+
+    def training(self, tokens: float) -> float:
+        """Core-minutes of training alone, with the margin."""
+        return MARGIN * tokens * self.core_seconds / 60
 
     def affordable(self, core_minutes: float) -> float:
         """Tokens that a budget pays for."""

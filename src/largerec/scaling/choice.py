@@ -6,6 +6,7 @@ them in turn, each form is fitted to the rest, and what counts is how far it the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ NEAR = 1.1  # forms whose error is within a tenth of the least are as good; of t
 BLENDED = 1.5  # forms whose error is at most so many times the least have a say beside it
 LEAST_ERROR = 1e-6  # below it one error is as good as another
 WIDEST = 4.0
+SLIGHT = 1e-3  # a step in log loss, to see how steep a form is
 USUAL = 5  # parameters of the larger usual forms
+SEEDED = re.compile(r"-s\d+$")  # the end of a run's name
 SAME = 1.15  # amounts of data of one cell differ by at most so much
 DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
 
@@ -127,13 +130,13 @@ class Measured:
 
 
 def cells_of(points: Sequence[Point]) -> Floats:
-    """A number for each run, the same for runs that differ in the seed alone: of one shape, and with tokens and different events
-    near each other, since a seed may also draw the users [n]."""
-    shapes: dict[tuple[int, ...], list[tuple[Point, int]]] = {}
+    """A number for each run, the same for runs that differ in the seed alone: of one name but for the seed, one shape, one log,
+    and with tokens and different events near each other, since a seed may also draw the users [n]."""
+    shapes: dict[tuple[int | str, ...], list[tuple[Point, int]]] = {}
     number_n, count = np.zeros(len(points), dtype=np.int64), 0
     for at in sorted(range(len(points)), key=lambda at: (points[at].tokens, points[at].unique_tokens, points[at].seed)):
         own = points[at]
-        known = shapes.setdefault((own.layers, own.width, own.params), [])
+        known = shapes.setdefault((own.layers, own.width, own.params, own.data_hash, SEEDED.sub("", own.name)), [])
         alike = (number for one, number in known if near(one.tokens, own.tokens) and near(one.unique_tokens, own.unique_tokens))
         number_n[at] = found = next(alike, count)
         if found == count:
@@ -206,6 +209,22 @@ def values_at(own: Fit, places: Sequence[Place | Point], loss: Fit | None) -> tu
         return own.value(x), own.values(x)
     assert loss is not None
     return own.value(x | {"loss": loss.value(x)}), own.values(x | {"loss": loss.values(x)})
+
+
+def noise_of_a_run(own: Fit, places: Sequence[Place | Point], loss: Fit | None) -> Floats:
+    """Standard deviation of a run around the law, in logs, at places [n].
+
+    A form of the loss was fitted to the losses that runs had, so that its own noise is around those; of a run that is foretold
+    the loss is foretold too, and what that run is off there counts by how steep the form is.
+    """
+    if "loss" not in own.form.uses:
+        return np.full(len(places), own.noise)
+    assert loss is not None
+    x = coordinates(places)
+    at_n = loss.value(x)
+    steep_n = (np.log(own.value(x | {"loss": at_n * np.exp(SLIGHT)})) - np.log(own.value(x | {"loss": at_n}))) / SLIGHT
+    found: Floats = np.hypot(own.noise, steep_n * loss.noise)
+    return found
 
 
 def choose(
@@ -304,7 +323,8 @@ class _Judge:
             spread_n = np.log(draws_Bn).std(0) if draws else np.zeros(len(value_n))
             spread_C = np.bincount(hidden.cell_n, spread_n) / count_C
             errors.append(np.bincount(hidden.cell_n, np.log(hidden.y_n) - np.log(value_n)) / count_C)
-            spreads.append(np.sqrt(spread_C**2 + own.noise**2 / count_C))
+            noise_C = np.bincount(hidden.cell_n, noise_of_a_run(own, hidden.points, losses)) / count_C
+            spreads.append(np.sqrt(spread_C**2 + noise_C**2 / count_C))
         return np.concatenate(errors), np.concatenate(spreads)
 
     def _losses(self, cut: Floats, draws: int, seed: int, earlier: Fit | None) -> Fit:

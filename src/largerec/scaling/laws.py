@@ -22,6 +22,7 @@ from largerec.scaling.choice import (
     choose,
     coordinates,
     fit_form,
+    noise_of_a_run,
     value_of,
     values_at,
 )
@@ -188,7 +189,8 @@ class Law:
         for (own, loss, _), count in zip(members, np.diff(ends).tolist(), strict=True):
             value_n, draws_Bn = values_at(own, [place], loss)
             log_B = np.log(draws_Bn[:, 0])
-            noise_BK = own.noise * np.random.default_rng(0).standard_t(own.dof, (len(log_B), 20))
+            noise = float(noise_of_a_run(own, [place], loss)[0])
+            noise_BK = noise * np.random.default_rng(0).standard_t(own.dof, (len(log_B), 20))
             off_BK = (log_B - np.median(log_B))[:, None] + noise_BK
             drawn.append((value_n[0] * np.exp(self.choice.widen * off_BK[:count])).ravel())
         return np.concatenate(drawn)

@@ -46,7 +46,8 @@ def overview(folder: str | Path, quantities: Sequence[str] = (USUAL,)) -> dict[s
     """
     place = Path(folder)
     points = grid_points(place)
-    laws, refused = fit_all(points, quantities)
+    seed = int(Bundle(place).read_json("grid.json")["seed"]) if Bundle(place).file("grid.json").is_file() else 0
+    laws, refused = fit_all(points, quantities, seed=seed)
     checks, unsaid = _checks(place, laws, points)
     again = any(point.held_out and point.state == "finished" for point in points)
     later, not_even = fit_to_every_run(points, quantities) if again else ([], [])

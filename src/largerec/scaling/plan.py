@@ -146,10 +146,11 @@ def _chosen(found: Sequence[Candidate], asked: Asked, watch: Stopwatch) -> tuple
     reaching = [one for one in quick if asked.reached(one.value)]
     best = max(quick, key=lambda one: asked.better(one.value))
     if not reaching:
+        easier = "Raise" if asked.quantity == "loss" else "Lower"
         raise LargeRecError(
             f"{asked.quantity}={asked.target:g} is out of reach: the best that this grid's laws foretell within what was asked "
             f"and within their reach is {best.value:.4g} ({best.shape.family} {best.shape.size}, {best.tokens:,.0f} tokens, "
-            f"{best.cost:.1f} core-minutes). Lower --target, allow more, or get more data."
+            f"{best.cost:.1f} core-minutes). {easier} --target, allow more, or get more data."
         )
     if asked.target is not None:
         return min(reaching, key=lambda one: one.cost), times
@@ -169,9 +170,9 @@ def _written(
     found: Sequence[Candidate],
 ) -> dict[str, Any]:
     """Write the recipe and the plan."""
-    name = f"{chosen.shape.family}-{chosen.shape.size}-{chosen.tokens:.0f}"
+    name = f"{chosen.shape.family}-{chosen.shape.layers}x{chosen.shape.width}-{chosen.tokens:.0f}"
     recipe = chosen.shape.recipe_for(chosen.tokens, chosen.regime, name, folder / PLANNED / name)
-    file = Path(to) if to is not None else folder / PLANS / f"{name}.toml"
+    file = _file(folder, to, name)
     predicted, unsaid = _predicted(chosen, laws)
     law = law_for(laws, chosen.place, asked.quantity)
     chance = None
@@ -199,11 +200,43 @@ def _written(
         "refused": [*refused, *unsaid],
         "resolved": recipe.to_json(),
     }
+    kept = folder / PLANS / f"{name}.json"  # with --out too, since --check and the page look there
+    known = _plan_in(kept)
+    if known is not None and known.get("resolved") == document["resolved"] and "checked" in known:
+        document["checked"] = known["checked"]  # the same plan again: what came of it stays
     make_folder(file.parent, "the folder of --out")
     comment = f"Proposed by largerec plan --from {folder}: {asked.quantity} {chosen.value:.4g}, {chosen.cost:.2f} core-minutes."
     Bundle(file.parent).write_text(file.name, as_toml(recipe, comment))
     Bundle(file.parent).write_json(f"{file.stem}.json", document)
+    make_folder(kept.parent, "the grid's folder of plans")
+    Bundle(kept.parent).write_json(kept.name, document)
     return document
+
+
+def _file(folder: Path, to: str | Path | None, name: str) -> Path:
+    """Where the recipe goes, with the plan beside it under the same name as JSON.
+
+    Raises:
+        LargeRecError: ``to`` does not end in .toml, or a JSON that is no plan stands beside it and would be lost.
+    """
+    if to is None:
+        return folder / PLANS / f"{name}.toml"
+    file = Path(to)
+    if file.suffix != ".toml":
+        raise LargeRecError(f"--out {to}: a recipe's name ends in .toml; write for example --out {file.with_suffix('.toml')}.")
+    beside = file.with_suffix(".json")
+    if beside.is_file() and _plan_in(beside) is None:
+        raise LargeRecError(f"--out {to}: the plan would be written to {beside}, which is another file; choose another name.")
+    return file
+
+
+def _plan_in(file: Path) -> dict[str, Any] | None:
+    """The plan that a JSON file holds, if it does."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return document if isinstance(document, dict) and "predicted" in document else None
 
 
 def _made(points: Sequence[Point], chosen: Candidate) -> str | None:
@@ -230,6 +263,7 @@ def _row(one: Candidate, times: dict[int, Serving]) -> dict[str, Any]:
         "regime": one.regime,
         "value": one.value,
         "core_minutes": one.cost,
+        "training_core_minutes": one.shape.training(one.tokens),
         "serving": times[id(shape)].to_json(),
     }
 
@@ -297,7 +331,7 @@ def check_plan(run: str | Path, runs: str | Path | None = None) -> dict[str, Any
         "rows": rows,
         "inside": all(row["inside"] for row in rows),
         "tokens": {"planned": document["tokens"], "trained": result["train_tokens"]},
-        "core_minutes": {"planned": document["core_minutes"], "trained": spent},
+        "core_minutes": {"planned": document.get("training_core_minutes", document["core_minutes"]), "trained": spent},
         "irreducible": data.irreducible,
     }
     Bundle(file.parent).write_json(file.name, document | {"checked": checked})
@@ -310,11 +344,8 @@ def _plan_of(run: Path, recipe: Recipe, runs: Path | None) -> Path:
     files = [file for folder in around for place in (folder, folder / PLANS) for file in sorted(place.glob("*.json"))]
     own, found = _of_training(recipe.to_json()), []
     for file in files:
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-            continue
-        if isinstance(document, dict) and "predicted" in document and _of_training(document.get("resolved", {})) == own:
+        document = _plan_in(file)
+        if document is not None and _of_training(document.get("resolved", {})) == own:
             found.append(file)
     if not found:
         where = f"{runs}" if runs is not None else "the folders around it"

@@ -28,14 +28,15 @@ class Point:
         name: unique in the grid; the run's folder is ``dir``, relative to the grid's.
         data_hash: of the split log that it was trained on, as in the ``lineage.json`` of its folder.
         params: parameters outside the item and position tables; ``params_embedding`` are those tables.
-        tokens: training targets processed up to the weights that were kept, repeated ones counted each time; so steps, epochs,
-            seconds.
+        tokens: training targets processed, repeated ones counted each time; so steps, epochs, seconds. Of a run that was given
+            up they are those up to the weights that were kept.
         unique_tokens: training targets there are, before any repetition (the D of the data).
         history: the most events that a state can see; ``catalogue``: items that the loss and the metrics range over.
         flops: floating-point operations of training, by formula; a multiply-add counts as two.
         seconds: wall time of training, without validation; times ``cores`` it is core-seconds.
         loss: cross-entropy on validation in nats a target, over the whole catalogue, on targets that are the grid's own and
-            the same for all its runs; ``loss_interval``: 95 % of it, by a bootstrap over users.
+            the same for all its runs: the lowest of the run's validations; ``loss_interval``: 95 % of it, by a bootstrap over
+            users.
         metrics: ranking quality on the same targets, as ``ndcg@10``.
         entropy: of the training sequences, in nats an event, as :mod:`largerec.audit.information` estimates it.
         regime: whether training saw its events once or repeated them.

@@ -152,7 +152,10 @@ def _validations(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> Point:
-    """The point of a run that ended; tokens, steps, operations and seconds are those up to the weights that were kept."""
+    """The point of a run that ended. Its values are those of the weights that were kept, of the lowest loss; tokens, steps,
+    operations and seconds are what was trained: later passes that no longer help are what a law of repeated data must see. Of
+    one that was given up they are those up to the weights that were kept.
+    """
     kept, loss, interval, found = trainer.state, math.nan, None, dict[str, float]()
     tokens, steps, seconds = kept.tokens, kept.step, kept.seconds
     if kept.best_step and state != "failed":
@@ -162,9 +165,10 @@ def _point(run: Planned, trainer: GridTrainer, data: GridPart, state: State) -> 
         loss, found = float(loss_N.mean()), metrics.summarise(rank_N, (10,))
         user_N = np.searchsorted(data.split.sequences.offsets_U1, data.row_N, side="right")
         low, high = metrics.bootstrap_intervals({"loss": loss_N}, user_N, samples=BOOTSTRAP, seed=SEED)["loss"]
-        interval, steps = (low, high), kept.best_step
-        at = next(entry for entry in _validations(trainer.bundle) if entry["step"] == steps)
-        tokens, seconds = at["tokens"], at["seconds"]
+        interval = (low, high)
+        if state == "stopped":
+            at = next(entry for entry in _validations(trainer.bundle) if entry["step"] == kept.best_step)
+            tokens, steps, seconds = at["tokens"], at["step"], at["seconds"]
     return Point(
         name=run.name,
         family=run.cell.family,

@@ -143,6 +143,11 @@ def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
         return place.write_json("grid.json", own)
     old = place.read_json("grid.json")
     changed = sorted(key for key in old.keys() | own.keys() if old.get(key) != own.get(key))
+    if changed == ["data"] and len(own["data"]) > len(old["data"]) and own["data"][: len(old["data"])] == old["data"]:
+        raise LargeRecError(
+            f"run.dir={str(place.path)!r} holds a grid of {len(old['data'])} version(s) of the log, and scale.versions now names "
+            f"{len(own['data'])}. Of all lists of [scale] this one cannot grow in place: choose another run.dir."
+        )
     if changed == ["data"]:
         was, now = (", ".join(one[:12] for one in hashes) for hashes in (old["data"], own["data"]))
         raise LargeRecError(
@@ -152,8 +157,8 @@ def _check_same_grid(recipe: Recipe, place: Bundle, data: GridData) -> None:
     if changed:
         shown = ", ".join(f"{key}: {old.get(key)!r} -> {own.get(key)!r}" for key in changed[:4])
         raise LargeRecError(
-            f"run.dir={str(place.path)!r} holds a grid of another recipe ({shown}). Only the lists of [scale] may grow. Remove "
-            "the folder, or choose another run.dir."
+            f"run.dir={str(place.path)!r} holds a grid of another recipe ({shown}). Only the lists of [scale] but versions "
+            "may grow. Remove the folder, or choose another run.dir."
         )
     return None
 

@@ -46,13 +46,13 @@ def flops_per_token(points: Sequence[Point]) -> Callable[[Floats], Floats]:
 
 def places_at(law: Law, params: Floats, tokens: Floats, price: Callable[[Floats], Floats] | None = None) -> list[Place]:
     """Places of a law's group at sizes and amounts of data [n]. Depth and width of a size between two of the fit are read between
-    theirs; data are new events where the law is of events seen once, else passes over the most that a run had."""
+    theirs; data are new events where the law is of events seen once, else passes, two or more, over at most what a run had."""
     own, first = law.measured.points, law.measured.points[0]
     known = np.array(sorted({(p.params, p.layers, p.width) for p in own}), dtype=float)
     layers, width = (np.exp(np.interp(np.log(params), np.log(known[:, 0]), np.log(known[:, at]))) for at in (1, 2))
     flops = (price or flops_per_token(own))(params) * tokens
     most = max(point.unique_tokens for point in own)
-    unique = tokens if law.key.regime == "single-epoch" else np.full(len(tokens), float(most))
+    unique = tokens if law.key.regime == "single-epoch" else np.minimum(tokens / 2, float(most))
     rows = zip(params, tokens, unique, layers, width, flops, strict=True)
     return [
         Place(
