@@ -198,6 +198,8 @@ def test_the_page_and_the_table_say_it() -> None:
     ("change", "said"),
     [
         (('name = "rules"', 'name = "raw"'), "version name 'raw'"),
+        (('name = "rules"', 'name = "ablate.json"'), "version name 'ablate.json'"),
+        (("seeds = [0, 1]", "seeds = [99999999999999999999]"), "from 0 to"),
         (('name = "duplicates"}, {name = "bots"}]', 'name = "dupes"}]'), "version 'rules'"),
         (("seeds = [0, 1]", "seeds = [0, 0]"), "ablate.seeds"),
         (('controls = ["rules"]', 'controls = ["rule"]'), "ablate.controls"),
@@ -208,6 +210,17 @@ def test_the_page_and_the_table_say_it() -> None:
 def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     with pytest.raises(LargeRecError, match=said):
         load_ablation(written(tmp_path, PLAN.replace(*change, 1)))
+
+
+def test_one_bracket_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LargeRecError, match="with two brackets"):
+        load_ablation(written(tmp_path, PLAN.split("[[version]]")[0] + '[version]\nname = "rules"\n'))
+
+
+@pytest.mark.parametrize("override", ["data.path=other.csv", "train.evaluate_every=5", "name=mine"])
+def test_an_override_that_would_do_nothing_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(LargeRecError, match=override.partition("=")[0]):
+        from_arguments("log.csv", str(written(tmp_path, PLAN)), [override])
 
 
 def test_steps_that_make_rows_are_refused_where_labels_are_learned(tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ REFUSED = [
     (["threads=2"], "threads is 1 in the one and 2 in the other"),
     (["name=a"], "two recipes have the name 'a'"),
     (["name=x/y"], "cannot be a folder"),
+    (["name=seeds"], "that of another row or file"),
+    (["name=popularity"], "that of another row or file"),
 ]
 
 
@@ -261,6 +263,14 @@ def test_recipes_that_cannot_stand_in_one_table_are_refused(overrides: list[str]
     with pytest.raises(LargeRecError, match=message.replace("(", r"\(")):
         compare([load_recipe(a), load_recipe(b, overrides)], folder=tmp_path / "runs", quiet=True)
     assert not (tmp_path / "runs").exists(), "nothing was trained"
+
+
+def test_a_recipe_is_not_written_over(tmp_path: Path) -> None:
+    files = recipe_files(tmp_path)
+    before = Path(files[0]).read_bytes()
+    with pytest.raises(LargeRecError, match="would be written over what is read"):
+        from_arguments([str(file) for file in files], "1", str(files[0]), quiet=True)
+    assert Path(files[0]).read_bytes() == before
 
 
 def test_a_metric_that_is_not_reported_cannot_choose(tmp_path: Path) -> None:

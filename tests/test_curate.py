@@ -315,6 +315,32 @@ def test_a_row_is_traced_through_the_steps_and_comes_back(tmp_path: Path) -> Non
     assert restore(found["log"], Named(rows=[mended, repeated]))["dir"] == back["dir"], "the same again is there already"
 
 
+@pytest.mark.parametrize("kind", ["number", "text", "gaps"])
+def test_a_column_of_any_name_is_not_taken_for_a_value_before(tmp_path: Path, kind: str) -> None:
+    """Times come back from the lines of changes, whatever else the log has."""
+    log = small(**FAULTY)
+    first = {"number": pl.lit(1), "text": pl.lit("yes"), "gaps": pl.when(pl.int_range(pl.len()) % 3 == 0).then(1)}[kind]
+    log = replace(log, events=log.events.with_columns(first.alias("first"), pl.lit(2).alias("at")))
+    found = curate(written(log, tmp_path), steps_of({"name": "clocks"}, {"name": "k-core", "k": 2}))
+    assert versions.read(Path(found["log"])).changed.height
+    back = versions.read(Path(restore(found["log"], Named(everything=True))["dir"]))
+    assert back.log.events.sort("source_row").select(log.events.columns).equals(log.events)
+
+
+def test_a_folder_may_have_brackets_in_its_name(tmp_path: Path) -> None:
+    """They are no pattern: what another file holds is not read in the place of one's own."""
+    for name, users in (("day1", 3), ("day[12]", 5)):
+        chain_log(users=users).write(tmp_path / f"{name}.parquet")
+    own = DataOptions(path=str(tmp_path / "day[12].parquet"))
+    assert load_log(own).events["user_id"].n_unique() == 5
+    found = curate(own, plan_of(["duplicates", "k-core"]))
+    version = versions.read(Path(found["log"]))
+    assert "[" in found["dir"] and trace(found["log"], Named(rows=[1]))["rows"] == 1
+    assert version.log.events["user_id"].n_unique() + version.removed["user_id"].n_unique() >= 5
+    with pytest.raises(LargeRecError, match="there is no row"):
+        trace(found["log"], Named(rows=[10**20]))
+
+
 def test_a_version_that_is_its_own_parent_is_refused(tmp_path: Path) -> None:
     found = curate(written(random_log(), tmp_path), steps_of({"name": "duplicates"}, {"name": "recency", "days": 0.002}))
     names = [one["version"] for one in found["versions"]]
@@ -375,6 +401,7 @@ def test_hostile_logs_are_cured_or_refused(document: dict[str, Any], kind: str) 
         ({"step": [{"name": "bots", "sign": 3}]}, "unknown option 'sign' in BotsStep; did you mean 'signs'?"),
         ({"step": [{"name": "bots", "signs": 9}]}, "step 1 bots signs: Input should be less than or equal to 5"),
         ({"steps": []}, "unknown option 'steps' in Plan; did you mean 'step'?"),
+        ({"step": [{"name": ["bots"]}]}, "step 1 is named ['bots'], which there is not"),
         ({"step": []}, "a plan needs at least one"),
         ({"step": [{"name": "duplicates", "match": "window"}]}, "hours is the width of a window"),
         ({"step": [{"name": "duplicates", "hours": 2}]}, "hours is the width of a window"),
@@ -406,7 +433,7 @@ def test_what_a_version_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LargeRecError, match="a generated log has no place of its own"):
         curate(DataOptions(), Plan())
     log = chain_log()
-    for name in ("source_row", versions.MADE):
+    for name in ("source_row", versions.MADE, "version", "why"):
         taken = replace(log, events=log.events.with_columns(pl.lit(1).alias(name)))
         with pytest.raises(LargeRecError, match=f"has a column '{name}' of its own"):
             curate(written(taken, tmp_path / "taken"), Plan())

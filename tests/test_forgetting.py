@@ -294,6 +294,47 @@ def test_a_kill_in_the_middle_is_mended_by_the_same_call(place: Path, after: int
         manifest.verify(path.parent)
 
 
+def test_runs_are_told_from_wherever_the_call_comes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run says what it was trained on as it was written where training ran."""
+    sessions = next((place / "data").rglob("02-sessions-*"))
+    recipe = tiny_recipe(place / "runs" / "cut", f"data.path={sessions}", "split.protocol=given", "train.max_epochs=1")
+    train(recipe, quiet=True)
+    file = place / "runs" / "cut" / "lineage.json"
+    lineage = json.loads(file.read_text())
+    file.write_text(json.dumps(lineage | {"source": str(sessions.relative_to(place))}))
+    other = {sessions.resolve(): {"204", "205"}}
+    monkeypatch.chdir(place.parent)
+    assert {"204", "205"} <= forgetting._ids_in(place / "runs" / "cut", PERSON, other)
+
+
+def test_what_a_kill_left_of_a_run_goes_too_and_links_are_named(place: Path) -> None:
+    """Histories without a lineage, and tables half-written; what a link leads to is not looked into, and that is said."""
+    runs = place / "runs"
+    (runs / "begun").mkdir()
+    shutil.copy(runs / "with" / "histories.parquet", runs / "begun" / "histories.parquet")
+    shutil.copy(runs / "with" / "ranks-test.parquet", runs / "with" / ".ranks-test.parquet.30516.partial")
+    (runs / "linked").symlink_to(place.parent, target_is_directory=True)
+    found = forget(place / "data", PERSON, runs)
+    assert files_that_name(place / "runs" / "begun", PERSON) == [] and files_that_name(place / "runs" / "with", PERSON) == []
+    assert not (runs / "with" / ".ranks-test.parquet.30516.partial").exists()
+    assert [Path(one).name for one in found["links_not_followed"]] == ["linked"]
+    assert {Path(one["run"]).name: one["trained_on"] for one in found["runs"]}["begun"] is False
+
+
+def test_dropped_rows_go_by_their_user_alone(tmp_path: Path) -> None:
+    """An item of the same number is someone else's event; a raw line has quotes twice."""
+    rows = "".join(f"{user},7,{'soon' if user % 2 else user}\n" for user in range(100, 112))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    import_log(DataOptions(path=str(tmp_path / "log.csv"), on_bad_rows="drop", time_kind="order"), tmp_path / "data")
+    with pytest.raises(LargeRecError, match="no row of user '7'"):
+        forget(tmp_path / "data", "7")
+    dropped = (tmp_path / "data" / "dropped.jsonl").read_text().splitlines()
+    forget(tmp_path / "data", "101")
+    assert len((tmp_path / "data" / "dropped.jsonl").read_text().splitlines()) == len(dropped) - 1 == 5
+    line = json.dumps({"content": '"O""Brien, ""Pat""",i3'})
+    assert forgetting._names(line, 'O"Brien, "Pat"', {}) and not forgetting._names(line, "Brien-Pat", {})
+
+
 def test_numbers_are_ids_too_and_recbole_files(tmp_path: Path) -> None:
     random_log().write(tmp_path / "log.parquet")
     for target in ("parquet", "recbole"):

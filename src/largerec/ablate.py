@@ -39,7 +39,7 @@ from largerec.faulty import with_training_faults
 from largerec.imports import write_log
 from largerec.options import Options, read_toml
 from largerec.paired import Paired
-from largerec.recipe import Recipe, apply_overrides, load_recipe
+from largerec.recipe import MAX_SEED, Recipe, apply_overrides, load_recipe
 from largerec.report.ablated import ablated_page
 from largerec.sequences import STAGE_COLUMN, SplitOptions, build_sequences
 from largerec.split_log import SplitLog
@@ -49,6 +49,7 @@ from largerec.writing import check_file, write_json
 assert cures.STEPS, "plans know the steps that train"
 
 RAW, CLEAN = "raw", "clean"
+TAKEN = (RAW, CLEAN, "logs", "versions", "ablate.json", "ablate.html")
 FOLDER = "runs/ablate"
 UNBOUNDED = 1_000_000
 NO_SHARES = (
@@ -77,8 +78,8 @@ class AblateOptions(Options):
 
     @model_validator(mode="after")
     def _seeds_are_seeds(self) -> Self:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise LargeRecError(f"ablate.seeds is {list(self.seeds)}; give at least one, each once, 0 or more.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0 or max(self.seeds) > MAX_SEED:
+            raise LargeRecError(f"ablate.seeds is {list(self.seeds)}; give at least one, each once, from 0 to {MAX_SEED}.")
         return self
 
 
@@ -102,10 +103,10 @@ class AblationPlan(Options):
         if not names:
             raise LargeRecError("an ablation needs at least one [[version]] with a name and its steps.")
         for name in names:
-            if not NAME.fullmatch(name) or name in (RAW, CLEAN, "logs", "versions") or names.count(name) > 1:
+            if not NAME.fullmatch(name) or name in TAKEN or names.count(name) > 1:
                 raise LargeRecError(
-                    f"version name {name!r}: names are given once, of letters, digits, '.', '_' and '-', and not {RAW} or "
-                    f"{CLEAN}."
+                    f"version name {name!r}: names are given once, of letters, digits, '.', '_' and '-', and none of "
+                    f"{', '.join(TAKEN)}, which are other rows and files of the folder."
                 )
         controls = self.ablate.controls
         if len(set(controls)) < len(controls) or not set(controls) < set(names):
@@ -133,7 +134,10 @@ def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Abla
     document = read_toml(path, "plan", missing=missing, example="docs/ablate.md shows one.")
     own = [override for override in overrides if override.startswith("ablate.")]
     document = apply_overrides(document, own)
-    for version in document.get("version", []):
+    given = document.get("version", [])
+    if not isinstance(given, list) or not all(isinstance(version, dict) for version in given):
+        raise LargeRecError(f"{path}: write [[version]], with two brackets, before the name and the steps of each version.")
+    for version in given:
         plan_from({"step": version.get("step", [])}, f"{path}, version {version.get('name', '?')!r}")
     try:
         plan = AblationPlan.model_validate(document)
@@ -198,18 +202,24 @@ def from_arguments(
         LargeRecError: as :func:`ablate`, or an override is not for an ablation.
     """
     for override in overrides:
-        if override.startswith(("seed=", "run.overwrite=", "run.compare=", "split.", "train.max_", "train.patience")):
+        if override.startswith(
+            ("seed=", "name=", "run.overwrite=", "run.compare=", "split.", "train.max_", "train.patience", "train.evaluate_every")
+        ):
             key = override.partition("=")[0]
             raise LargeRecError(
                 f"{override!r} is not for an ablation: seeds and steps are the plan's (ablate.seeds, ablate.steps), the split is "
                 f"the recipe's, and no run is replaced. Leave {key} out."
             )
     chosen = [] if path == "-" else [f"data.path={path}"]
+    if chosen and (other := [one for one in overrides if one.startswith("data.path=")]):
+        raise LargeRecError(
+            f"{other[0]!r} and the log {path!r} cannot both be meant; leave one out (a log of - is the recipe's)."
+        )
     plan, recipe = load_ablation(plan_path, [*overrides, *chosen])
     given = apply_overrides({}, [one for one in overrides if one.startswith("run.dir=")]).get("run", {}).get("dir")
     folder = Path(given or f"{FOLDER}/{Path(plan_path).stem}")
     if to:
-        check_file(Path(to), "--out")
+        check_file(Path(to), "--out", inputs=[plan_path])
     command = ["largerec ablate", "-" if path == "-" else "<data>", f"--plan {quote(plan_path)}", *map(quote, overrides)]
     found = {"name": Path(plan_path).stem, "date": datetime.now(UTC).date().isoformat(), "hardware": processor()}
     found |= {"command": " ".join(command)} | ablate(plan, recipe, folder, quiet=quiet)

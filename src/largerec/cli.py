@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from datetime import datetime
-from errno import ENAMETOOLONG
+from errno import EACCES, ENAMETOOLONG, EPERM, EROFS
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -441,6 +441,13 @@ def doctor(as_json: AsJson = False) -> None:
     print_json(report) if as_json else rich_print(module.render(report))
 
 
+CLOSED = "cannot be read or written; check its permissions."
+OF_PLACES = {
+    ENAMETOOLONG: "is too long for the name of a file or folder; check what was given.",
+    **dict.fromkeys((EACCES, EPERM, EROFS), CLOSED),
+}
+
+
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 2, an interruption 130."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for people: no file, no line of source
@@ -449,10 +456,10 @@ def main() -> None:
     except LargeRecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a name that no file can have, whichever verb was given it
-        if error.errno != ENAMETOOLONG:
+    except OSError as error:  # a name that no file can have, or a place that is closed to one, whichever verb was given it
+        if error.errno not in OF_PLACES or error.filename is None:
             raise
-        print(f"error: {error.filename!r} is too long for the name of a file or folder; check what was given.", file=sys.stderr)
+        print(f"error: {str(error.filename)!r} {OF_PLACES[error.errno]}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:  # typer turns Ctrl-C into code 130 without a word
         if ended.code == 130:

@@ -31,6 +31,10 @@ def data_options(path: str, overrides: list[str] | None, on_bad_rows: str, verb:
     for override in overrides or []:
         if "=" in override and not override.startswith("data."):
             raise LargeRecError(f"{override!r} says nothing about reading a log; only data.* may be set here: data.where=...")
+        if override.startswith("data.path="):
+            raise LargeRecError(
+                f"{override!r} and the log {path!r} cannot both be meant; leave {override.partition('=')[0]} out."
+            )
     return recipe_from(apply_overrides({"data": {"path": path}}, [*bad_rows, *(overrides or [])]), verb).data
 
 

@@ -204,10 +204,12 @@ def convert_times(
     """
     name = series.name
     fix = "Mend it, or filter such rows out with data.where"
+    known = f'"{name}" IS NOT NULL'
     if series.dtype.is_float():
+        known = f'"{name}" < 1e300' if series.is_nan().any() else known  # true of no NaN and of no null
         series = series.fill_nan(None)
     if series.null_count():
-        raise origin.error(series.is_null(), series, "is no time", f"{fix}, e.g. data.where='\"{name}\" IS NOT NULL'.")
+        raise origin.error(series.is_null(), series, "is no time", f"{fix}, e.g. data.where='{known}'.")
     if series.dtype in (pl.Date, pl.Datetime):
         note = (
             "times are dates"

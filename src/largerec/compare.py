@@ -37,6 +37,7 @@ ALIKE = ("data", "split", "tasks", "lists", "evaluate")
 """Groups in which the recipes of one table may not differ."""
 ADVICE = "Remove it, or choose another run.dir."
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAKEN = ("seeds", "popularity", "compare.json", "compare.html")  # a row NAME+seeds, a baseline, files of the folder
 
 
 def compare(
@@ -125,7 +126,7 @@ def from_arguments(arguments: Sequence[str], seeds: str, to: str | None = None, 
     recipes = [load_recipe(file, overrides) for file in files]
     place = apply_overrides({}, overrides).get("run", {}).get("dir", FOLDER)
     if to:
-        check_file(Path(to), "--out")
+        check_file(Path(to), "--out", inputs=files)
     chosen = [int(number) for number in numbers]
     found = compare(recipes, chosen if len(chosen) > 1 else range(chosen[0]), place, **options)
     command = ["largerec compare", *map(quote, files), f"--seeds {' '.join(numbers)}"]
@@ -163,6 +164,8 @@ def check_alike(recipes: Sequence[Recipe], seeds: Sequence[int], against: str | 
     for name in names:
         if not NAME.fullmatch(name):
             raise LargeRecError(f"name={name!r} cannot be a folder; letters, digits, '.', '_' and '-' are allowed.")
+        if name in TAKEN:
+            raise LargeRecError(f"name={name!r} is that of another row or file of a comparison; choose another for the recipe.")
         if names.count(name) > 1:
             raise LargeRecError(
                 f"two recipes have the name {name!r}, but rows and folders go by it; change `name` in one of them."

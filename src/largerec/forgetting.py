@@ -19,7 +19,7 @@ import polars as pl
 
 from largerec import manifest
 from largerec.bundle import FORGOTTEN, Bundle, data_hash
-from largerec.columns import TimeKind
+from largerec.columns import ALIASES, TimeKind, find_columns
 from largerec.curate import versions
 from largerec.curate.versions import ROW, Version
 from largerec.errors import LargeRecError
@@ -88,6 +88,7 @@ def forget(folder: str | Path, user_id: str, runs: str | Path | None = None) -> 
         "folders": changed,
         "runs": marked,
         "pages": [*audits, *pages],
+        "links_not_followed": [str(path) for place in below for path in _links(place)],
         "still_named_in": [str(path) for place in below for path in _naming(place, user_id)],
         "sources_to_mend_yourself": sorted(
             source for source in sources if Path(source).expanduser().exists() and not _within(source, ours)
@@ -125,9 +126,11 @@ def _has(place: Path, user_id: str) -> bool:
         if file.suffix == ".parquet":
             rows, column = pl.scan_parquet(file, glob=False), "user_id"
         elif file.suffix == ".inter":
-            rows, column = pl.scan_csv(file, separator="\t", infer_schema=False, quote_char=None), "user_id:token"
+            rows, column = pl.scan_csv(file, separator="\t", infer_schema=False, quote_char=None, glob=False), "user_id:token"
         else:
-            if file.suffix == ".jsonl" and any(_names(line, user_id) for line in file.read_text("utf-8").split("\n") if line):
+            if file.suffix == ".jsonl" and any(
+                _names(line, user_id, document) for line in file.read_text("utf-8").split("\n") if line
+            ):
                 return True
             continue
         if column not in rows.collect_schema().names():
@@ -251,14 +254,14 @@ def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str
             tables[name] = kept
             gone += table.height - kept.height
         elif name.endswith(".inter"):
-            table = pl.read_csv(file, separator="\t", infer_schema=False, quote_char=None)
+            table = pl.read_csv(file, separator="\t", infer_schema=False, quote_char=None, glob=False)
             kept = table.filter(pl.col("user_id:token") != user_id)
             gone += table.height - kept.height
             kept.write_csv(to, separator="\t", quote_style="never")
         elif name.endswith(".jsonl"):
             # At line feeds alone: values may hold other characters that end a line.
             lines = [line + "\n" for line in file.read_text(encoding="utf-8").split("\n") if line]
-            others = [line for line in lines if not _names(line, user_id)]
+            others = [line for line in lines if not _names(line, user_id, document)]
             gone += len(lines) - len(others)
             to.write_text("".join(others), encoding="utf-8")
         else:
@@ -281,12 +284,19 @@ def _import(place: Path, fresh: Path, user_id: str, now: str, document: dict[str
     return gone
 
 
-def _names(line: str, user_id: str) -> bool:
-    """Whether a dropped row has the id among its values, or its raw line has it as a word."""
+def _names(line: str, user_id: str, document: dict[str, Any]) -> bool:
+    """Whether a dropped row is the person's, or its raw line has the id as a word, in quotes as CSV writes them too.
+
+    The column of users is the one that the import was told, or the one that reading takes for it; where neither is there, every
+    value is looked at.
+    """
     content = json.loads(line).get("content")
     if isinstance(content, dict):
-        return any(str(value) == user_id for value in content.values())
-    return _word(user_id).search(str(content)) is not None
+        told = document.get("options", {}).get("columns", {}).get("user")
+        users = [told] if told in content else find_columns([str(name) for name in content], ALIASES["user"])
+        return any(str(content[name]) == user_id for name in (users[:1] or content))
+    forms = {user_id, user_id.replace('"', '""')}
+    return any(_word(form).search(str(content)) is not None for form in forms)
 
 
 def _word(text: str) -> re.Pattern[str]:
@@ -310,13 +320,24 @@ def _other_ids(ours: list[Path], user_id: str) -> dict[Path, set[str]]:
 
 def _ids_in(run: Path, user_id: str, other_ids: dict[Path, set[str]]) -> set[str]:
     """The person's ids in a run: new integers mean them only in a run on the version that gave them."""
-    source = str(json.loads((run / "lineage.json").read_text(encoding="utf-8")).get("source"))
+    source = str(_lineage(run).get("source"))
     known = {one for ids in other_ids.values() for one in ids if one.startswith(f"{user_id}~")}
-    return {user_id, *known, *(one for place, ids in other_ids.items() if _within(source, [place]) for one in ids)}
+    # A source is as it was written where training ran; a version's name has a hash in it, and tells it from anywhere.
+    own = (ids for place, ids in other_ids.items() if _within(source, [place]) or place.name in Path(source).parts)
+    return {user_id, *known, *(one for ids in own for one in ids)}
+
+
+def _lineage(run: Path) -> dict[str, Any]:
+    """What a run was trained on; nothing where a kill came before that was written."""
+    file = run / "lineage.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file())
+    """Runs, those among them of which a kill left no more than some tables."""
+    whole = {path.parent for path in folder.rglob("lineage.json") if path.with_name("recipe.json").is_file()}
+    return sorted(whole | {path.parent for path in folder.rglob("histories.parquet")})
 
 
 def _forget_in_runs(
@@ -327,22 +348,22 @@ def _forget_in_runs(
     ``ids``: the person's in each run; ``held``: their rows of histories, of the runs that have some.
     Returns what was done to each run, and which pages went."""
     paths = list(ids)
-    hashes = {json.loads((path / "lineage.json").read_text(encoding="utf-8")).get("data_hash") for path in held}
+    hashes = {_lineage(path).get("data_hash") for path in held} - {None}
     # Before the tables, by which another call would know that there is something to do.
     pages = _forget_pages(folder, paths) if held else []
     found = []
     for path in sorted(paths, key=lambda path: path in held):  # those known by a hash alone first, while a run still tells it
         bundle = Bundle(path)
-        own, hashed = held.get(path), bundle.read_json("lineage.json").get("data_hash")
+        own, hashed = held.get(path), _lineage(path).get("data_hash")
         if own is None and (hashed not in hashes or bundle.file("histories.parquet").is_file()):
             continue
-        trained = own is None or bool((own["stage"] == TRAIN).any())
+        trained = own is None or (hashed is not None and bool((own["stage"] == TRAIN).any()))
         rows = 0 if own is None else own.height
         if trained:  # before anything goes: a kill must not leave a run without its mark
             marks = json.loads(bundle.file(FORGOTTEN).read_text(encoding="utf-8")) if bundle.file(FORGOTTEN).is_file() else []
             bundle.write_text(FORGOTTEN, json.dumps([*marks, {"when": now, "rows": rows, "data_hash": hashed}], indent=1) + "\n")
         _forget_in_tables(bundle, ids[path])
-        after = data_hash(bundle.sequences()) if own is not None else None
+        after = data_hash(bundle.sequences()) if own is not None and hashed is not None else None
         found.append({"run": str(path), "trained_on": trained, "rows": rows, "data_hash_before": hashed, "data_hash": after})
     return found, pages
 
@@ -370,6 +391,7 @@ def _forget_in_tables(bundle: Bundle, ids: set[str]) -> None:
     Some tables name nobody, but have a row for each row of another one, or for each user of the histories.
     """
     bundle.file("report.html").unlink(missing_ok=True)
+    bundle.remove_partial_files()
     files = sorted(bundle.path.glob("*.parquet"), key=lambda file: file.name == "histories.parquet")
     others: dict[str, pl.Series] = {}
     for file in files:
@@ -392,12 +414,18 @@ def _forget_in_tables(bundle: Bundle, ids: set[str]) -> None:
 # --- what is left
 
 
+def _links(folder: Path) -> list[Path]:
+    """Folders that stand elsewhere: nothing in them was looked at."""
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() and path.is_dir())
+
+
 def _naming(folder: Path, user_id: str) -> Iterator[Path]:
     """Text files that still have the id as a word; a number is not looked for, since it may mean anything there."""
     if user_id.isdigit():
         return
     # As it stands in pages and in JSON too.
-    forms = {form: None for one in (user_id, escape(user_id)) for form in (one, json.dumps(one)[1:-1])}
+    written = (user_id, user_id.replace('"', '""'), escape(user_id))
+    forms = {form: None for one in written for form in (one, json.dumps(one)[1:-1])}
     word = re.compile("|".join(_word(form).pattern for form in forms))
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in TEXT and word.search(path.read_text(encoding="utf-8", errors="replace")):

@@ -458,6 +458,8 @@ def forgotten(found: dict[str, Any]) -> None:
         to.print(f"{one['run']}: {one['rows']:,} rows erased; {said}", markup=False, soft_wrap=True)
     for path in found["pages"]:
         to.print(f"{path}: removed, since it showed users; make it again", markup=False, soft_wrap=True)
+    for path in found["links_not_followed"]:
+        to.print(f"not looked into: {path}, a link to another place; forget there too", markup=False, soft_wrap=True)
     for path in found["still_named_in"]:
         to.print(f"still named in {path}: look, and mend it by hand", markup=False, soft_wrap=True)
     for path in found["sources_to_mend_yourself"]:

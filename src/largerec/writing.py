@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,20 @@ def make_folder(path: Path, option: str) -> None:
         raise LargeRecError(f"{option}={str(path)!r} cannot be made ({_reason(error)}); choose another folder.") from None
 
 
-def check_file(path: Path, option: str) -> None:
-    """Refuse a file that could not be written, before the work whose result it is to hold.
+def check_file(path: Path, option: str, inputs: Sequence[str | Path] = ()) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold, or that is one of its ``inputs``.
 
     Raises:
-        LargeRecError: it is a folder, or there is no folder for it in which one may write.
+        LargeRecError: it is a folder or an input, or there is no folder for it in which one may write.
     """
+    if any(path.resolve() == Path(one).resolve() for one in inputs):
+        raise LargeRecError(f"{option} {str(path)!r} would be written over what is read; name another file.")
     make_folder(path.parent, f"the folder of {option}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         why = "is a folder" if path.is_dir() else "lies in a folder where you may not write"
-        raise LargeRecError(f"{option} {str(path)!r} {why}; name a file, for example {option} {path.name or 'found'}.json.")
+        raise LargeRecError(
+            f"{option} {str(path)!r} {why}; name a file, for example {option} {path.stem or 'found'}.json in a folder of yours."
+        )
 
 
 def _reason(error: Exception) -> str:

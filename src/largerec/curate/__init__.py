@@ -53,6 +53,7 @@ def _root(start: Path | None, to: str | Path | None) -> Path:
         return expanded(to, "--to")
     if start is None:
         raise LargeRecError("a generated log has no place of its own; say where its versions go: --to FOLDER.")
+    start = start if start.name not in ("", "..") else start.resolve()  # "." and ".." have a name of their own
     stem = start.name.removesuffix(".gz") if start.is_file() else start.name
     return start.with_name(f"{Path(stem).stem if start.is_file() else stem}.versions")
 

@@ -104,7 +104,8 @@ def plan_from(document: dict[str, Any], source: str = "plan") -> Plan:
     given = document.get("step", [])
     for number, step in enumerate(given if isinstance(given, list) else [given], 1):
         name = step.get("name") if isinstance(step, dict) else None
-        if name not in (known := STEPS | TRAINED):
+        if not isinstance(name, str) or name not in STEPS | TRAINED:
+            known = STEPS | TRAINED
             said = "has no name." if name is None else f"is named {name!r}, which there is not{nearest(str(name), known)}"
             raise LargeRecError(f"{source}: step {number} {said} Write [[step]] with name = one of {', '.join(known)}.")
     try:

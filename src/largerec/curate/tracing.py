@@ -50,7 +50,7 @@ class Named:
         if self.everything:
             parts.append(known[ROW])
         if self.rows:
-            wanted = pl.Series(list(self.rows), dtype=pl.Int64)
+            wanted = pl.Series([min(row, 2**63 - 1) for row in self.rows], dtype=pl.Int64)  # no log has as many
             missing = wanted.filter(~wanted.is_in(known[ROW].implode()))
             if missing.len():
                 raise LargeRecError(f"there is no row {missing[0]}; rows are numbered from 1 as in the log that was read first.")
@@ -128,7 +128,7 @@ def _weights_along(folder: Path, rows: pl.Series) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     before: dict[int, float] = {}
     for name, document in versions.chain(folder):
-        table = pl.read_parquet(folder.parent / name / "events.parquet").filter(pl.col(ROW).is_in(rows.implode()))
+        table = pl.read_parquet(folder.parent / name / "events.parquet", glob=False).filter(pl.col(ROW).is_in(rows.implode()))
         weight = table[WEIGHT_COLUMN] if WEIGHT_COLUMN in table.columns else pl.Series(np.ones(table.height))
         now = dict(zip(table[ROW].to_list(), weight.to_list(), strict=True))
         step = (document["version"]["step"] or {}).get("name", "source")
@@ -159,7 +159,7 @@ def _weighed_by(folder: Path, step: str | None) -> pl.DataFrame:
 
 def _weights(folder: Path) -> pl.DataFrame:
     """The weight of each row of a version, but for those that a step made."""
-    table = pl.read_parquet(folder / "events.parquet").drop_nulls(ROW)
+    table = pl.read_parquet(folder / "events.parquet", glob=False).drop_nulls(ROW)
     weight = table.get_column(WEIGHT_COLUMN, default=pl.Series(np.ones(table.height))).cast(pl.Float64)
     return pl.DataFrame({ROW: table[ROW], "weight": weight})
 
@@ -259,13 +259,17 @@ def _columns(version: Version, events: pl.DataFrame) -> list[str]:
     return [*known, *(name for name in events.columns if name not in known)]
 
 
+FIRST = "largerec:first"
+"""A column beside a log's own, whose names hold no such thing."""
+
+
 def _undone(events: pl.DataFrame, changed: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     """Events with the first value of each changed one, and the lines that say so."""
     lines = []
     for (column,), part in changed.group_by("column", maintain_order=True):
-        first = part.group_by(ROW, maintain_order=True).first().select(ROW, pl.col("before").alias("first"))
+        first = part.group_by(ROW, maintain_order=True).first().select(ROW, pl.col("before").alias(FIRST))
         joined = events.join(first, on=ROW, how="left", maintain_order="left")
-        value = pl.coalesce(pl.col("first").cast(events.schema[str(column)]), pl.col(str(column))).alias(str(column))
+        value = pl.coalesce(pl.col(FIRST).cast(events.schema[str(column)]), pl.col(str(column))).alias(str(column))
         new = joined.select(value).to_series()
         differs = new != events[str(column)]
         old = events[str(column)].filter(differs)

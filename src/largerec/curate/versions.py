@@ -65,7 +65,9 @@ def refuse_own(log: EventLog, added: Sequence[str]) -> None:
     """
     taken = [name for name in added if name in log.events.columns]
     if taken:
-        given = " (or say split.protocol=given, if it is the split)" if taken[0] == STAGE_COLUMN else ""
+        given = (
+            ' (or, if it is the split, say so: protocol = "given" under [split] of the plan)' if taken[0] == STAGE_COLUMN else ""
+        )
         raise LargeRecError(
             f"{log.source}: the log has a column {taken[0]!r} of its own, and one of that name is added, so its values would be "
             f"lost. Rename it in the file, or leave it out{given}: "
@@ -79,7 +81,7 @@ def first_version(log: EventLog, stage: pl.Series, *, given: bool = False) -> Ve
     Raises:
         LargeRecError: the log has one of the columns that versions add, or a weight that is none.
     """
-    refuse_own(log, (ROW, SOURCE_WEIGHT, MADE, *(() if given else (STAGE_COLUMN,))))
+    refuse_own(log, (ROW, SOURCE_WEIGHT, MADE, *WHEN, *(() if given else (STAGE_COLUMN,))))
     events = log.events.drop(STAGE_COLUMN, strict=False).with_columns(
         stage.alias(STAGE_COLUMN), pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(ROW)
     )
@@ -135,7 +137,7 @@ def read(folder: Path) -> Version:
     """
     read_manifest(folder)
     log = load_log(DataOptions(path=str(folder)))
-    return Version(log, pl.read_parquet(folder / "removed.parquet"), pl.read_parquet(folder / "changed.parquet"))
+    return Version(log, *(pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in ("removed", "changed")))
 
 
 def write(root: Path, name: str, version: Version, facts: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def parse_parquet(data: bytes | Path, source: str) -> tuple[pl.DataFrame, str | 
         raise LargeRecError(f"{source}: the file is empty. Give a Parquet file with a row for every event.")
     try:
         file: Path | io.BytesIO = io.BytesIO(data) if isinstance(data, bytes) else data
-        table = pl.read_parquet(file, hive_partitioning=False)
+        table = pl.read_parquet(file, hive_partitioning=False, glob=False)
         said = pl.read_parquet_metadata(file).get(METADATA_KEY)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = str(error).splitlines()[0]
