@@ -419,6 +419,18 @@ def test_plans_that_do_not_fit_are_refused(document: dict[str, Any], said: str) 
     assert said in str(caught.value)
 
 
+def test_a_step_s_options_may_be_lists() -> None:
+    (step,) = plan_of(['clocks:kinds=["unit", "order"]']).step
+    assert step.kinds == ("unit", "order")  # type: ignore[union-attr]
+
+
+def test_a_version_that_another_command_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    found = curate(written(chain_log(), tmp_path), plan_of(["duplicates"]))
+    folder = Path(found["log"])
+    again = versions.write(folder.parent, folder.name, versions.read(folder), {})
+    assert again == versions.read_manifest(folder)
+
+
 def test_what_a_version_cannot_be_is_refused(tmp_path: Path) -> None:
     found = curate(written(chain_log(), tmp_path), plan_of(["duplicates"]))
     at = DataOptions(path=found["log"])
@@ -474,6 +486,7 @@ def test_the_commands_cure_trace_and_restore(tmp_path: Path) -> None:
     [
         (["--plan", "p.toml", "--step", "bots"], "exclude each other"),
         (["--step", "bots:signs"], "'signs' is no option; write NAME:key=value"),
+        (["--step", "duplicates:match=near,match=exact"], "match is given twice"),
         (["--step", "bot"], "did you mean 'bots'?"),
         (["--plan", "none.toml"], "there is no plan 'none.toml'"),
         (["model.size=nano"], "only data.* may be set here"),

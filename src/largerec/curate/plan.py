@@ -5,6 +5,7 @@ Steps that train a model stand above this package (``largerec.cures``) and join 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
@@ -134,8 +135,12 @@ def load_plan(path: str | Path) -> Plan:
     return plan_from(document, str(path))
 
 
+OPTION_ENDS = re.compile(r",(?![^\[]*\])")  # commas outside lists
+
+
 def plan_of(steps: Sequence[str]) -> Plan:
-    """The plan of these steps, each a name, or with options: ``duplicates:match=near``, ``core-set:budget=0.3,method=random``.
+    """The plan of these steps, each a name, or with options: ``duplicates:match=near``, ``core-set:budget=0.3,method=random``,
+    ``clocks:kinds=["unit"]``.
 
     Raises:
         LargeRecError: there is no such step, or an option does not fit.
@@ -144,16 +149,18 @@ def plan_of(steps: Sequence[str]) -> Plan:
     for step in steps:
         name, _, options = step.partition(":")
         document: dict[str, Any] = {"name": name}
-        for option in options.split(",") if options else []:
+        for option in OPTION_ENDS.split(options) if options else []:
             key, equals, text = option.partition("=")
             if not equals:
                 raise LargeRecError(f"--step {step}: {option!r} is no option; write NAME:key=value,key=value.")
+            if key in document:
+                raise LargeRecError(f"--step {step}: {key} is given twice; give it once.")
             document[key] = _value(text)
         documents.append(document)
     return plan_from({"step": documents}, "--step")
 
 
 def _value(text: str) -> Any:
-    """A number or truth value where TOML reads one, else the text."""
+    """A number, truth value or list where TOML reads one, else the text."""
     value = toml_value(text)
-    return value if isinstance(value, bool | int | float) else text
+    return value if isinstance(value, bool | int | float | list) else text

@@ -147,6 +147,8 @@ def write(root: Path, name: str, version: Version, facts: dict[str, Any]) -> dic
         with manifest.appearing(folder) as fresh:
             return write_tables(fresh, version, facts)
     except OSError as error:
+        if is_version(folder):  # another command was there first; by its name it is the same version
+            return read_manifest(folder)
         raise LargeRecError(f"{folder}: the version cannot be written ({error}). Give another folder with --to.") from error
 
 

@@ -103,8 +103,10 @@ def write_page(target: Path, markup: str) -> None:
     """Replace a file by a page in one step.
 
     Raises:
-        LargeRecError: it cannot be written.
+        LargeRecError: it cannot be written, or is by its name no page, and may be a log or a file of a run.
     """
+    if target.suffix.lower() not in (".html", ".htm") and target.is_file():
+        raise LargeRecError(f"--to {str(target)!r} is a file that is no page; a page's name ends in .html.")
     if target.is_dir():
         raise LargeRecError(f"--to {str(target)!r} is a folder; name a file in it, for example {str(target / 'report.html')!r}.")
     write_text(target, markup, "Choose another file with --to.")
