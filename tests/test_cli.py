@@ -328,6 +328,7 @@ MISTAKES = [
     (["report", "nowhere"], "there is no run 'nowhere'"),
     (["report", "{run}", "{run}"], "is named twice"),
     (["report", "{run}", "--to", "{folder}"], "is a folder; name a file in it"),
+    (["report", "{run}", "--to", "{run}/recipe.json"], "is a file that is no page"),
     (["train", "{recipe}", "seed=99999999999999999999999"], "less than or equal to 1000000000000000000"),
     (["train", "{recipe}/x"], "is no TOML recipe: [Errno 20] Not a directory"),
     (["train", "{long}"], "is no TOML recipe: [Errno 36] File name too long"),
