@@ -39,7 +39,7 @@ ZOOS = {
 # the families that were chosen on those, and SASRec, beside each other on other logs
 ZOOS_ELSEWHERE = {
     "zoo-ml-latest": "MovieLens latest, timeline",
-    "zoo-globo": "Globo.com news, timeline, one seed",
+    "zoo-globo": "Globo.com news, timeline",
 }
 # the same of families that see the moment of asking, which is a table of its own
 QUERY_TIME = {"zoo-beauty-query-time": "Amazon Beauty, with query time"}
