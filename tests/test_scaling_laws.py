@@ -265,7 +265,8 @@ def test_large_forms_take_no_cut_from_the_others(noisy: list[Point]) -> None:
 
 
 def test_one_wild_run_does_not_move_the_law(noisy: list[Point]) -> None:
-    spoilt = [replace(point, loss=point.loss * 1.3) if point.name == "hstu-tiny-800000-seed-1" else point for point in noisy]
+    spoilt = [replace(point, loss=point.loss * 1.3) if point.name == "hstu-tiny-800000-s1" else point for point in noisy]
+    assert spoilt != noisy
     at = [fit_form(forms.CHINCHILLA, Measured.of([p for p in ps if not p.held_out], "loss")) for ps in (noisy, spoilt)]
     before, after = (float(one.value(coordinates([AT]))[0]) for one in at)
     assert after == pytest.approx(before, rel=0.004)
