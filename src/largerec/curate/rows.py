@@ -20,6 +20,7 @@ from largerec.events import EventLog
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+BESIDE = "largerec:beside"  # a passing column beside a log's own, which may have any name but this
 
 
 @dataclass(frozen=True)

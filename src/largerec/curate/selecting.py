@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from largerec import steps
 from largerec.audit.ordered import DAY
 from largerec.curate import coresets
-from largerec.curate.rows import Bools, Change, Floats, Training
+from largerec.curate.rows import BESIDE, Bools, Change, Floats, Training
 from largerec.errors import LargeRecError
 from largerec.options import Options
 
@@ -27,10 +27,6 @@ def _chosen(kept_R: Bools, rest: Rest, why: str, **facts: object) -> Change:
     return Change(factor_R=np.where(kept_R, 1.0, 0.0), facts=dict(facts))
 
 
-PLACE = "largerec:place"
-"""A column beside a log's own, whose names hold no such thing."""
-
-
 class KCoreStep(Options):
     """Remove users and items with fewer than ``k`` training events, again and again, until all that are left have as many."""
 
@@ -39,9 +35,9 @@ class KCoreStep(Options):
 
     def change(self, training: Training) -> Change:
         """Removes what is outside the core."""
-        kept, rounds = steps.core(training.log.events.with_row_index(PLACE), self.k)
+        kept, rounds = steps.core(training.log.events.with_row_index(BESIDE), self.k)
         inside_R = np.zeros(len(training), dtype=bool)
-        inside_R[kept[PLACE].to_numpy()] = True
+        inside_R[kept[BESIDE].to_numpy()] = True
         return Change(why=((f"its user or item has fewer than {self.k} events", ~inside_R),), facts={"rounds": rounds})
 
 

@@ -13,6 +13,7 @@ import polars as pl
 
 from largerec import manifest
 from largerec.curate import versions
+from largerec.curate.rows import BESIDE
 from largerec.curate.taking import changed_lines, stage_column, weighed
 from largerec.curate.versions import MADE, ROW, SOURCE_WEIGHT, WHEN, Version
 from largerec.errors import LargeRecError
@@ -259,17 +260,13 @@ def _columns(version: Version, events: pl.DataFrame) -> list[str]:
     return [*known, *(name for name in events.columns if name not in known)]
 
 
-FIRST = "largerec:first"
-"""A column beside a log's own, whose names hold no such thing."""
-
-
 def _undone(events: pl.DataFrame, changed: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     """Events with the first value of each changed one, and the lines that say so."""
     lines = []
     for (column,), part in changed.group_by("column", maintain_order=True):
-        first = part.group_by(ROW, maintain_order=True).first().select(ROW, pl.col("before").alias(FIRST))
+        first = part.group_by(ROW, maintain_order=True).first().select(ROW, pl.col("before").alias(BESIDE))
         joined = events.join(first, on=ROW, how="left", maintain_order="left")
-        value = pl.coalesce(pl.col(FIRST).cast(events.schema[str(column)]), pl.col(str(column))).alias(str(column))
+        value = pl.coalesce(pl.col(BESIDE).cast(events.schema[str(column)]), pl.col(str(column))).alias(str(column))
         new = joined.select(value).to_series()
         differs = new != events[str(column)]
         old = events[str(column)].filter(differs)
