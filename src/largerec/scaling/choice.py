@@ -26,7 +26,7 @@ WIDEST = 4.0
 SLIGHT = 1e-3  # a step in log loss, to see how steep a form is
 USUAL = 5  # parameters of the larger usual forms
 SEEDED = re.compile(r"-s\d+$")  # the end of a run's name
-SAME = 1.15  # amounts of data of one cell differ by at most so much
+SAME = 1.15  # amounts of data that differ by at most so much are much the same
 DISTINCT = {"params": 3, "tokens": 3, "passes": 3, "layers": 2, "width": 3, "data_times": 3, "data_over": 3}
 
 
@@ -130,23 +130,15 @@ class Measured:
 
 
 def cells_of(points: Sequence[Point]) -> Floats:
-    """A number for each run, the same for runs that differ in the seed alone: of one name but for the seed, one shape, one log,
-    and with tokens and different events near each other, since a seed may also draw the users [n]."""
-    shapes: dict[tuple[int | str, ...], list[tuple[Point, int]]] = {}
-    number_n, count = np.zeros(len(points), dtype=np.int64), 0
+    """A number for each run, the same for runs that differ in the seed alone, with which their names end [n]."""
+    number_n, known = np.zeros(len(points), dtype=np.int64), dict[str, int]()
     for at in sorted(range(len(points)), key=lambda at: (points[at].tokens, points[at].unique_tokens, points[at].seed)):
-        own = points[at]
-        known = shapes.setdefault((own.layers, own.width, own.params, own.data_hash, SEEDED.sub("", own.name)), [])
-        alike = (number for one, number in known if near(one.tokens, own.tokens) and near(one.unique_tokens, own.unique_tokens))
-        number_n[at] = found = next(alike, count)
-        if found == count:
-            known.append((own, count))
-            count += 1
+        number_n[at] = known.setdefault(SEEDED.sub("", points[at].name), len(known))
     return number_n
 
 
 def near(one: float, other: float) -> bool:
-    """Whether two amounts of data are those of one cell."""
+    """Whether two amounts of data are much the same."""
     return max(one, other) <= SAME * min(one, other)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from largerec.scaling.laws import (
     groups,
     summary,
 )
-from largerec.scaling.plan import PLANS, USUAL, grid_points
+from largerec.scaling.plan import PLANS, USUAL, grid_points, plan_in
 from largerec.scaling.points import Point
 from largerec.scaling.spending import frontier, places_at
 
@@ -156,11 +155,7 @@ def _plans(folder: Path) -> list[dict[str, Any]]:
     """Plans that were made from the grid, checked or not."""
     found = []
     for file in sorted((folder / PLANS).glob("*.json")):
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-            continue
-        if isinstance(document, dict) and "predicted" in document:
+        if (document := plan_in(file)) is not None:
             names = ("recipe", "asked", "family", "size", "params", "tokens", "core_minutes", "predicted", "serving", "runs")
             found.append({name: document.get(name) for name in names} | {"checked": document.get("checked")})
     return found

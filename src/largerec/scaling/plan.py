@@ -201,15 +201,15 @@ def _written(
         "resolved": recipe.to_json(),
     }
     kept = folder / PLANS / f"{name}.json"  # with --out too, since --check and the page look there
-    known = _plan_in(kept)
+    known = plan_in(kept)
     if known is not None and known.get("resolved") == document["resolved"] and "checked" in known:
         document["checked"] = known["checked"]  # the same plan again: what came of it stays
     make_folder(file.parent, "the folder of --out")
     comment = f"Proposed by largerec plan --from {folder}: {asked.quantity} {chosen.value:.4g}, {chosen.cost:.2f} core-minutes."
     Bundle(file.parent).write_text(file.name, as_toml(recipe, comment))
-    Bundle(file.parent).write_json(f"{file.stem}.json", document)
     make_folder(kept.parent, "the grid's folder of plans")
-    Bundle(kept.parent).write_json(kept.name, document)
+    for place in dict.fromkeys((file.with_suffix(".json"), kept)):  # the newest, kept, is what --check writes to
+        Bundle(place.parent).write_json(place.name, document)
     return document
 
 
@@ -225,12 +225,12 @@ def _file(folder: Path, to: str | Path | None, name: str) -> Path:
     if file.suffix != ".toml":
         raise LargeRecError(f"--out {to}: a recipe's name ends in .toml; write for example --out {file.with_suffix('.toml')}.")
     beside = file.with_suffix(".json")
-    if beside.is_file() and _plan_in(beside) is None:
+    if beside.is_file() and plan_in(beside) is None:
         raise LargeRecError(f"--out {to}: the plan would be written to {beside}, which is another file; choose another name.")
     return file
 
 
-def _plan_in(file: Path) -> dict[str, Any] | None:
+def plan_in(file: Path) -> dict[str, Any] | None:
     """The plan that a JSON file holds, if it does."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -344,7 +344,7 @@ def _plan_of(run: Path, recipe: Recipe, runs: Path | None) -> Path:
     files = [file for folder in around for place in (folder, folder / PLANS) for file in sorted(place.glob("*.json"))]
     own, found = _of_training(recipe.to_json()), []
     for file in files:
-        document = _plan_in(file)
+        document = plan_in(file)
         if document is not None and _of_training(document.get("resolved", {})) == own:
             found.append(file)
     if not found:
