@@ -29,7 +29,7 @@ TIMELINES = {
 }
 
 LISTS = {"trivago-lists": "trivago, 25 hotels"}
-# result files of benchmarks/zoo.py -> column; the first was tuned, the last two have its settings
+# result files of benchmarks/zoo.py -> column; the first was tuned, the last two have its settings, which recipes/zoo has
 ZOOS = {
     "zoo-beauty-tuned": "Amazon Beauty, four trials each",
     "zoo-beauty": "Amazon Beauty, SASRec's settings",
@@ -147,22 +147,27 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
+def told_apart(document: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Of each row that was held against another: its difference from that row in the metric, and Holm's p-value."""
+    metric, others = document["metric"], [row for row in trained_rows(document) if "paired" in row]
+    adjusted = holm([row["paired"][metric]["p_value"] for row in others])
+    return {row["name"]: (row["paired"][metric]["difference"], p) for row, p in zip(others, adjusted, strict=True)}
+
+
 def verdict(document: dict[str, Any]) -> str:
     """Which differences from the row chosen on validation are more than chance, in one sentence."""
-    metric, rows = document["metric"], trained_rows(document)
-    others = [row for row in rows if "paired" in row]
-    if not others:
+    found = told_apart(document)
+    if not found:
         return ""
-    against, adjusted = others[0]["paired"]["against"], holm([row["paired"][metric]["p_value"] for row in others])
+    against = next(row["paired"]["against"] for row in trained_rows(document) if "paired" in row)
     said = {"better": list[str](), "worse": list[str](), "not told apart": list[str]()}
-    for row, p in zip(others, adjusted, strict=True):
-        difference = row["paired"][metric]["difference"]
+    for name, (difference, p) in found.items():
         kind = "not told apart" if p > 0.05 else "better" if difference > 0 else "worse"
-        said[kind].append(f"{row['name']} ({'-' if difference < 0 else '+'}{four(abs(difference))}, p = {p:.2g})")
+        said[kind].append(f"{name} ({'-' if difference < 0 else '+'}{four(abs(difference))}, p = {p:.2g})")
     parts = [f"{kind}: {', '.join(names)}" for kind, names in said.items() if names]
     return (
-        f"Against {against}, by {metric} on the test, at .05 with Holm's correction for {len(others)} "
-        f"test{'s' if len(others) > 1 else ''}: {'; '.join(parts)}."
+        f"Against {against}, by {document['metric']} on the test, at .05 with Holm's correction for {len(found)} "
+        f"test{'s' if len(found) > 1 else ''}: {'; '.join(parts)}."
     )
 
 
@@ -268,19 +273,22 @@ def conditioned() -> list[str]:
 
 
 def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
-    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first."""
+    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first. A star
+    where the set's chosen row is better in the metric by a paired test at .05 with Holm's correction, two where it is worse."""
     found = {name: document for name in columns if (document := read(name)) is not None}
     if not found:
         return []
-    by_set = [{row["name"]: row for row in trained_rows(document)} for document in found.values()]
+    by_set = [({row["name"]: row for row in trained_rows(document)}, told_apart(document)) for document in found.values()]
     lines = [f"| family | {' | '.join(columns[name] for name in found)} |", "|---" * (1 + len(found)) + "|"]
-    for name, row in by_set[0].items():
+    for name, row in by_set[0][0].items():
         cells = []
-        for rows in by_set:
+        for rows, tests in by_set:
             value = pair(rows[name]["test"]) if name in rows else ""
-            cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value)
+            difference, p = tests.get(name, (0.0, 1.0))
+            mark = "" if p > 0.05 else "\\*" if difference < 0 else "\\*\\*"
+            cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value + mark)
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
-    return [*lines, "", *(f"{columns[name]}: {verdict(document)}" for name, document in found.items())]
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Turn a comparison of recipes into a result file, and print its table and which differences are significant.
 
-    largerec compare recipes/zoo/*.toml data.path=<beauty> run.dir=runs/zoo-beauty threads=1 --seeds 3 --trials 6
-    python benchmarks/zoo.py runs/zoo-beauty --name zoo-beauty
+    largerec compare recipes/zoo/*.toml data.path=<beauty> run.dir=runs/zoo-beauty-tuned threads=1 --trials 4 \
+        model.dropout=0.5 head.temperature=0.08 optim.learning_rate=0.0015
+    python benchmarks/zoo.py runs/zoo-beauty-tuned --name zoo-beauty-tuned
 
 The settings that were chosen on one set, on another one, without a look at its validation beside early stopping:
 
-    largerec compare runs/zoo-beauty/*/tuned.toml data.path=<sports> run.dir=runs/zoo-sports --seeds 3
-    python benchmarks/zoo.py runs/zoo-sports --name zoo-sports --settings-of zoo-beauty
+    largerec compare runs/zoo-beauty-tuned/*/tuned.toml data.path=<sports> run.dir=runs/zoo-sports
+    python benchmarks/zoo.py runs/zoo-sports --name zoo-sports --settings-of zoo-beauty-tuned
+
+The recipes of recipes/zoo hold those settings, so they do as well as the files of the search.
 
 One model that retrieves and ranks beside models that only rank:
 

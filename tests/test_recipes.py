@@ -10,6 +10,7 @@ import pytest
 from runs import tiny_recipe
 
 from largerec.ablate import load_ablation
+from largerec.bundle import flatten
 from largerec.datasets import DataOptions, load_log
 from largerec.experiments import with_compared
 from largerec.item_tables import SideOptions
@@ -25,6 +26,7 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 PLANS = sorted((FOLDER / "ablate").glob("*.toml"))
 RECIPES = sorted(set(FOLDER.rglob("*.toml")) - set(PLANS))
 ZOO = sorted((FOLDER / "zoo").glob("*.toml"))
+TUNED = {"optim.learning_rate", "model.dropout", "head.temperature"}
 
 
 def place_of(path: Path) -> str:
@@ -143,12 +145,13 @@ def test_every_recipe_has_its_data() -> None:
 
 
 @each_of_the_zoo
-def test_the_zoo_differs_in_the_model_alone(path: Path) -> None:
+def test_the_zoo_differs_in_the_model_and_what_is_tuned_alone(path: Path) -> None:
     """One log, one split, one loss and one way to train for all, and about as many parameters, which the comment counts."""
     recipe, beauty, sasrec = (load_recipe(one) for one in (path, FOLDER / "amazon-beauty.toml", FOLDER / "zoo/sasrec.toml"))
-    assert recipe.model_copy(update={key: getattr(beauty, key) for key in ("model", "name", "run", "tune")}) == beauty
-    assert (path.stem, recipe.model.shape[1], recipe.model.dropout) == (recipe.model.name, 128, beauty.model.dropout)
-    assert recipe.tune == sasrec.tune and recipe.tune.space  # equal care: the same settings may be tried
+    assert recipe.tune == sasrec.tune and set(recipe.tune.space) == TUNED  # equal care: the same settings may be tried
+    untuned = load_recipe(path, [f"{key}={flatten(beauty.to_json())[key]}" for key in TUNED])
+    assert untuned.model_copy(update={key: getattr(beauty, key) for key in ("model", "name", "run", "tune")}) == beauty
+    assert (path.stem, recipe.model.shape[1], untuned.model.dropout) == (recipe.model.name, 128, beauty.model.dropout)
     parameters = non_embedding_parameters(build_model(recipe.model, 10, recipe.batch.max_length))
     assert parameters == pytest.approx(non_embedding_parameters(build_model(sasrec.model, 10, 50)), rel=0.2)
     assert f"# {parameters:,} parameters" in path.read_text(encoding="utf-8")
