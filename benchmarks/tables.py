@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-# name of the result file -> (data, model, recall@10 / ndcg@10 of the best published models on the same split that know ids alone)
+# name of the result file -> (data, model, recall@10 / ndcg@10, each the best of the sources of docs/results.md)
 ROWS = {
     "amazon-beauty": ("Amazon Beauty", "SASRec", ".0928 / .0547"),
     "amazon-beauty-words": ("Amazon Beauty", "SASRec, items with words", ""),
