@@ -11,6 +11,7 @@ from largerec.features import FieldLayout
 from largerec.fields import FieldVectors
 from largerec.item_tables import build_table
 from largerec.layers import Backbone
+from largerec.models.bsarec import BSARec, BSARecOptions
 from largerec.models.dcn_v2 import DCNv2, DCNv2Options
 from largerec.models.dial import ModelOptions
 from largerec.models.din import DIN, DINOptions
@@ -35,6 +36,7 @@ FAMILIES: dict[str, tuple[type[ModelOptions], type[Backbone]]] = {
     "llama": (LlamaOptions, Llama),
     "ligr": (LiGROptions, LiGR),
     "gru4rec": (GRU4RecOptions, GRU4Rec),
+    "bsarec": (BSARecOptions, BSARec),
     "din": (DINOptions, DIN),
     "dcn-v2": (DCNv2Options, DCNv2),
     "dlrm": (DLRMOptions, DLRM),
@@ -96,6 +98,8 @@ __all__ = [
     "HSTU",
     "RETRIEVING",
     "AnyModelOptions",
+    "BSARec",
+    "BSARecOptions",
     "Backbone",
     "GRU4Rec",
     "GRU4RecOptions",
