@@ -32,7 +32,7 @@ class BSARecOptions(ModelOptions):
     among them (the paper's ``c`` // 2 + 1). ``feedforward``: width of the network's middle, in multiples of ``width``."""
 
     name: Literal["bsarec"] = "bsarec"
-    alpha: float = Field(0.7, ge=0, le=1)
+    alpha: float = Field(0.7, gt=0, lt=1)
     frequencies: int = Field(3, ge=1)
     feedforward: int = Field(4, ge=1)
 
