@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_ligr import attention_of
 from test_models import options_of
-from torch import nn
 from torch.nn import functional as F
 
 from largerec.batches import Batch
@@ -49,16 +49,6 @@ def block() -> Block:
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return made
-
-
-def attention_of(block: Block, x_TD: torch.Tensor) -> torch.Tensor:
-    """The same projections in torch's multi-head attention, under a causal mask."""
-    attention = nn.MultiheadAttention(16, block.heads, batch_first=True)
-    weights = {"in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias}
-    attention.load_state_dict(weights | {f"out_proj.{name}": weight for name, weight in block.out.state_dict().items()})
-    later_TT = torch.ones(len(x_TD), len(x_TD), dtype=torch.bool).triu(1)
-    attended: torch.Tensor = attention(x_TD, x_TD, x_TD, attn_mask=later_TT, need_weights=False)[0]
-    return attended
 
 
 def test_a_block_is_the_papers_mix_of_filter_and_attention(block: Block) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from test_models import options_of
@@ -24,12 +26,12 @@ def block() -> Block:
     return made
 
 
-def attention_of(block: Block, x_TD: torch.Tensor) -> torch.Tensor:
-    """The same projections in torch's multi-head attention, under a causal mask."""
+def attention_of(block: Any, read_TD: torch.Tensor) -> torch.Tensor:
+    """The block's projections in torch's multi-head attention, under a causal mask."""
     attention = nn.MultiheadAttention(16, block.heads, batch_first=True)
     weights = {"in_proj_weight": block.qkv.weight, "in_proj_bias": block.qkv.bias}
     attention.load_state_dict(weights | {f"out_proj.{name}": weight for name, weight in block.out.state_dict().items()})
-    read_TD, later_TT = block.attention_norm(x_TD), torch.ones(len(x_TD), len(x_TD), dtype=torch.bool).triu(1)
+    later_TT = torch.ones(len(read_TD), len(read_TD), dtype=torch.bool).triu(1)
     attended: torch.Tensor = attention(read_TD, read_TD, read_TD, attn_mask=later_TT, need_weights=False)[0]
     return attended
 
@@ -41,7 +43,7 @@ def network_of(block: Block, x_TD: torch.Tensor) -> torch.Tensor:
 
 def test_both_sub_blocks_are_added_through_gates_that_read_the_stream(block: Block) -> None:
     x_TD = torch.randn(6, 16)
-    between_TD = x_TD + block.attention_gate(x_TD).sigmoid() * attention_of(block, x_TD)
+    between_TD = x_TD + block.attention_gate(x_TD).sigmoid() * attention_of(block, block.attention_norm(x_TD))
     wanted_TD = between_TD + block.feedforward_gate(between_TD).sigmoid() * network_of(block, between_TD)
     torch.testing.assert_close(block(x_TD, OFFSETS_B1), wanted_TD, rtol=1e-4, atol=1e-5)
 
@@ -53,6 +55,6 @@ def test_open_gates_are_plain_residuals_and_closed_ones_let_nothing_in(block: Bl
         for gate in (block.attention_gate, block.feedforward_gate):
             gate.weight.zero_()
             gate.bias.fill_(100.0 if is_open else -100.0)
-    plain_TD = x_TD + attention_of(block, x_TD)
+    plain_TD = x_TD + attention_of(block, block.attention_norm(x_TD))
     plain_TD = plain_TD + network_of(block, plain_TD)
     torch.testing.assert_close(block(x_TD, OFFSETS_B1), plain_TD if is_open else x_TD, rtol=1e-4, atol=1e-5)

@@ -2,7 +2,7 @@
 
 As in the paper: the input is normalised; each block mixes a filter, which keeps the low frequencies of the history and scales
 the rest by a learned square, and causal softmax attention, ``alpha`` to ``1 - alpha``, each with a residual connection and a
-layer norm behind it; a feed-forward network of four times the width follows (eqs. 6 to 12). Learned positions, GELU. That norms
+layer norm behind it; a feed-forward network of four times the width follows. Learned positions, GELU. That norms
 stand behind and not before is unlike the other families here (docs/decisions.md).
 
 Unlike the paper: nothing is dropped from attention weights. Its filter is a Fourier transform of a window padded in front, so
