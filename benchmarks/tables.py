@@ -147,6 +147,11 @@ def holm(p_values: list[float]) -> list[float]:
     return adjusted
 
 
+def star(difference: float, p: float) -> str:
+    """One for a row below the one it is held against by a test at .05, two above it, none where they are not told apart."""
+    return "" if p > 0.05 else "\\*" if difference < 0 else "\\*\\*"
+
+
 def told_apart(document: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Of each row that was held against another: its difference from that row in the metric, and Holm's p-value."""
     metric, others = document["metric"], [row for row in trained_rows(document) if "paired" in row]
@@ -222,7 +227,7 @@ def tasks_table(document: dict[str, Any], title: str) -> list[str]:
         for task in names:
             for metric in ("auc", "gauc"):
                 test = tests.get(f"{task}.{metric}")
-                mark = "" if test is None or test["p_value"] > 0.05 else "\\*" if test["difference"] < 0 else "\\*\\*"
+                mark = "" if test is None else star(test["difference"], test["p_value"])
                 cells.append(four(row["tasks"][task][metric]) + mark)
         own = f"**{row['name']}**" if not tests else row["name"]
         found = four(row["test"][retrieval]) if row["test"] else "ranks only"
@@ -244,7 +249,7 @@ def within_table(document: dict[str, Any]) -> list[str]:
         for task in names:
             for metric in ("auc", "gauc"):
                 test = tests.get((row["name"], sort), {}).get(f"{task}.{metric}")
-                mark = "" if test is None or test["p_value"] > 0.05 else "\\*" if test["difference"] > 0 else "\\*\\*"
+                mark = "" if test is None else star(-test["difference"], test["p_value"])  # the joint recipe's minus this row's
                 cells.append(four(row["tasks"][task][metric]) + mark)
         name = f"**{row['name']}**" if (row["name"], sort) == (joint, "with") else row["name"]
         found = four(row["test"][document["retrieval_metric"]]) if row["test"] else "ranks only"
@@ -284,9 +289,7 @@ def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
         cells = []
         for rows, tests in by_set:
             value = pair(rows[name]["test"]) if name in rows else ""
-            difference, p = tests.get(name, (0.0, 1.0))
-            mark = "" if p > 0.05 else "\\*" if difference < 0 else "\\*\\*"
-            cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value + mark)
+            cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value + star(*tests.get(name, (0.0, 1.0))))
         lines.append(f"| {row['model']} | {' | '.join(cells)} |")
     return lines
 

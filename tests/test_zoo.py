@@ -95,6 +95,22 @@ def test_what_is_said_of_differences_is_corrected_for_their_number(scripts: tupl
     assert "not told apart: b" in tables.verdict({"metric": "ndcg@10", "rows": rows})
 
 
+def test_stars_mark_families_that_are_told_from_the_chosen_one(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    _, tables = scripts
+    test = {"test": {"recall@10": 0.2, "ndcg@10": 0.1}}
+    rows = [row("a", 0.3, None, **test), row("b", 0.2, -0.01, 0.01, **test), row("c", 0.1, 0.01, 0.02, **test)]
+    rows.append(row("d", 0.05, -0.02, 0.06, **test))
+    (tmp_path / "here.json").write_text(json.dumps({"metric": "ndcg@10", "rows": rows}))
+    assert tables.zoo({"here": "a log", "nowhere": "not run"}) == [
+        "| family | a log |",
+        "|---|---|",
+        "| a | **.2000 / .1000** |",
+        "| b | .2000 / .1000\\* |",
+        "| c | .2000 / .1000\\*\\* |",
+        "| d | .2000 / .1000 |",
+    ]
+
+
 def test_rankers_beside_the_model_that_does_both(scripts: tuple[ModuleType, ModuleType]) -> None:
     _, tables = scripts
 
