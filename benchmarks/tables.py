@@ -33,7 +33,7 @@ LISTS = {"trivago-lists": "trivago, 25 hotels"}
 ZOOS = {
     "zoo-beauty-tuned": "Amazon Beauty, four trials each",
     "zoo-beauty": "Amazon Beauty, SASRec's settings",
-    "zoo-sports": "Amazon Sports, Beauty's settings, one seed on an H200",
+    "zoo-sports": "Amazon Sports, Beauty's settings, on an H200",
     "zoo-toys": "Amazon Toys, Beauty's settings",
 }
 # the families that were chosen on those, and SASRec, beside each other on other logs
