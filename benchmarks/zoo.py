@@ -1,6 +1,6 @@
 """Turn a comparison of recipes into a result file, and print its table and which differences are significant.
 
-    largerec compare recipes/zoo/*.toml data.path=<beauty> run.dir=runs/zoo-beauty-tuned threads=1 --trials 4 \
+    largerec compare recipes/zoo/*.toml data.path=<beauty> run.dir=runs/zoo-beauty-tuned threads=1 --trials 4 --ensemble \
         model.dropout=0.5 head.temperature=0.08 optim.learning_rate=0.0015
     python benchmarks/zoo.py runs/zoo-beauty-tuned --name zoo-beauty-tuned
 
