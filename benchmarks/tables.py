@@ -41,6 +41,8 @@ ZOOS_ELSEWHERE = {
     "zoo-ml-latest": "MovieLens latest, timeline",
     "zoo-globo": "Globo.com news, timeline",
 }
+# result files of benchmarks/pairs.py -> column
+PAIRS = {"zoo-beauty-tuned-pairs": "above, on Amazon Beauty", "zoo-toys-pairs": "above, on Amazon Toys"}
 # the same of families that see the moment of asking, which is a table of its own
 QUERY_TIME = {"zoo-beauty-query-time": "Amazon Beauty, with query time"}
 # result files of benchmarks/zoo.py with tasks -> data
@@ -157,6 +159,17 @@ def told_apart(document: dict[str, Any]) -> dict[str, tuple[float, float]]:
     metric, others = document["metric"], [row for row in trained_rows(document) if "paired" in row]
     adjusted = holm([row["paired"][metric]["p_value"] for row in others])
     return {row["name"]: (row["paired"][metric]["difference"], p) for row, p in zip(others, adjusted, strict=True)}
+
+
+def pairs_told(document: dict[str, Any]) -> dict[str, list[str]]:
+    """Of a result file of benchmarks/pairs.py: model -> the models it is above by a test at .05, corrected for all pairs."""
+    model = {row["name"]: row["model"] for row in document["rows"]}
+    found: dict[str, list[str]] = {name: [] for name in model.values()}
+    for test in document["pairs"]:
+        above, below = (test["row"], test["minus"]) if test["difference"] > 0 else (test["minus"], test["row"])
+        if test["holm"] <= 0.05:
+            found[model[above]].append(model[below])
+    return found
 
 
 def verdict(document: dict[str, Any]) -> str:
@@ -294,6 +307,15 @@ def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
     return lines
 
 
+def zoo_pairs() -> list[str]:
+    """Of each family the families it is above in the metric, by the tests of all pairs of a set, in the order of the first."""
+    found = {title: pairs_told(document) for name, title in PAIRS.items() if (document := read(name)) is not None}
+    lines = [f"| family | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    for family in next(iter(found.values()), {}):
+        lines.append(f"| {family} | {' | '.join(', '.join(told.get(family, ())) for told in found.values())} |")
+    return lines
+
+
 if __name__ == "__main__":
-    parts = (leave_one_out(), timelines(), lists(), ranked(), speed(), zoo(), zoo(ZOOS_ELSEWHERE), zoo(QUERY_TIME))
+    parts = (leave_one_out(), timelines(), lists(), ranked(), speed(), zoo(), zoo_pairs(), zoo(ZOOS_ELSEWHERE), zoo(QUERY_TIME))
     print("\n\n".join("\n".join(part) for part in parts))

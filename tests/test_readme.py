@@ -60,7 +60,7 @@ def test_what_is_said_of_one_moment_is_in_the_result_file() -> None:
 
 def test_the_table_of_families_is_that_of_the_result_files_there_are() -> None:
     found = tables()
-    for line in [*found.zoo(), *found.zoo(found.ZOOS_ELSEWHERE), *found.zoo(found.QUERY_TIME)]:
+    for line in [*found.zoo(), *found.zoo_pairs(), *found.zoo(found.ZOOS_ELSEWHERE), *found.zoo(found.QUERY_TIME)]:
         assert line in PAGE, f"docs/results.md lacks this row of `python benchmarks/tables.py`: {line}"
 
 

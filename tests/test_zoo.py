@@ -55,6 +55,11 @@ def test_settings_of_one_log_on_another(scripts: tuple[ModuleType, ModuleType], 
     moved = zoo.document(there, "there", "here")
     assert moved["data"] != found["data"] and "as chosen in here.json" in moved["settings"]
     assert "runs/here/first/tuned.toml runs/here/second/tuned.toml" in moved["command"] and str(tmp_path) not in json.dumps(moved)
+    every = importlib.import_module("pairs").pairs(there, "every")
+    (held,), (test,) = [one for one in moved["rows"] if "paired" in one], every["pairs"]
+    sign = 1 if test["row"] == held["name"] else -1
+    assert test["difference"] == pytest.approx(sign * held["paired"]["ndcg@10"]["difference"])
+    assert test["holm"] == test["p_value"] == held["paired"]["ndcg@10"]["p_value"]
     lines = tables.zoo_table(moved)
     assert len(lines) == 4 and "chosen" in lines[2] and moved["sections"][0]["chosen"] in lines[2]
     other = json.loads((tmp_path / "here.json").read_text())
@@ -109,6 +114,14 @@ def test_stars_mark_families_that_are_told_from_the_chosen_one(scripts: tuple[Mo
         "| c | .2000 / .1000\\*\\* |",
         "| d | .2000 / .1000 |",
     ]
+
+
+def test_of_all_pairs_those_are_said_that_are_told_apart(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    _, tables = scripts
+    rows = [{"name": f"zoo-{model}", "model": model} for model in ("a", "b", "c")]
+    tests = [("zoo-a", "zoo-b", 0.1, 0.06), ("zoo-a", "zoo-c", -0.1, 0.04), ("zoo-b", "zoo-c", 0.2, 0.001)]
+    pairs = [{"row": one, "minus": other, "difference": gap, "holm": p} for one, other, gap, p in tests]
+    assert tables.pairs_told({"rows": rows, "pairs": pairs}) == {"a": [], "b": ["c"], "c": ["a"]}
 
 
 def test_rankers_beside_the_model_that_does_both(scripts: tuple[ModuleType, ModuleType]) -> None:
