@@ -170,6 +170,28 @@ def test_a_run_that_was_not_evaluated_may_be_asked_otherwise(tmp_path: Path) -> 
     assert {"recall@20", "ndcg@20"} <= set(row["validation"]) and "recall@5" not in row["validation"]
 
 
+def test_a_kill_between_the_two_measurements_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = (tiny_recipe(tmp_path / "x", *QUICK, f"evaluate.k={k}") for k in ("[5, 10]", "[10, 20]"))
+    train(placed(old, tmp_path / "runs" / "tiny" / "seed-0", 0), quiet=True)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "evaluate", killed)
+        compare([new], [0], tmp_path / "runs", quiet=True)
+    row = next(row for row in compare([new], [0], tmp_path / "runs", quiet=True)["rows"] if row["name"] == "tiny")
+    assert {"recall@20", "ndcg@20"} <= set(row["validation"]) and "recall@5" not in row["validation"]
+
+
+def test_another_run_is_refused_before_any_is_trained(tmp_path: Path) -> None:
+    other = tiny_recipe(tmp_path / "x", *QUICK, "optim.clip=1.0")
+    train(placed(other, tmp_path / "runs" / "tiny" / "seed-1", 1), quiet=True)
+    with pytest.raises(LargeRecError, match=r"tiny/seed-1' holds a finished run of another recipe"):
+        compare([tiny_recipe(tmp_path / "x", *QUICK)], [0, 1], tmp_path / "runs", quiet=True)
+    assert not (tmp_path / "runs" / "tiny" / "seed-0").exists()
+
+
 @pytest.mark.parametrize("option", ["evaluate.level=0.9", "evaluate.k=[3, 10]"])
 def test_a_run_that_was_measured_otherwise_is_not_compared(place: Path, tmp_path: Path, option: str) -> None:
     arguments, run = copy(place, tmp_path / "c"), tmp_path / "c" / "runs" / "a" / "seed-1"
@@ -343,6 +365,11 @@ def test_ensembles_are_further_rows_and_are_never_chosen(place: Path, tmp_path: 
     assert without_clock(rows["a"]) == without_clock(rows_of(document(place))["a"]), "other rows stay as they are"
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("the test part was looked at again"))
     again = from_arguments(arguments, "2", ensemble=True, quiet=True)
+    both = next(path for path in (tmp_path / "c" / "runs").glob("*+*/seed-0"))
+    options = Bundle(both).recipe().evaluate
+    evaluate(both, options.model_copy(update={"k": (3,)}))
+    with pytest.raises(LargeRecError, match=r"is an ensemble that was measured with evaluate\.k=\[3\]\. Remove that folder"):
+        from_arguments(arguments, "2", ensemble=True, quiet=True)
     assert without_clock(again) == without_clock(found)
 
 

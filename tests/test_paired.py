@@ -21,6 +21,25 @@ def test_a_known_spread_over_users_and_over_seeds() -> None:
     assert seeds.draws["a"].std() == pytest.approx(effect_S.std(ddof=1) / 2, rel=0.06)
 
 
+@pytest.mark.parametrize(("ratio", "least"), [(0.25, 0.93), (1.0, 0.91), (5.0, 0.9)])
+def test_an_interval_over_three_seeds_holds_the_truth(ratio: float, least: float) -> None:
+    """Rows that are alike but for chance: 95 of a hundred intervals are to hold 0, whether users or seeds differ more."""
+    rng, users, inside = np.random.default_rng(3), 100, 0
+    for _ in range(400):
+        of_users, of_seeds = rng.normal(size=(1, users)), rng.normal(size=(3, 1)) * ratio * np.sqrt(3 / users)
+        found = Paired({"a": of_users + of_seeds, "b": np.zeros((3, users))}, np.arange(users), samples=300)
+        difference = found.gain("a", "b")["difference"]
+        inside += (difference["low"] or 0) <= 0 <= (difference["high"] or 0)
+    assert least < inside / 400 < 0.985
+
+
+def test_a_strict_level_reaches_beyond_what_the_seeds_were() -> None:
+    """All of three seeds are above 0: drawn with replacement, no level whatever would hold 0."""
+    seeds = np.repeat(np.array([[0.0033], [0.0019], [0.0093]]), 50, axis=1)
+    found = Paired({"a": seeds, "b": np.zeros((3, 50))}, np.arange(50), level=0.99).gain("a", "b")["difference"]
+    assert found["low"] is not None and found["low"] < 0 < (found["high"] or 0)
+
+
 def test_users_are_drawn_whole() -> None:
     """Ten targets of one user are one draw, not ten."""
     value_U = np.random.default_rng(1).normal(size=300)

@@ -71,6 +71,8 @@ def test_real_trials_are_recorded_and_the_best_is_taken(tmp_path: Path) -> None:
     assert len({json.dumps(trial["settings"]) for trial in found.trials}) == 4
     assert found.trials[found.best]["value"] == max(trial["value"] for trial in found.trials)
     kept = load_recipe(tmp_path / "tuned.toml")
+    assert kept.run.dir == str(tmp_path / "tuned"), "not the folder of the comparison, which is no run"
+    kept = kept.model_copy(update={"run": recipe.run})
     assert kept == found.recipe == (with_settings(recipe, found.trials[found.best]["settings"]) if found.best else recipe)
 
 
@@ -156,6 +158,15 @@ def test_trials_that_diverge_are_failures_and_the_first_best_wins_ties(tmp_path:
         tune(recipe, 2, tmp_path / "other", HASHES, quiet=True)
 
 
+def test_a_trial_whose_last_step_diverges_is_a_failure(tmp_path: Path) -> None:
+    """Its loss was finite; the scores of its validation are not."""
+    quick = ["train.max_steps=4", "train.evaluate_every=1", "optim.warmup_steps=0"]
+    recipe = tiny_recipe(tmp_path, *quick, "tune.space.optim.learning_rate=[1e30, 2e30, 3e30]")
+    found = tune(recipe, 3, tmp_path, HASHES, quiet=True)
+    assert found.trials[0]["state"] == "finished" and [trial["state"] for trial in found.trials[1:]] == ["failed", "failed"]
+    assert any("scores are NaN" in trial["why"] for trial in found.trials[1:])
+
+
 def test_the_best_trial_s_weights_stay_until_they_are_its_seed_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "train", trained({"trial-0": [0.1], "trial-1": [0.9]}, []))
     recipe, target = recipe_of(tmp_path), Bundle(tmp_path / "seed-0")
@@ -236,6 +247,11 @@ def test_settings_that_do_not_fit_together_are_a_failed_trial(tmp_path: Path, mo
         ("tune.space.model.dropot=[0.1]", "did you mean 'model.dropout'"),
         ("tune.space.evaluate.k=[[5]]", "would change what is measured"),
         ("tune.space.data.path=['x']", "would change what is measured"),
+        ("tune.space.train.device=['cpu']", "would change what is measured"),
+        ("tune.space.train.evaluate_every=[1]", "would change what is measured"),
+        ("tune.space.train.validation_targets=[10]", "would change what is measured"),
+        ("tune.space.model.query_time=[true]", "would change what is measured"),
+        ("tune.space.lists.items=['shown']", "would change what is measured"),
         ("tune.space.train.max_steps={low = 1, high = 5}", "own value is None"),
         ("tune.space.model.dropout={low = 0.1, high = 1.5}", "model.dropout"),
         ("tune.space.model.dropout=[]", "has no choices"),

@@ -76,24 +76,27 @@ def compare(
         promote(search, folder / name, seeds)
     started = [tuned[recipe.name].recipe if tuned else recipe for recipe in started]
     hashes = split.hashes(started)
+    searched = (
+        f"The search of {trials} trials chose other settings than that run was made with. Remove the folders "
+        f"{folder}/{{}}/seed-* (the trials stay, and are not made again), or choose another run.dir."
+    )
+    advice = {recipe.name: searched.format(recipe.name) if tuned else ADVICE for recipe in started}
+    for seed in seeds:  # before hours of training
+        for recipe in started:
+            there = placed(recipe, folder / recipe.name / f"seed-{seed}", seed)
+            refuse_another(there, hashes[recipe.name], advice[recipe.name])
     found: dict[str, list[tuple[Path, dict[str, Any]]]] = {recipe.name: [] for recipe in started}
     first: Path | None = None
     for seed in seeds:
         for recipe in started:
             path = folder / recipe.name / f"seed-{seed}"
-            advice = ADVICE
-            if tuned:
-                advice = (
-                    f"The search of {trials} trials chose other settings than that run was made with. Remove the folders "
-                    f"{path.parent}/seed-* (the trials stay, and are not made again), or choose another run.dir."
-                )
             run = placed(recipe, path, seed)
-            result = finished_run(run, hashes[recipe.name], advice=advice, beside=first, quiet=quiet)
+            result = finished_run(run, hashes[recipe.name], advice=advice[recipe.name], beside=first, quiet=quiet)
             found[recipe.name].append((path, result))
             first = first or path
     rows = [Row(name, tuple(path for path, _ in runs), tuple(result for _, result in runs)) for name, runs in found.items()]
     if ensemble:
-        rows += ensemble_rows(rows, folder, started[0].train.metric)
+        rows += ensemble_rows(rows, folder, started[0])
     document = table(rows, started[0], against)
     for row in document["rows"]:
         row |= {"trials": tuned[row["name"]].to_json()} if row["name"] in tuned else {}
@@ -230,6 +233,32 @@ def _refuse_other(first: Recipe, other: Recipe, group: str, ours: dict[str, Any]
 # --- runs
 
 
+def refuse_another(recipe: Recipe, hashes: Mapping[str, str], advice: str = ADVICE) -> None:
+    """Refuse a run in ``run.dir`` that is not the recipe's, or was measured otherwise; where there is none, nothing is refused.
+
+    ``hashes``: of what the recipe reads (:meth:`largerec.split_log.SplitLog.beside`). ``advice``: what to do about another run.
+
+    Raises:
+        LargeRecError: another recipe, other data or another evaluation is there.
+    """
+    bundle = Bundle(recipe.run.dir)
+    if not bundle.file("recipe.json").is_file():
+        return  # also where the folder holds something else, which training refuses
+    finished = bundle.file("result.json").is_file()
+    bundle.check_same(recipe.resolved(), hashes, "a finished run" if finished else "an unfinished run", advice)
+    result = bundle.read_json("result.json") if finished else {}
+    if "test" in result and (other := _measured_otherwise(bundle, recipe)):
+        raise LargeRecError(
+            f"run.dir={recipe.run.dir!r} was evaluated with {other} and the test part is looked at once: give the recipe the "
+            f"same [evaluate] group. {ADVICE}"
+        )
+    if "test" in result and (other := measured_otherwise(result, recipe)):
+        raise LargeRecError(
+            f"run.dir={recipe.run.dir!r} was evaluated once more, with {other}: `largerec evaluate` it as the recipe says, "
+            f"or else: {ADVICE}"
+        )
+
+
 def finished_run(
     recipe: Recipe,
     hashes: Mapping[str, str],
@@ -240,67 +269,67 @@ def finished_run(
 ) -> dict[str, Any]:
     """The result of the evaluated run in ``run.dir``: as it is there, taken up, or made. ``beside``: whose baselines it shares.
 
-    ``hashes``: of what the recipe reads (:meth:`largerec.split_log.SplitLog.beside`). ``advice``: what to do about a run that is
-    another one.
+    ``hashes`` and ``advice``: as for :func:`refuse_another`.
 
     Raises:
         LargeRecError: another recipe, other data or another evaluation is there, or as :func:`largerec.train.train`.
     """
+    refuse_another(recipe, hashes, advice)
     bundle = Bundle(recipe.run.dir)
     if not bundle.file("result.json").is_file():
-        if bundle.file("recipe.json").is_file():
-            bundle.check_same(recipe.resolved(), hashes, "an unfinished run", advice)
         train(recipe, quiet=quiet)
-    bundle.check_same(recipe.resolved(), hashes, "a finished run", advice)
     result = bundle.read_json("result.json")
-    if "test" not in result:
-        if (
-            bundle.recipe().evaluate != recipe.evaluate
-        ):  # allowed for a run that is taken up; what was measured says it from now on
-            document = bundle.read_json("recipe.json")
-            document["recipe"]["evaluate"] = recipe.evaluate.model_dump(mode="json")
-            bundle.write_json("recipe.json", document)
-            evaluate(bundle.path, stage="validation")  # which was measured with the other options
-        return evaluate(bundle.path, beside=beside)
-    if bundle.recipe().evaluate != recipe.evaluate:
-        raise LargeRecError(
-            f"run.dir={recipe.run.dir!r} was evaluated with evaluate.k={list(bundle.recipe().evaluate.k)} and the test part is "
-            f"looked at once: give the recipe the same [evaluate] group. {advice}"
-        )
-    if other := measured_otherwise(result, recipe):
-        raise LargeRecError(
-            f"run.dir={recipe.run.dir!r} was evaluated once more, with {other}: `largerec evaluate` it as the recipe says, "
-            f"or else: {advice}"
-        )
-    return result
+    if "test" in result:
+        return result
+    if bundle.recipe().evaluate != recipe.evaluate:  # allowed for a run that is taken up; what was measured says it from now on
+        evaluate(bundle.path, recipe.evaluate, stage="validation")  # before the recipe says so: a kill between is seen
+        document = bundle.read_json("recipe.json")
+        document["recipe"]["evaluate"] = recipe.evaluate.model_dump(mode="json")
+        bundle.write_json("recipe.json", document)
+    return evaluate(bundle.path, beside=beside)
 
 
-def ensemble_rows(rows: Sequence[Row], folder: Path, metric: str) -> list[Row]:
+def _measured_otherwise(bundle: Bundle, recipe: Recipe) -> str | None:
+    """What a run or an ensemble has in ``[evaluate]`` where the recipe has other, as ``evaluate.k=[5, 10]``; else None."""
+    old, new = (flatten(one.evaluate.model_dump(mode="json")) for one in (bundle.recipe(), recipe))
+    return ", ".join(f"evaluate.{key}={old.get(key)}" for key in new if old.get(key) != new[key]) or None
+
+
+def ensemble_rows(rows: Sequence[Row], folder: Path, recipe: Recipe) -> list[Row]:
     """Ensembles as further rows, from the rows of each section that are best on validation: for every seed the best two families'
     runs of that seed, and all seeds of the best row. Folders are ``FOLDER/A+B/seed-S`` and ``FOLDER/A+seeds/seed-S-S...``.
+    ``recipe`` says the metric and the evaluation.
 
     Raises:
-        LargeRecError: there are neither two families nor two seeds.
+        LargeRecError: there are neither two families nor two seeds, or an ensemble there was measured otherwise.
     """
-    found = []
+    found, metric = list[Row](), recipe.train.metric
     for query_time in (False, True):
         own = sorted((row for row in rows if row.query_time == query_time), key=lambda row: -row.validation(metric))
         others = [row for row in own if row.results[0]["model"] != own[0].results[0]["model"]]
         if others:
             pair, name = (own[0].name, others[0].name), f"{own[0].name}+{others[0].name}"
             both = list(zip(own[0].folders, others[0].folders, strict=True))
-            found.append(_ensemble_row(name, [folder / name / one.name for one, _ in both], both, pair))
+            found.append(_ensemble_row(name, [folder / name / one.name for one, _ in both], both, pair, recipe))
         if own and len(own[0].folders) > 1:
             name, seeds = f"{own[0].name}+seeds", "-".join(str(result["seed"]) for result in own[0].results)
-            found.append(_ensemble_row(name, [folder / name / f"seed-{seeds}"], [own[0].folders], (own[0].name,)))
+            found.append(_ensemble_row(name, [folder / name / f"seed-{seeds}"], [own[0].folders], (own[0].name,), recipe))
     if not found:
         raise LargeRecError("--ensemble needs recipes of two model families or more than one seed; here are neither.")
     return found
 
 
-def _ensemble_row(name: str, folders: Sequence[Path], members: Sequence[Sequence[Path]], rows: tuple[str, ...]) -> Row:
+def _ensemble_row(
+    name: str, folders: Sequence[Path], members: Sequence[Sequence[Path]], rows: tuple[str, ...], recipe: Recipe
+) -> Row:
     results = []
     for folder, runs in zip(folders, members, strict=True):
         result = make_ensemble(runs, folder)
+        other = _measured_otherwise(Bundle(folder), recipe) or ("test" in result and measured_otherwise(result, recipe))
+        if other:
+            raise LargeRecError(
+                f"{folder} is an ensemble that was measured with {other}. Remove that folder (nothing is trained for it), or "
+                "choose another run.dir."
+            )
         results.append(result if "test" in result else evaluate(folder, beside=runs[0]))
     return Row(name, tuple(folders), tuple(results), rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from largerec.errors import LargeRecError
+from largerec.errors import LargeRecError, Unfit
 from largerec.recipe import Recipe
 
 
@@ -50,12 +50,12 @@ def memory_advised() -> Iterator[None]:
     """A card that has run out of memory is told with what to change.
 
     Raises:
-        LargeRecError: it has.
+        Unfit: it has.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise LargeRecError(
+        raise Unfit(
             f"the CUDA device has too little memory ({str(error).split('.')[0]}). Lower batch.tokens, set train.precision=bf16, "
             "train.recompute=true or a larger train.accumulate; the run's last checkpoint is kept."
         ) from None

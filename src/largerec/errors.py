@@ -11,11 +11,11 @@ class LargeRecError(Exception):
 
 
 class Diverged(LargeRecError):
-    """Training ended because its loss or gradient was no number any more."""
+    """Training ended because its loss or gradient, or a score on validation, was no number any more."""
 
 
 class Unfit(LargeRecError):
-    """A setting does not fit this log, which only reading it could say."""
+    """A setting does not fit this log or this machine, which only trying it could say."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

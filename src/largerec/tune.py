@@ -40,8 +40,13 @@ NOT_TO_TUNE = (
     "data.",
     "split.",
     "tasks.",
+    "lists.",
     "evaluate.",
+    "model.query_time",
+    "train.device",
+    "train.evaluate_every",
     "train.metric",
+    "train.validation_targets",
     "train.tensorboard",
 )
 LARGE = ("model.safetensors", "state.safetensors", "histories.parquet", "vocabulary.parquet", *FEATURE_TABLES)
@@ -101,7 +106,7 @@ def tune(recipe: Recipe, budget: int, folder: Path, hashes: Mapping[str, str], *
     best = max(finished, key=lambda record: (record["value"], -record["number"]))
     chosen = with_settings(recipe, best["settings"]) if best["number"] else recipe
     # The families of run.compare have files of their own.
-    alone = chosen.model_copy(update={"run": chosen.run.model_copy(update={"compare": ()})})
+    alone = chosen.model_copy(update={"run": chosen.run.model_copy(update={"compare": (), "dir": str(folder / "tuned")})})
     Bundle(folder).write_text("tuned.toml", as_toml(alone, f"Trial {best['number']} of {budget}: best {recipe.train.metric}."))
     return Tuned(chosen, best["number"], budget, records)
 
@@ -315,7 +320,8 @@ def _outcome(
     except LargeRecError as error:  # each setting fits the recipe, but not these together
         return found | {"state": "failed", "why": str(error), "curve": [], "seconds": 0.0}
     try:
-        done = bundle.file("result.json").is_file()  # killed between the result and the record
+        # Killed between the result and the record. A run of other settings (another optuna proposes others) training refuses.
+        done = bundle.file("result.json").is_file() and _has_settings(bundle, settings)
         result = bundle.read_json("result.json") if done else train(trial, quiet=quiet, on_validation=watch)
         found["value"] = validation_of(result, metric)
     except Pruned:

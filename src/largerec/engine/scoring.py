@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from largerec.batches import Actions, TokenRows, pack_histories, ranges
-from largerec.errors import LargeRecError
+from largerec.errors import Diverged
 from largerec.heads import ItemHead
 from largerec.kernels import count_rows
 from largerec.models import Backbone
@@ -186,17 +186,17 @@ def refuse_nan(scores: torch.Tensor) -> None:
     """Refuse what diverged weights give.
 
     Raises:
-        LargeRecError: a score is NaN.
+        Diverged: a score is NaN.
     """
     if torch.isnan(scores).any():
-        raise LargeRecError("the model's scores are NaN: its weights diverged. Train again with a lower optim.learning_rate.")
+        raise Diverged("the model's scores are NaN: its weights diverged. Train again with a lower optim.learning_rate.")
 
 
 def ranks(scores_QV: torch.Tensor, target_Q: torch.Tensor) -> torch.Tensor:
     """Average rank of each target (ties share), inf where it is masked or outside the catalogue (-1). Float64 [Q], on the CPU.
 
     Raises:
-        LargeRecError: a target's score is NaN.
+        Diverged: a target's score is NaN.
     """
     target_Q = target_Q.to(scores_QV.device)
     own_Q1 = scores_QV.gather(1, target_Q.clamp_min(0)[:, None])
@@ -218,7 +218,7 @@ def top_k(scores_QV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores and items of the best k, best first; equal scores in catalogue order, so that lists repeat exactly.
 
     Raises:
-        LargeRecError: a score is NaN.
+        Diverged: a score is NaN.
     """
     rows = max(1, CACHE_BLOCK // scores_QV.shape[1])
     pieces = [_top_k(scores, min(k, scores_QV.shape[1])) for scores in torch.split(scores_QV, rows)]

@@ -121,7 +121,8 @@ def _tasks(rows: Sequence[Document], found: Document) -> str:
     ]
     if tests:
         metric = found["metric"] if found["metric"] in tests[0].tests else next(iter(tests[0].tests))
-        parts.append(paired_table(tests, metric, found["level"]))
+        by = "from the same draws: twice the share on the other side of 0"
+        parts.append(paired_table(tests, metric, found["level"], by=by))
     return "".join(parts)
 
 

@@ -171,8 +171,8 @@ def _all_metrics(rows: Sequence[Row]) -> str:
     return page.table(["", *(page.text(row.label) for row in rows)], table, label="All metrics")
 
 
-def paired_table(found: Sequence[Paired], metric: str, level: float) -> str:
-    """Paired differences with interval and p-value, for the main metric drawn."""
+def paired_table(found: Sequence[Paired], metric: str, level: float, *, by: str = "of a sign-flip permutation test") -> str:
+    """Paired differences with interval and p-value, for the main metric drawn; ``by``: where the p-value is from."""
     tested = [one for one in found if metric in one.tests]
     shown = ""
     if tested:
@@ -196,14 +196,14 @@ def paired_table(found: Sequence[Paired], metric: str, level: float) -> str:
         if one.why_not
     )
     note = (
-        '<p class="soft">The same targets for both, users as the independent units: bootstrap interval, and p-value of a '
-        "sign-flip permutation test. With many comparisons, one in twenty falls below .05 by chance.</p>"
+        '<p class="soft">The same targets for both, users as the independent units: bootstrap interval, and p-value '
+        f"{page.text(by)}. With many comparisons, one in twenty falls below .05 by chance.</p>"
     )
     return (note if tested else "") + shown + reasons
 
 
 def verdict(test: Mapping[str, float], level: float) -> str:
-    """One word or two on a paired test."""
+    """One word or two on a paired test of a metric that is better where it is higher, as all that are tested but NE are."""
     if test["p_value"] >= 1 - level:
         return "no clear difference"
     return "better" if test["difference"] > 0 else "worse"
