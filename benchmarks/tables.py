@@ -38,8 +38,8 @@ ZOOS = {
 }
 # the families that were chosen on those, and SASRec, beside each other on other logs
 ZOOS_ELSEWHERE = {
-    "zoo-ml-latest": "MovieLens latest, timeline",
     "zoo-globo": "Globo.com news, timeline",
+    "zoo-ml-latest": "MovieLens latest, timeline",
 }
 # result files of benchmarks/pairs.py -> column
 PAIRS = {"zoo-beauty-tuned-pairs": "above, on Amazon Beauty", "zoo-toys-pairs": "above, on Amazon Toys"}
@@ -291,19 +291,20 @@ def conditioned() -> list[str]:
 
 
 def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
-    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first. A star
-    where the set's chosen row is better in the metric by a paired test at .05 with Holm's correction, two where it is worse."""
+    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first (those that
+    it lacks last). A star where the set's chosen row is better in the metric by a paired test at .05 with Holm's correction, two where it is worse."""
     found = {name: document for name in columns if (document := read(name)) is not None}
     if not found:
         return []
     by_set = [({row["name"]: row for row in trained_rows(document)}, told_apart(document)) for document in found.values()]
     lines = [f"| family | {' | '.join(columns[name] for name in found)} |", "|---" * (1 + len(found)) + "|"]
-    for name, row in by_set[0][0].items():
+    models = {name: row["model"] for rows, _ in reversed(by_set) for name, row in rows.items()}
+    for name in dict.fromkeys(name for rows, _ in by_set for name in rows):
         cells = []
         for rows, tests in by_set:
             value = pair(rows[name]["test"]) if name in rows else ""
             cells.append(f"**{value}**" if name in rows and rows[name]["chosen"] else value + star(*tests.get(name, (0.0, 1.0))))
-        lines.append(f"| {row['model']} | {' | '.join(cells)} |")
+        lines.append(f"| {models[name]} | {' | '.join(cells)} |")
     return lines
 
 

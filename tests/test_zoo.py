@@ -106,13 +106,15 @@ def test_stars_mark_families_that_are_told_from_the_chosen_one(scripts: tuple[Mo
     rows = [row("a", 0.3, None, **test), row("b", 0.2, -0.01, 0.01, **test), row("c", 0.1, 0.01, 0.02, **test)]
     rows.append(row("d", 0.05, -0.02, 0.06, **test))
     (tmp_path / "here.json").write_text(json.dumps({"metric": "ndcg@10", "rows": rows}))
-    assert tables.zoo({"here": "a log", "nowhere": "not run"}) == [
-        "| family | a log |",
-        "|---|---|",
-        "| a | **.2000 / .1000** |",
-        "| b | .2000 / .1000\\* |",
-        "| c | .2000 / .1000\\*\\* |",
-        "| d | .2000 / .1000 |",
+    (tmp_path / "there.json").write_text(json.dumps({"metric": "ndcg@10", "rows": [row("e", 0.3, None, **test)]}))
+    assert tables.zoo({"here": "a log", "nowhere": "not run", "there": "another"}) == [
+        "| family | a log | another |",
+        "|---|---|---|",
+        "| a | **.2000 / .1000** |  |",
+        "| b | .2000 / .1000\\* |  |",
+        "| c | .2000 / .1000\\*\\* |  |",
+        "| d | .2000 / .1000 |  |",
+        "| e |  | **.2000 / .1000** |",
     ]
 
 
