@@ -291,8 +291,9 @@ def conditioned() -> list[str]:
 
 
 def zoo(columns: Mapping[str, str] = ZOOS) -> list[str]:
-    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first (those that
-    it lacks last). A star where the set's chosen row is better in the metric by a paired test at .05 with Holm's correction, two where it is worse."""
+    """The families on all sets that were run, recall@10 / ndcg@10 on the test, in the order of validation on the first, those
+    that it lacks last. A star where the set's chosen row is better in the metric by a paired test at .05 with Holm's correction,
+    two where it is worse."""
     found = {name: document for name in columns if (document := read(name)) is not None}
     if not found:
         return []

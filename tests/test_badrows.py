@@ -53,6 +53,19 @@ def test_bad_rows_are_dropped_counted_and_written(tmp_path: Path) -> None:
     assert note.startswith(f"7 bad rows are dropped, as asked, and written to {written}: 1 (")
 
 
+def test_only_a_list_of_dropped_rows_is_written_over(tmp_path: Path) -> None:
+    log, other = tmp_path / "log.csv", tmp_path / "mine.jsonl"
+    log.write_text("user_id,item_id,timestamp\nu,a,1\nu,,2\nu,b,3\n")
+    other.write_text('{"user_id": "u", "row": 1}\n')
+    for path in (log, other):
+        before = path.read_bytes()
+        assert "would be written over this file" in error_of(path=str(log), on_bad_rows="drop", dropped=str(path))
+        assert path.read_bytes() == before
+    for _ in range(2):
+        load_log(DataOptions(path=str(log), on_bad_rows="drop", dropped=str(tmp_path / "bad.jsonl")))
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
+
+
 def test_nothing_is_written_where_nothing_is_dropped(tmp_path: Path) -> None:
     path = str(put(tmp_path, log__csv=EVENTS) / "log.csv")
     load_log(DataOptions(path=path, on_bad_rows="drop", dropped=str(tmp_path / "bad.jsonl")))

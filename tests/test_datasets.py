@@ -461,3 +461,9 @@ def test_what_kuairand_and_the_amazon_items_are_is_said(shared_data: Path) -> No
     assert any(note.startswith("817,187 earlier watches of 26,469 users") for note in log.notes)
     assert log.items is not None and log.items.height >= 7502
     assert "holds no events" in error_of(path=str(shared_data / "amazon2018-items"))
+
+
+@pytest.mark.parametrize("asked", [{"where": "rating >= 4"}, {"columns": {"user": "client"}}, {"items": "no.csv"}])
+def test_what_says_how_to_read_a_log_is_refused_without_one(asked: dict[str, Any]) -> None:
+    with pytest.raises(LargeRecError, match=rf"data\.{next(iter(asked))} says how a log is read, and there is no data\.path"):
+        load_log(DataOptions.model_validate(asked))

@@ -82,6 +82,9 @@ class DroppedRow:
     content: Any
 
 
+FIELDS = ("file", "row", "reason", "content")
+
+
 def dropped_from(table: pl.DataFrame, bad: BadRows, origin: Origin) -> list[DroppedRow]:
     """Record the rows of a table that an error marks."""
     reason = f"column {bad.column!r} {bad.reason}"
@@ -97,11 +100,16 @@ def count_reasons(dropped: Iterable[DroppedRow]) -> dict[str, int]:
 
 
 def write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
-    """Write dropped rows as JSON lines: file, row, reason, content.
+    """Write dropped rows as JSON lines: file, row, reason, content. Only an earlier list of such rows is written over.
 
     Raises:
-        LargeRecError: the file cannot be written; the rows would then be lost.
+        LargeRecError: the file holds something else, a log perhaps, or cannot be written; the rows would then be lost.
     """
+    if not _may_be_replaced(path):
+        raise LargeRecError(
+            f"{path}: the dropped rows would be written over this file, which is no list of dropped rows. Name another file with "
+            "data.dropped=FILE."
+        )
     lines = (json.dumps(vars(row), default=str, ensure_ascii=False) + "\n" for row in dropped)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +118,19 @@ def write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
         raise LargeRecError(
             f"{path}: the dropped rows cannot be written there ({error.strerror}). Name another file with data.dropped=FILE."
         ) from error
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether there is nothing in a file but what :func:`write_dropped` wrote."""
+    if not path.is_file():
+        return True  # also what is no file, which cannot be written
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+    try:
+        row = json.loads(first) if first else dict.fromkeys(FIELDS)
+    except ValueError:  # no JSON, or no text
+        return False
+    return isinstance(row, dict) and row.keys() == set(FIELDS)
 
 
 def told_dropped(dropped: Sequence[DroppedRow], path: Path) -> tuple[str, ...]:

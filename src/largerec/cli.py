@@ -221,7 +221,9 @@ def _moment(at: str | None) -> datetime | None:
 def recommend(
     path: RunPath,
     user_id: Annotated[list[str] | None, typer.Option(help="a user of the log; may be given several times")] = None,
-    history: Annotated[str | None, typer.Option(help="items of someone new, oldest first, separated by commas")] = None,
+    history: Annotated[
+        list[str] | None, typer.Option(help="items of someone new, oldest first, separated by commas; may be given several times")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="how many items")] = 10,
     want: Annotated[
         str | None, typer.Option(metavar="TASK", help="what should come of it: a task of the run, such as like")
@@ -235,7 +237,7 @@ def recommend(
     from largerec.engine import load
 
     engine = load(path)
-    histories = [[engine.item_id(item.strip()) for item in history.split(",")]] if history else None
+    histories = [[engine.item_id(item.strip()) for item in one.split(",")] for one in history or []] or None
     frame = engine.recommend(user_id, k, histories=histories, want=want, want_weight=want_weight, at=_moment(at))
     print_json(frame.to_dicts()) if as_json else show.frame(frame)
 

@@ -62,14 +62,31 @@ class DataOptions(Options):
     faults: FaultOptions = FaultOptions()
 
 
+OF_A_FILE = ("columns", "where", "time_unit", "time_kind", "untimed", "items", "random")
+"""Options that say nothing of a generated log."""
+
+
 def load_log(options: DataOptions) -> EventLog:
     """Read the events at ``options.path``, a file or a folder, with titles where they are found; or generate a log.
 
     Raises:
         LargeRecError: there is no such path; a folder holds no or several event files; whatever reading and checking raise.
     """
+    if options.path is None:
+        _refuse_without_path(options)
     log = simulate(options.simulate) if options.path is None else _read_log(options, options.path)
     return with_faults(log, options.faults) if options.faults.any else log
+
+
+def _refuse_without_path(options: DataOptions) -> None:
+    """What says how to read a log would do nothing to a generated one, which whoever gave it does not mean."""
+    plain = DataOptions()
+    given = [f"data.{name}" for name in OF_A_FILE if getattr(options, name) != getattr(plain, name)]
+    if given:
+        raise LargeRecError(
+            f"{' and '.join(given)} {'say' if len(given) > 1 else 'says'} how a log is read, and there is no data.path: give "
+            "data.path=FILE, or leave out the rest for a generated log."
+        )
 
 
 def load_random(options: DataOptions) -> EventLog | None:

@@ -377,7 +377,8 @@ def fields(found: dict[str, Any], title: str) -> None:
         flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
         counted = isinstance(value, int | float) and not isinstance(value, bool)
-        table.add_row(escape(name.replace("_", " ")), f"{value:,}" if counted else escape(str(value)))
+        said = name if name.startswith("features.") else name.replace("_", " ")  # columns keep the names they have
+        table.add_row(escape(said), f"{value:,}" if counted else escape(str(value)))
     console().print(table)
 
 
