@@ -191,6 +191,8 @@ def test_recommend_as_json(largerec: Command) -> None:
     assert [row["user_id"] for row in found] == ["u01"] * 3 + ["u02"] * 3
     assert found == engine.recommend(["u01", "u02"], 3).to_dicts()
     found = largerec("recommend", run, "--history", "i01, i02", "-k", "4", "--json").document
+    both = largerec("recommend", run, "--history", "i05", "--history", "i01, i02", "-k", "4", "--json").document
+    assert len(both) == 8 and [row["item_id"] for row in both[4:]] == [row["item_id"] for row in found]
     assert found == engine.recommend(histories=[["i01", "i02"]], k=4).to_dicts()
     assert [row["rank"] for row in found] == [1, 2, 3, 4]
 
