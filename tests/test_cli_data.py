@@ -65,7 +65,7 @@ def test_describe_shows_columns_by_their_own_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    put(tmp_path / "log.csv", b"user_id,item_id,timestamp,is_click\nann,10,1300000000,1\nbob,20,1300000060,0\n")
+    put(tmp_path, log__csv=b"user_id,item_id,timestamp,is_click\nann,10,1300000000,1\nbob,20,1300000060,0\n")
     said = call(capsys, monkeypatch, "describe", "log.csv").out
     assert "is_click" in said and "is click" not in said
 
