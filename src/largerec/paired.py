@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from largerec.errors import LargeRecError
 
@@ -91,6 +90,8 @@ class Paired:
         users, seeds = (float(np.var(np.asarray(function(draws)))) for draws in (self._of_users, self._of_seeds))
         if self._seeds == 1 or not seeds > 1e-12 * users:
             return 1.0
+        from scipy import stats  # here, since most verbs need none of it
+
         freedom, side = (self._seeds - 1) * (1 + users / seeds) ** 2, (1 + self.level) / 2
         return float(stats.t.ppf(side, freedom) / stats.norm.ppf(side))
 
