@@ -74,7 +74,9 @@ def load_log(options: DataOptions) -> EventLog:
     """
     if options.path is None:
         _refuse_without_path(options)
-    log = simulate(options.simulate) if options.path is None else _read_log(options, options.path)
+        log = simulate(options.simulate)
+    else:
+        log = _read_log(options, options.path)
     return with_faults(log, options.faults) if options.faults.any else log
 
 

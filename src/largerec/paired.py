@@ -88,7 +88,7 @@ class Paired:
     def _stretch(self, function: Callable[[Mapping[str, Any]], Any]) -> float:
         """How much wider than a normal interval one is whose variance is known of users and estimated from a few seeds."""
         users, seeds = (float(np.var(np.asarray(function(draws)))) for draws in (self._of_users, self._of_seeds))
-        if self._seeds == 1 or not seeds > 1e-12 * users:
+        if not seeds > 1e-12 * users:  # one seed, or seeds that are alike
             return 1.0
         from scipy import stats  # here, since most verbs need none of it
 
